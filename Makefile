@@ -1,0 +1,62 @@
+# Two commands do everything on a fresh machine that has Python 3.11+, make and the package registry: make paper, make test.
+# Every path below is relative, so a checkout in a folder whose name holds spaces works too.
+
+PROFILE ?= mini
+PYTHON ?= python3
+ARGS ?=
+VENV_PYTHON := .venv/bin/python
+READY := .venv/.ready
+
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
+# The CPU profiles need no model hub; gpu and paper load real models and data from it.
+export HF_HUB_OFFLINE ?= $(if $(filter gpu paper,$(PROFILE)),0,1)
+
+.DEFAULT_GOAL := help
+.PHONY: help paper figures base test lab clean
+
+help: ## list these targets
+	@echo "make TARGET [PROFILE=smoke|mini|gpu|paper] [ARGS='...'] [PYTHON=python3.12]"
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "  %-10s%s\n", $$1, $$2 }'
+
+paper: $(READY) ## run all notebooks and write results and figures (mini: about 15 min on two cores; smoke: 3 min)
+	@echo "Running the notebooks of profile '$(PROFILE)': finished ones are skipped (mini takes about 15 minutes, smoke 3)."
+	@$(VENV_PYTHON) -m dyme_core.runner --profile "$(PROFILE)" $(ARGS)
+
+figures: $(READY) ## draw tables and figures again from the stored rows (under a minute)
+	@echo "Drawing tables and figures of profile '$(PROFILE)' from the stored rows; nothing is trained (under a minute)."
+	@$(VENV_PYTHON) -m dyme_core.report --profile "$(PROFILE)" $(ARGS)
+
+base: $(READY) ## build both base checkpoints again from nothing (about 12 min on two cores)
+	@echo "Pre-training both base models from nothing into bases/ (about 12 minutes on two cores)."
+	@$(VENV_PYTHON) -m dyme_core.pretrain $(ARGS)
+
+test: $(READY) ## run the tests (about 5 min on two cores)
+	@echo "Running the tests (about 5 minutes on two cores)."
+	@$(VENV_PYTHON) -m pytest -q $(ARGS)
+
+lab: $(READY) ## open the notebooks in JupyterLab, with this environment as the kernel "dyme"
+	@echo "Registering the kernel 'dyme' inside .venv and opening JupyterLab (a few seconds; stop it with Ctrl-C)."
+	@$(VENV_PYTHON) -m ipykernel install --sys-prefix --name dyme --display-name "Python (dyme)" >/dev/null
+	@$(VENV_PYTHON) -m jupyterlab $(ARGS)
+
+clean: ## remove what make made: .venv, checkpoints, caches, smoke results (tracked results and bases stay)
+	@echo "Removing .venv, runs/, caches and smoke results; what git tracks stays (a second)."
+	@rm -rf .venv runs results/smoke results/*/.stamps dyme.egg-info .pytest_cache .hypothesis .ruff_cache
+	@find dyme_core tests notebooks benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+
+# A venv made with --without-pip gets pip from the outer Python, for systems (Debian) that ship venv without ensurepip.
+$(READY): requirements.lock pyproject.toml
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "dyme needs Python 3.11 or newer, but '$(PYTHON)' is $$("$(PYTHON)" --version 2>/dev/null || echo missing);" \
+	    "name another one, for example: make $(firstword $(MAKECMDGOALS)) PYTHON=python3.12" >&2; exit 1; }
+	@echo "Setting up .venv from requirements.lock (the first time 1 to 5 minutes, mostly downloading torch)."
+	@$(VENV_PYTHON) -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear .venv >/dev/null 2>&1 \
+	  || { "$(PYTHON)" -m venv --clear --without-pip .venv \
+	    && "$(PYTHON)" -m pip --python $(VENV_PYTHON) install --quiet pip; } \
+	  || { echo "Could not make .venv: '$(PYTHON)' has neither ensurepip nor pip; install its venv package" \
+	    "(Debian: apt-get install python3-venv) and run make again." >&2; exit 1; }
+	@$(VENV_PYTHON) -m pip install --quiet --requirement requirements.lock
+	@$(VENV_PYTHON) -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $(READY)

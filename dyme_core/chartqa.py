@@ -1,0 +1,77 @@
+"""ChartQA in its own layout -> records: png/, <split>_human.json, <split>_augmented.json, and tables/ where there are any.
+
+Rows are {imgname, query, label}. A gold table gives the picture's facts; the steps to an answer are not known.
+"""
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+
+from dyme_core.data import NO_SUPERVISION, DataError, Record
+from dyme_core.facts import Fact, facts_to_rows
+
+KINDS = ("human", "augmented")
+FIELDS = ("imgname", "query", "label")
+SOURCE = "ChartQA (Masry et al. 2022)"
+
+
+def chartqa_records(folder: Path, split: str = "test") -> list[Record]:
+    """Read the questions of one split, human before augmented, in the order of the files.
+
+    Args:
+        folder: holds png/ and at least one of <split>_human.json and <split>_augmented.json; tables/<image>.csv gives facts.
+        split: ChartQA's name, "test", "val" or "train".
+    Raises:
+        DataError: naming the file and row, where a file is missing or a row lacks its picture, question or answer.
+    """
+    folder = Path(folder)
+    files = [(kind, folder / f"{split}_{kind}.json") for kind in KINDS if (folder / f"{split}_{kind}.json").is_file()]
+    if not files:
+        raise DataError(f"{folder} must hold {split}_human.json or {split}_augmented.json beside png/: found neither; give the "
+                        "folder of ChartQA's own layout")
+    records = []
+    for kind, file in files:
+        rows = json.loads(file.read_text(encoding="utf-8"))
+        records += [_record(folder, split, kind, place, row) for place, row in enumerate(rows)]
+    return records
+
+
+def _record(folder: Path, split: str, kind: str, place: int, row: dict) -> Record:
+    item = f"{split}_{kind}-{place:05d}"
+    for name in FIELDS:
+        if not str(row.get(name, "")).strip():
+            raise DataError(f"item {item!r} (row {place} of {split}_{kind}.json): expected a non-empty {name!r}, got "
+                            f"{row.get(name)!r}; fill it in or remove the row")
+    image = folder / "png" / Path(row["imgname"]).name  # the name alone: a row must not reach outside the folder
+    if not image.is_file():
+        raise DataError(f"item {item!r} (row {place} of {split}_{kind}.json): expected the picture {image}, which does not "
+                        "exist; restore it or remove the row")
+    table = folder / "tables" / f"{image.stem}.csv"
+    supervision = NO_SUPERVISION
+    if table.is_file():
+        supervision = json.dumps({"facts": facts_to_rows(table_facts(table)), "evidence": []})
+    return Record(item, str(row["query"]).strip(), str(row["label"]).strip(), kind, SOURCE,
+                  {"val": "validation"}.get(split, split), image, supervision, f"chartqa {image.stem}")
+
+
+def table_facts(path: Path) -> tuple[Fact, ...]:
+    """Facts of a gold table: the first column names the entities, the others are attributes; cells without a number are left out."""
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        header, *rows = csv.reader(file)
+    found = []
+    for row in rows:
+        for attribute, cell in zip(header[1:], row[1:], strict=False):
+            value = _number(cell)
+            if value is not None:
+                found.append(Fact(row[0].strip(" *"), attribute.strip(" *"), value, "%" if cell.strip().endswith("%") else ""))
+    return tuple(found)
+
+
+def _number(cell: str) -> float | None:
+    try:
+        value = float(cell.strip().rstrip("%").replace(",", ""))
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None

@@ -1,0 +1,146 @@
+"""Settings: frozen dataclasses, the profiles, and where everything lives. An unknown key is an error.
+
+Numbers marked "public code, chart" are the settings of the paper's public chart run (METHOD.md); the others are ours and
+say why.
+"""
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+METHODS = ("base", "sft", "grpo", "sft_grpo", "pure_dyme", "full_dyme")
+METHOD_NAMES = {"base": "Base", "sft": "CoT-SFT", "grpo": "GRPO", "sft_grpo": "SFT then GRPO",
+                "pure_dyme": "Pure DyME", "full_dyme": "Full DyME"}
+SPLITS = ("train", "validation", "test", "unseen")
+
+
+@dataclass(frozen=True)
+class World:
+    """The mini chart world: how many tables and questions each split draws, and which picture they are drawn on."""
+
+    image_size: int = 96  # pixels a side: 6 x 6 patches of 16 (MINI.md)
+    train_questions: int = 2048
+    validation_questions: int = 200
+    test_questions: int = 400  # each of the two test sets (in-style, unseen style)
+    real_share: float = 0.5  # share of tables drawn from real public statistics
+
+
+@dataclass(frozen=True)
+class Base:
+    """How the base VLM is pre-trained from nothing (vision tower on column reading, then language)."""
+
+    vision_steps: int = 1400
+    vision_batch_size: int = 32
+    vision_learning_rate: float = 2e-3
+    language_steps: int = 600
+    early_steps: int = 250  # captions, look-ups and arithmetic alone
+    batch_size: int = 32
+    turns: int = 3  # questions about one picture in one row
+    learning_rate: float = 2e-3
+
+
+@dataclass(frozen=True)
+class Training:
+    """One post-training run; every method shares every number here except the learning rates, each tuned on validation."""
+
+    steps: int = 300
+    prompts_per_step: int = 8  # public code, chart: 32 prompts a step on 8 cards
+    num_generations: int = 8  # G; public code, chart
+    max_completion_tokens: int = 64  # public code, chart: 300 of a large tokenizer
+    warmup_steps: int = 10  # the public code has none; the fresh optimiser needs a few steps here (MINI.md)
+    memorize_weight: str = "group"  # "row" is the public code's; "group" makes one prompt count as one SFT example
+    mastered: str = "skip"
+    reward_gate: str = "sum"  # public code: trains on the ungated sum
+    correct_needs_format: bool = True  # public code: false; see METHOD.md and MINI.md
+    evaluate_every: int = 50
+
+
+@dataclass(frozen=True)
+class Profile:
+    """All settings of one way to run the artifact."""
+
+    name: str
+    world: World = field(default_factory=World)
+    base: Base = field(default_factory=Base)
+    training: Training = field(default_factory=Training)
+    learning_rates: dict[str, float] = field(default_factory=dict)
+    seeds: tuple[int, ...] = (0,)
+    model: str = "mini"  # "mini", a local folder or a hub id
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where one profile reads and writes; `root` is the repository."""
+
+    root: Path
+    profile: str
+
+    @property
+    def results(self) -> Path:
+        return self.root / "results" / self.profile
+
+    @property
+    def rows(self) -> Path:
+        return self.results / "rows"
+
+    @property
+    def logs(self) -> Path:
+        return self.results / "logs"
+
+    @property
+    def figures(self) -> Path:
+        """paper_figures/ is drawn by the default profile alone, so that a smoke run never overwrites it."""
+        return self.root / "paper_figures" if self.profile == "mini" else self.results / "figures"
+
+    @property
+    def bases(self) -> Path:
+        return self.root / "bases"
+
+    @property
+    def runs(self) -> Path:
+        """Trained checkpoints: large, rebuilt by the notebooks, never in git."""
+        return self.root / "runs" / self.profile
+
+
+PROFILES = {
+    "mini": Profile("mini"),
+    "smoke": Profile("smoke", World(train_questions=64, validation_questions=16, test_questions=16),
+                     Base(vision_steps=20, language_steps=20, batch_size=8),
+                     Training(steps=4, prompts_per_step=2, num_generations=4, evaluate_every=2)),
+}
+
+
+def load_profile(name: str, **overrides: Any) -> Profile:
+    """The profile called `name`; `overrides` are its fields or those of its parts as "training.steps".
+
+    Raises:
+        ValueError: for an unknown profile or key, with the known ones.
+    """
+    if name not in PROFILES:
+        raise ValueError(f"unknown profile {name!r}; known: {', '.join(PROFILES)}")
+    profile = PROFILES[name]
+    for key, value in overrides.items():
+        profile = _override(profile, key, value)
+    return profile
+
+
+def _override(settings: Any, key: str, value: Any) -> Any:
+    """A copy of `settings` with one field changed; "part.field" reaches into a part."""
+    name, _, rest = key.partition(".")
+    known = [f.name for f in dataclasses.fields(settings)]
+    if name not in known:
+        raise ValueError(f"unknown setting {name!r} of {type(settings).__name__}; known: {', '.join(known)}")
+    return dataclasses.replace(settings, **{name: _override(getattr(settings, name), rest, value) if rest else value})
+
+
+def paths(profile: str) -> Paths:
+    """Where `profile` lives: under $DYME_ROOT, else the nearest folder above the working folder or this file with pyproject.toml."""
+    if os.environ.get("DYME_ROOT"):
+        return Paths(Path(os.environ["DYME_ROOT"]), profile)
+    for folder in (Path.cwd(), *Path.cwd().parents, *Path(__file__).resolve().parents):
+        if (folder / "pyproject.toml").is_file():
+            return Paths(folder, profile)
+    raise FileNotFoundError("no folder with pyproject.toml above the working folder; set DYME_ROOT to the repository")

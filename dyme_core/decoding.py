@@ -1,0 +1,82 @@
+"""Asking a policy: records -> prompts, pictures and generated texts, in batches."""
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, ProcessorMixin
+
+from dyme_core import models
+from dyme_core.data import Record, messages
+
+logger = logging.getLogger(__name__)
+REPORT_EVERY_S = 10.0
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A generated text without its special tokens; `num_tokens` counts the end token, `is_truncated` says it never came."""
+
+    text: str
+    num_tokens: int
+    is_truncated: bool
+
+
+def render_prompt(processor: ProcessorMixin, question: str) -> str:
+    """The prompt's text as the model gets it, with one placeholder for the picture (the same as TRL's trainers render)."""
+    [user] = messages(question)
+    turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": user["content"]}]}
+    return processor.apply_chat_template([turn], add_generation_prompt=True, tokenize=False)
+
+
+def prompt_inputs(processor: ProcessorMixin, records: Sequence[Record]) -> dict[str, torch.Tensor]:
+    """The processor's tensors for a batch of prompts with their pictures, padded on the left."""
+    return processor(images=[[record.load_image()] for record in records],
+                     text=[render_prompt(processor, record.question) for record in records], padding=True,
+                     padding_side="left", return_tensors="pt", add_special_tokens=False)
+
+
+def decode(model: PreTrainedModel, processor: ProcessorMixin, records: Sequence[Record], *, batch_size: int = 100,
+           max_new_tokens: int = 72, seed: int | None = None) -> list[Decoded]:
+    """Generate one response a record; special ids other than the end token are never produced.
+
+    Args:
+        records: in any order; one response each, in the same order.
+        batch_size: records generated together.
+        max_new_tokens: longest response.
+        seed: None decodes greedily; a number samples at temperature 1 with it, leaving the global generator as it was.
+    """
+    was_training = model.training
+    model.eval()
+    settings: dict[str, Any] = dict(max_new_tokens=max_new_tokens, suppress_tokens=models.suppressed_ids(processor),
+                                    pad_token_id=processor.tokenizer.pad_token_id, do_sample=seed is not None,
+                                    repetition_penalty=1.0)  # a hub model's own settings must not shape the scores
+    if seed is not None:
+        settings |= dict(temperature=1.0, top_k=0, top_p=1.0)
+    decoded: list[Decoded] = []
+    start = reported = time.monotonic()
+    with torch.inference_mode(), torch.random.fork_rng(enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        for first in range(0, len(records), batch_size):
+            inputs = prompt_inputs(processor, records[first: first + batch_size]).to(model.device, model.dtype)
+            output = model.generate(**inputs, **settings)
+            decoded += [_read(processor.tokenizer, ids) for ids in output[:, inputs["input_ids"].shape[1]:].tolist()]
+            if time.monotonic() - reported > REPORT_EVERY_S:
+                reported = time.monotonic()
+                left_s = (reported - start) / len(decoded) * (len(records) - len(decoded))
+                logger.info("%d of %d questions answered in %.0f s, about %.0f s left", len(decoded), len(records),
+                            reported - start, left_s)
+    model.train(was_training)
+    return decoded
+
+
+def _read(tokenizer: Any, ids: list[int]) -> Decoded:
+    is_truncated = tokenizer.eos_token_id not in ids
+    if not is_truncated:
+        ids = ids[: ids.index(tokenizer.eos_token_id) + 1]
+    return Decoded(tokenizer.decode(ids, skip_special_tokens=True), len(ids), is_truncated)

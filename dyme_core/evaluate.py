@@ -1,0 +1,158 @@
+"""Greedy evaluation: one JSONL row per question, and the scores of EVALUATION.md.
+
+    python -m dyme_core.evaluate --model DIR --data chartqa:FOLDER [--limit N] --out FILE
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from transformers import PreTrainedModel, ProcessorMixin
+
+from dyme_core import models, prompts
+from dyme_core.chartqa import chartqa_records
+from dyme_core.config import METHODS, World
+from dyme_core.data import Record, mini_records
+from dyme_core.decoding import Decoded, decode
+from dyme_core.provenance import write_atomic
+from dyme_core.rewards import RELAXED_TOLERANCE, score_answer
+from dyme_core.supervision import Item, Judgement, RuleChecker, item_of
+
+logger = logging.getLogger(__name__)
+RUN_COLUMNS = ("run", "method", "model", "seed", "step")
+MEASURES = ("relaxed", "strict", "year_exact", "correct", "has_format", "thinking", "groundedness", "is_truncated",
+            "num_thinking_tokens", "num_tokens")
+RULES = {"relaxed": f"tolerance {RELAXED_TOLERANCE:.0%}", "strict": "tolerance 0",
+         "year_exact": f"tolerance {RELAXED_TOLERANCE:.0%}, 0 where the target is a year 1800-2100"}
+EXTRACTION = (f"the text inside the first complete {prompts.ANSWER_OPEN}...{prompts.ANSWER_CLOSE}, stripped; "
+              "no such tag: wrong")
+
+
+class Judge(Protocol):
+    """Rates a trace against an item (supervision.VisualChecker has more)."""
+
+    def judge(self, thinking: str, item: Item) -> Judgement: ...
+
+
+def evaluate(model: PreTrainedModel, processor: ProcessorMixin, records: Sequence[Record], *, batch_size: int = 100,
+             max_new_tokens: int = 72, checker: Judge | None = None, run_columns: dict[str, Any]) -> list[dict[str, Any]]:
+    """Answer every record greedily and score the answers.
+
+    Args:
+        records: of one or more splits.
+        batch_size: records generated together.
+        max_new_tokens: longest response.
+        checker: rates the thinking where the record has facts; RuleChecker by default.
+        run_columns: exactly run, method, model, seed and step, copied into every row.
+    Returns:
+        one row a record, in order; thinking, groundedness and wrong_facts are None where the record has no facts.
+    Raises:
+        ValueError: if run_columns has other keys.
+    """
+    if set(run_columns) != set(RUN_COLUMNS):
+        raise ValueError(f"run_columns must be {RUN_COLUMNS}: got {tuple(run_columns)}")
+    checker = checker or RuleChecker()
+    decoded = decode(model, processor, records, batch_size=batch_size, max_new_tokens=max_new_tokens)
+    return [{**run_columns, **_score(record, response, processor.tokenizer, checker)}
+            for record, response in zip(records, decoded, strict=True)]
+
+
+def _score(record: Record, response: Decoded, tokenizer: Any, checker: Judge) -> dict[str, Any]:
+    thinking, answer = prompts.split_response(response.text)
+    scores, has_format = score_answer(answer, record.answer), int(prompts.is_well_formed(response.text))
+    return {"split": record.split, "item": record.item, "kind": record.kind, "source": record.source,
+            "question": record.question, "target": record.answer, "prediction": response.text, "answer": answer or "",
+            "has_format": has_format, **scores, "correct": int(scores["strict"] and has_format),
+            **_judge(record, thinking, checker),
+            "num_thinking_tokens": len(tokenizer(thinking, add_special_tokens=False)["input_ids"]) if thinking else 0,
+            "num_tokens": response.num_tokens, "is_truncated": int(response.is_truncated)}
+
+
+def _judge(record: Record, thinking: str, checker: Judge) -> dict[str, Any]:
+    item = item_of(record.row)
+    if not item.facts:
+        return {"thinking": None, "groundedness": None, "wrong_facts": None}
+    judgement = checker.judge(thinking, item)
+    wrong = [thinking[claim.start: claim.end] for claim in judgement.reading.claims if not claim.is_right]
+    return {"thinking": judgement.score, "groundedness": judgement.reading.groundedness, "wrong_facts": wrong}
+
+
+def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, float | int | None]:
+    """Means of every measure over the rows that have it (None where none has), and num_items."""
+    summary: dict[str, float | int | None] = {"num_items": len(rows)}
+    for name in MEASURES:
+        values = [row[name] for row in rows if row[name] is not None]
+        summary[name] = sum(values) / len(values) if values else None
+    return summary
+
+
+def scores_by_kind(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float | int | None]]:
+    """`summarise` for each kind in order of appearance (ChartQA: human, augmented), then "overall"."""
+    kinds = dict.fromkeys(row["kind"] for row in rows)
+    return {**{kind: summarise([row for row in rows if row["kind"] == kind]) for kind in kinds}, "overall": summarise(rows)}
+
+
+def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write rows as JSONL, whole or not at all."""
+    write_atomic(path, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
+
+
+def score_report(rows: Sequence[dict[str, Any]]) -> str:
+    """The scores as text, in per cent, with the prompt and the rules that they rest on."""
+    lines = [f"{'':<12}{'items':>7}" + "".join(f"{rule:>12}" for rule in RULES) + f"{'format':>12}{'truncated':>12}"]
+    for kind, scores in scores_by_kind(rows).items():
+        measures = [scores[name] for name in (*RULES, "has_format", "is_truncated")]
+        lines.append(f"{kind:<12}{scores['num_items']:>7}" + "".join(f"{100 * value:>11.1f}%" for value in measures))
+    lines += ["", f"prompt: {prompts.question_text('{question}')}", f"answer: {EXTRACTION}", "decoding: greedy"]
+    return "\n".join([*lines, *(f"{rule}: {meaning}" for rule, meaning in RULES.items())]) + "\n"
+
+
+def load_records(data: str, limit: int | None) -> list[Record]:
+    """Read `chartqa:FOLDER` or draw `mini:SPLIT`; `limit` keeps the first questions of each kind in equal numbers."""
+    name, _, place = data.partition(":")
+    if name not in ("chartqa", "mini") or not place:
+        raise ValueError(f"--data must be chartqa:FOLDER or mini:SPLIT: got {data!r}")
+    records = (chartqa_records(Path(place)) if name == "chartqa" else mini_records(place, World().test_questions, seed=0))
+    if limit is None:
+        return records
+    kinds = list(dict.fromkeys(record.kind for record in records))
+    by_kind = [[record for record in records if record.kind == kind] for kind in kinds]
+    kept = {record.item for place, kind in enumerate(by_kind) for record in kind[: (limit + len(kinds) - 1 - place) // len(kinds)]}
+    return [record for record in records if record.item in kept]
+
+
+def _run_columns(name: str) -> dict[str, Any]:
+    """Run columns from a checkpoint's folder name, "<model>-<method>-s<seed>" (config); any other model is a base."""
+    match = re.fullmatch(rf"(?P<model>.+)-(?P<method>{'|'.join(METHODS)})-s(?P<seed>\d+)", name)
+    found = match.groupdict() if match else {"model": name, "method": "base", "seed": 0}
+    return {"run": name, **found, "seed": int(found["seed"]), "step": 0}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line: rows to --out, scores to standard output, progress to standard error."""
+    parser = argparse.ArgumentParser(prog="python -m dyme_core.evaluate", description="Score a model on chart questions.")
+    parser.add_argument("--model", required=True, type=Path, help="folder of a saved model")
+    parser.add_argument("--data", required=True, help="chartqa:FOLDER (ChartQA's own layout) or mini:SPLIT")
+    parser.add_argument("--limit", type=int, help="at most this many questions, kinds in equal numbers")
+    parser.add_argument("--out", required=True, type=Path, help="JSONL file, one row per question")
+    parser.add_argument("--batch-size", type=int, default=100)
+    parser.add_argument("--max-new-tokens", type=int, default=72)
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    records = load_records(options.data, options.limit)
+    model, processor = models.load_policy(options.model)
+    logger.info("%d questions of %s, model %s", len(records), options.data, options.model)
+    rows = evaluate(model, processor, records, batch_size=options.batch_size, max_new_tokens=options.max_new_tokens,
+                    run_columns=_run_columns(options.model.resolve().name))
+    write_rows(options.out, rows)
+    sys.stdout.write(score_report(rows))
+
+
+if __name__ == "__main__":
+    main()

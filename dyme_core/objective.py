@@ -1,0 +1,97 @@
+"""The switch on plain tensors: advantages, the mode of each group, and which row becomes the target to memorize.
+
+The rollouts of a prompt are adjacent rows; G is their number, B a multiple of G.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+MEMORIZE, EXPLORE, MASTERED = 0, 1, 2
+STD_EPSILON = 1e-4  # METHOD.md; TRL's
+
+
+def group_advantages(rewards: Tensor, group_size: int) -> Tensor:
+    """Standardise rewards inside each group of rollouts (GRPO; DyME's explore mode).
+
+    Args:
+        rewards: (B,) total reward in [0, 3]; the rollouts of one prompt are adjacent.
+        group_size: G, rollouts per prompt.
+    Returns:
+        (B,) advantages (R - mean) / (unbiased std + 1e-4), unitless; exactly 0 where all rewards of a group are equal.
+    Raises:
+        ValueError: if B is not a multiple of G, or G < 2.
+    """
+    groups = _grouped(rewards, group_size)
+    spread = groups.std(dim=1, keepdim=True)
+    centred = groups - groups.mean(dim=1, keepdim=True)
+    is_flat = (groups == groups[:, :1]).all(dim=1, keepdim=True)  # rounding of the mean must not become a gradient
+    return torch.where(is_flat, torch.zeros_like(centred), centred / (spread + STD_EPSILON)).reshape(-1)
+
+
+def group_modes(is_correct: Tensor, group_size: int) -> Tensor:
+    """The mode of each group: MEMORIZE where no rollout is correct, MASTERED where all are, else EXPLORE.
+
+    Args:
+        is_correct: (B,) booleans.
+        group_size: G.
+    Returns:
+        (B / G,) integers.
+    """
+    num_correct = _grouped(is_correct, group_size).sum(dim=1)
+    modes = torch.full_like(num_correct, EXPLORE)
+    modes[num_correct == 0] = MEMORIZE
+    modes[num_correct == group_size] = MASTERED
+    return modes
+
+
+def total_rewards(rewards: Tensor, gate: str) -> Tensor:
+    """Sum (format, accuracy, thinking); gate "gated" gives 0 where the format fails, "sum" adds all (the public code).
+
+    Args:
+        rewards: (B, 3) in [0, 1], in that order; NaN (a judge that was skipped) adds nothing.
+    Returns:
+        (B,) in [0, 3].
+    """
+    total = rewards.nansum(dim=1)
+    return torch.where(rewards[:, 0] > 0.5, total, torch.zeros_like(total)) if gate == "gated" else total
+
+
+@dataclass(frozen=True)
+class Switched:
+    """What the switch decided for a batch; `memorize_rows` are the rows that must become targets."""
+
+    advantages: Tensor  # (B,)
+    modes: Tensor  # (B / G,)
+    memorize_rows: Tensor  # (number of memorize groups,) row indices
+
+
+def switch(rewards: Tensor, is_correct: Tensor, group_size: int, memorize_weight: float = 1.0, mastered: str = "skip"
+           ) -> Switched:
+    """DyME's dynamic switch: memorize, explore or leave each prompt, from how many of its rollouts are correct.
+
+    Args:
+        rewards: (B,) total rewards.
+        is_correct: (B,) booleans.
+        group_size: G.
+        memorize_weight: advantage of a memorize row: 1 is the public code's "row", G is "group" (one prompt, one SFT example).
+        mastered: "skip" gives groups that are all correct advantage 0, "explore" treats them as mixed ones.
+    Returns:
+        advantages, modes and the rows (the first of each memorize group) whose completion must be replaced by the target.
+    """
+    modes = group_modes(is_correct, group_size)
+    advantages = group_advantages(rewards, group_size).reshape(-1, group_size).clone()
+    advantages[modes == MEMORIZE] = 0.0
+    advantages[modes == MEMORIZE, 0] = memorize_weight
+    if mastered == "skip":
+        advantages[modes == MASTERED] = 0.0
+    return Switched(advantages.reshape(-1), modes, (modes == MEMORIZE).nonzero().flatten() * group_size)
+
+
+def _grouped(rows: Tensor, group_size: int) -> Tensor:
+    if group_size < 2 or rows.shape[0] % group_size:
+        raise ValueError(f"batch must hold whole groups of at least 2: got {rows.shape[0]} rollouts for "
+                         f"group_size={group_size}; use a multiple of {group_size}")
+    return rows.reshape(-1, group_size)

@@ -1,0 +1,197 @@
+"""What must hold of a whole data set before step 0; the first fault found stops the run and names its row."""
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, ProcessorMixin
+
+from dyme_core.data import DataError, Record, target_writer
+from dyme_core.decoding import decode, prompt_inputs, render_prompt
+from dyme_core.prompts import is_well_formed
+from dyme_core.supervision import RuleRefiner, item_of
+
+ROLLOUT_SEED = 0
+
+
+@dataclass(frozen=True)
+class PreflightReport:
+    """What was looked at; `str()` is the text to show.
+
+    Attributes:
+        num_records, num_images: questions, and distinct pictures among them.
+        image_tokens: smallest and largest number of tokens a picture takes; each equals the features the model makes.
+        longest_item, longest_tokens, context: the longest prompt with its target, in tokens, and how many the model can read.
+        longest_target: tokens of the longest target, end token included (0: no record has steps).
+        prompt, target: of the first record, as the model gets them ("" without steps).
+        format_rate: share of `rollouts` sampled responses that are well formed.
+    """
+
+    num_records: int
+    num_images: int
+    image_tokens: tuple[int, int]
+    longest_item: str
+    longest_tokens: int
+    context: int
+    longest_target: int
+    prompt: str
+    target: str
+    rollouts: int
+    format_rate: float
+
+    def __str__(self) -> str:
+        return "\n".join(f"{item.name}: {getattr(self, item.name)}" for item in fields(self))
+
+
+def preflight(records: Sequence[Record], processor: ProcessorMixin, model: PreTrainedModel, *, others: Sequence[Record] = (),
+              rollouts: int = 16, max_new_tokens: int = 72,
+              refine: Callable[[dict[str, Any]], str] | None = None) -> PreflightReport:
+    """Check every record of a training set, and sample a few rollouts.
+
+    Args:
+        records: the training set.
+        others: records of the other splits, which must share no picture and no table with it.
+        rollouts: sampled responses (temperature 1, special ids suppressed), on questions spread over the set.
+        max_new_tokens: longest rollout; a longer target could never be said.
+        refine: gives a record's target from its row; the rule refiner by default. Records without evidence have no target.
+    Raises:
+        DataError: at the first fault, with the row's id, what was expected, what came and what to do.
+    """
+    if not records:
+        raise DataError("the training set is empty; give at least one record")
+    images = _check_records(records, processor)
+    _check_leakage(records, others, images)
+    added = _check_image_tokens(records, images, processor, model)
+    targets = _targets(records, refine or target_writer(RuleRefiner()))
+    prompt_lengths = _lengths(processor, [render_prompt(processor, record.question) for record in records])
+    target_lengths = [length + bool(target) for length, target in zip(_lengths(processor, targets), targets, strict=True)]
+    _check_targets(records, target_lengths, max_new_tokens)
+    lengths = [prompt + added[images[record.item].size][1] + target
+               for record, prompt, target in zip(records, prompt_lengths, target_lengths, strict=True)]
+    longest = max(range(len(records)), key=lengths.__getitem__)
+    context = _check_context(records[longest], lengths[longest] - target_lengths[longest] + max_new_tokens, model)
+    sampled = decode(model, processor, records[:: max(1, len(records) // max(1, rollouts))][:rollouts],
+                     max_new_tokens=max_new_tokens, seed=ROLLOUT_SEED)
+    tokens = [number for number, _ in added.values()]
+    return PreflightReport(len(records), len({image.digest for image in images.values()}), (min(tokens), max(tokens)),
+                           records[longest].item, lengths[longest], context, max(target_lengths),
+                           render_prompt(processor, records[0].question), targets[0], len(sampled),
+                           sum(is_well_formed(response.text) for response in sampled) / max(1, len(sampled)))
+
+
+@dataclass(frozen=True)
+class _Picture:
+    digest: bytes
+    size: tuple[int, int]
+
+
+def _pictures(records: Sequence[Record]) -> dict[str, _Picture]:
+    """Digest and size of each item's pixels; a file asked about several times is read once."""
+    files: dict[Path, _Picture] = {}
+    found = {}
+    for record in records:
+        picture = files.get(record.image) if isinstance(record.image, Path) else None
+        if picture is None:
+            image = record.load_image()
+            picture = _Picture(hashlib.sha256(f"{image.size}".encode() + image.tobytes()).digest(), image.size)
+            if isinstance(record.image, Path):
+                files[record.image] = picture
+        found[record.item] = picture
+    return found
+
+
+def _check_records(records: Sequence[Record], processor: ProcessorMixin) -> dict[str, _Picture]:
+    items: set[str] = set()
+    for record in records:
+        for name in ("question", "answer"):
+            text = getattr(record, name)
+            if not text.strip():
+                raise DataError(f"item {record.item!r}: expected a non-empty {name}, got {text!r}; fill it in or remove the row")
+            special = [token for token in processor.tokenizer.all_special_tokens if token in text]
+            if special:
+                raise DataError(f"item {record.item!r}: expected a {name} without special tokens, got {special[0]!r} in it; "
+                                "the model would take it for a picture or an end: rewrite the row")
+        if record.item in items:
+            raise DataError(f"item {record.item!r}: expected ids to be unique, got it twice; rename one")
+        items.add(record.item)
+    images = _pictures(records)
+    first: dict[tuple[bytes, str], str] = {}
+    for record in records:
+        key = images[record.item].digest, record.question.strip().lower()
+        if key in first:
+            raise DataError(f"item {record.item!r}: expected each question once a picture, got the same picture and question "
+                            f"as item {first[key]!r}; remove one of them")
+        first[key] = record.item
+    return images
+
+
+def _check_leakage(records: Sequence[Record], others: Sequence[Record], images: dict[str, _Picture]) -> None:
+    known: dict[Any, str] = {}
+    for record in records:
+        known.setdefault(images[record.item].digest, record.item)
+        if record.table_key:
+            known.setdefault(record.table_key, record.item)
+    pictures = _pictures(others)
+    for other in others:
+        for what, key in (("picture", pictures[other.item].digest), ("table", other.table_key)):
+            if key in known:
+                raise DataError(f"item {known[key]!r}: expected no {what} shared with the {other.split} split, got that of its item "
+                                f"{other.item!r}; remove it from one of the splits")
+
+
+def _check_image_tokens(records: Sequence[Record], images: dict[str, _Picture], processor: ProcessorMixin,
+                        model: PreTrainedModel) -> dict[tuple[int, int], tuple[int, int]]:
+    """For each picture size, which alone decides it: (image tokens, tokens that the processor adds to the rendered prompt)."""
+    added: dict[tuple[int, int], tuple[int, int]] = {}
+    wanted = inspect.signature(model.get_image_features).parameters
+    for record in records:
+        size = images[record.item].size
+        if size in added:
+            continue
+        inputs = prompt_inputs(processor, [record]).to(model.device, model.dtype)
+        with torch.inference_mode():
+            output = model.get_image_features(**{name: value for name, value in inputs.items() if name in wanted})
+        num_features = sum(features.shape[:-1].numel() for features in output.pooler_output)
+        num_tokens = int((inputs["input_ids"] == processor.image_token_id).sum())
+        if num_tokens != num_features:
+            raise DataError(f"item {record.item!r} ({size[0]} x {size[1]} pixels): expected as many image tokens as the model makes "
+                            f"features, got {num_tokens} tokens and {num_features} features; load processor and model from the "
+                            "same folder")
+        rendered = _lengths(processor, [render_prompt(processor, record.question)])[0]
+        added[size] = num_tokens, inputs["input_ids"].shape[1] - rendered
+    return added
+
+
+def _lengths(processor: ProcessorMixin, texts: list[str]) -> list[int]:
+    return [len(ids) if text else 0
+            for text, ids in zip(texts, processor.tokenizer(texts, add_special_tokens=False)["input_ids"], strict=True)]
+
+
+def _targets(records: Sequence[Record], refine: Callable[[dict[str, Any]], str]) -> list[str]:
+    targets = []
+    for record in records:
+        try:
+            targets.append(refine(record.row) if item_of(record.row).evidence else "")
+        except ValueError as error:
+            raise DataError(f"item {record.item!r}: expected a target that passes the checker, got none: {error}") from error
+    return targets
+
+
+def _check_targets(records: Sequence[Record], lengths: list[int], max_new_tokens: int) -> None:
+    longest = max(range(len(records)), key=lengths.__getitem__)
+    if lengths[longest] > max_new_tokens:
+        raise DataError(f"item {records[longest].item!r}: expected a target of at most {max_new_tokens} tokens, as a rollout has, got "
+                        f"{lengths[longest]}; raise max_completion_tokens or remove the row")
+
+
+def _check_context(record: Record, tokens: int, model: PreTrainedModel) -> int:
+    context = model.config.get_text_config().max_position_embeddings
+    if tokens > context:
+        raise DataError(f"item {record.item!r}: expected prompt and response to fit the model's {context} tokens, got {tokens}; "
+                        "shorten the question, use smaller pictures or fewer completion tokens")
+    return context

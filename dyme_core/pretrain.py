@@ -1,0 +1,214 @@
+"""Pre-training of the mini bases from nothing: the vision tower learns to read charts, then the language model to talk of them.
+
+`python -m dyme_core.pretrain` builds both bases (svlm and large) again. What the base is taught is what a small VLM brings
+along: captions, look-ups, arithmetic, direct answers to the other questions, and loose prose when it is asked to think
+(MINI.md): it never sees a worked-out trace of anything but look-ups.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dyme_core import charts, config, drawing, models, prompts, provenance
+from dyme_core.facts import facts_of, write_facts
+from dyme_core.models import ASSISTANT, END, PATCH, USER
+from dyme_core.questions import KINDS, Question, draw_question
+from dyme_core.supervision import FIRST_TEMPLATE, Item
+
+logger = logging.getLogger(__name__)
+NAMES = {name: place for place, name in enumerate(
+    ("none", *map(str, range(100)), *charts.LABELS, *map(str, charts.YEARS)))}
+LETTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+OTHER_KINDS = tuple(kind for kind in KINDS if kind != "lookup")
+LOOSE = ("We look at the figure and compare the values. Therefore, {conclusion}.",
+         "First, we find {labels} in the figure. Then, {conclusion}.",
+         "We read the values and compare. Therefore, {conclusion}.",
+         "We locate {labels} and see the result. Therefore, {conclusion}.")
+SIDE = drawing.SIZE // PATCH  # patches a side; a group of the chart is one column of patches
+
+
+def item_from(table: charts.Table, question: Question) -> Item:
+    """What supervision needs of a question on a table."""
+    return Item(question.text, question.answer, facts_of(table), question.evidence, question.labels, question.working,
+                question.conclusion)
+
+
+class ColumnReader(nn.Module):
+    """What the vision tower is trained to make readable, linearly, at every patch: the letters in its cells, and the label,
+    values and series names of its column of the chart."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.columns = nn.Linear(width, 5 * len(NAMES))
+        self.letters = nn.Linear(width, (PATCH // drawing.CELL_WIDTH) * (PATCH // drawing.CELL_HEIGHT) * (len(LETTERS) + 1))
+
+    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        rows = hidden.shape[0]
+        return (self.columns(hidden).view(rows, SIDE, SIDE, 5, len(NAMES)),
+                self.letters(hidden).view(rows, SIDE * SIDE, -1, len(LETTERS) + 1))
+
+
+def draw_chart(rng: random.Random, split: str) -> tuple[charts.Table, drawing.Style]:
+    return charts.draw_table(rng, split), drawing.draw_style(rng)
+
+
+def column_batch(rng: random.Random, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Pictures and what stands where in them.
+
+    Returns:
+        pixels (B, 3, 96, 96) in [-1, 1]; columns (B, rows, columns, 5) of NAMES ids: the label of the patch's column, the
+        value of either series printed in this patch, both series' names (0 where there is none); letters (B, patches,
+        cells of a patch) of LETTERS ids, their number where a cell is empty.
+    """
+    pictures = []
+    columns = np.zeros((size, SIDE, SIDE, 5), dtype=np.int64)
+    letters = np.full((size, drawing.ROWS, drawing.COLUMNS), len(LETTERS))
+    for place in range(size):
+        table, style = draw_chart(rng, "train")
+        pictures.append(drawing.render(table, style))
+        layout = drawing.lay_out(table, style)
+        texts = [(cell, str(table.values[s][g])) for (s, g), cell in layout.values.items()]
+        for (series, group), (column, row) in layout.values.items():
+            columns[place, row * SIDE // drawing.ROWS, column * SIDE // drawing.COLUMNS, 1 + series] = \
+                NAMES[str(table.values[series][group])]
+        for group, cell in zip(table.groups, layout.groups, strict=True):
+            columns[place, :, cell[0] * SIDE // drawing.COLUMNS, 0] = NAMES[group]
+            texts.append((cell, group))
+        for number, (series, cell) in enumerate(zip(table.series, layout.series, strict=True)):
+            columns[place, :, :, 3 + number] = NAMES[series]
+            texts.append((cell, series))
+        for (column, row), text in texts:
+            letters[place, row, column: column + len(text)] = [LETTERS.index(letter) for letter in text]
+    high, wide = drawing.ROWS // SIDE, drawing.COLUMNS // SIDE
+    cells = letters.reshape(size, SIDE, high, SIDE, wide).transpose(0, 1, 3, 2, 4).reshape(size, SIDE * SIDE, high * wide)
+    return to_pixels(pictures), torch.from_numpy(columns), torch.from_numpy(cells)
+
+
+def to_pixels(pictures: list) -> Tensor:
+    """(B, 3, 96, 96) in [-1, 1], as the processor gives it for a picture of the model's own size."""
+    stacked = np.stack([np.asarray(picture) for picture in pictures]).transpose(0, 3, 1, 2)
+    return torch.from_numpy(stacked.astype(np.float32) / 127.5 - 1.0)
+
+
+def pretrain_vision(model: nn.Module, settings: config.Base, seed: int) -> dict[str, float]:
+    """Train the vision tower to read columns; returns the reader's accuracy on fresh validation charts."""
+    tower, rng = model.model.vision_tower, random.Random(f"vision {seed}")
+    torch.manual_seed(seed)
+    reader = ColumnReader(tower.config.hidden_size)
+    weight = torch.ones(len(LETTERS) + 1)
+    weight[-1] = 0.05  # most cells are empty
+
+    def loss_of(_: int) -> Tensor:
+        pixels, columns, letters = column_batch(rng, settings.vision_batch_size)
+        read, spelled = reader(tower(pixel_values=pixels).last_hidden_state)
+        return (3 * F.cross_entropy(read.flatten(0, -2), columns.flatten())
+                + F.cross_entropy(spelled.flatten(0, -2), letters.flatten(), weight=weight))
+
+    optimise([*tower.parameters(), *reader.parameters()], loss_of, settings.vision_steps, settings.vision_learning_rate,
+             "vision")
+    with torch.no_grad():
+        pixels, columns, _ = column_batch(random.Random(f"vision check {seed}"), 256)
+        is_right = reader(tower(pixel_values=pixels).last_hidden_state)[0].argmax(-1) == columns
+    names = ("label", "first value", "second value", "first series", "second series")
+    return {f"reads {name}": is_right[..., place][columns[..., place] > 0].float().mean().item()
+            for place, name in enumerate(names)}
+
+
+def optimise(parameters: list[nn.Parameter], loss_of, steps: int, learning_rate: float, name: str) -> None:
+    """AdamW with a one-cycle schedule and clipping; logs loss, pace and time left every 5 s or so."""
+    optimiser = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=steps, pct_start=0.08)
+    start = said = time.perf_counter()
+    for step in range(steps):
+        loss = loss_of(step)
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimiser.step()
+        schedule.step()
+        if time.perf_counter() - said > 5 or step == steps - 1:
+            said = time.perf_counter()
+            pace = (said - start) / (step + 1)
+            logger.info("%s: step %d of %d, loss %.3f, %.2f s a step, %.0f s left", name, step + 1, steps, loss.item(), pace,
+                        pace * (steps - step - 1))
+
+
+def draw_turn(rng: random.Random, table: charts.Table, is_early: bool) -> tuple[str, str]:
+    """One question and reply of the base's training conversations; early ones are captions, look-ups and arithmetic."""
+    kind = rng.choices(("caption", "lookup", "arithmetic", "other"), (45, 35, 20, 0) if is_early else (12, 38, 20, 30))[0]
+    if kind == "caption":
+        return prompts.CAPTION_INSTRUCTION, write_facts(facts_of(table)) + "."
+    if kind == "arithmetic":
+        return _arithmetic(rng)
+    question = draw_question(rng, table, ("lookup",) if kind == "lookup" else OTHER_KINDS)
+    answer = f"{prompts.ANSWER_OPEN}{question.answer}{prompts.ANSWER_CLOSE}"
+    if rng.random() < (0.5 if kind == "lookup" else 0.3):
+        return prompts.question_text(question.text, prompts.ANSWER_INSTRUCTION), answer
+    if rng.random() < (0.5 if kind == "lookup" else 0.35):
+        thinking = (FIRST_TEMPLATE.fill(item_from(table, question)) if kind == "lookup" else
+                    rng.choice(LOOSE).format(labels=" and ".join(question.labels), conclusion=question.conclusion))
+        return prompts.question_text(question.text), prompts.write_response(thinking, question.answer)
+    return prompts.question_text(question.text), answer
+
+
+def _arithmetic(rng: random.Random) -> tuple[str, str]:
+    high, low = sorted((rng.randint(1, 80), rng.randint(1, 80)), reverse=True)
+    sign = rng.choices("-+<", (50, 35, 15))[0]
+    if sign == "<":
+        first, second = rng.sample((high, low), 2)
+        return f"Compare {first} and {second}.", f"{first} {'<' if first < second else '>' if first > second else '='} {second}"
+    return f"Calculate {high} {sign} {low}.", f"{high} {sign} {low} = {high - low if sign == '-' else high + low}"
+
+
+def conversation_batch(rng: random.Random, processor: models.MiniProcessor, size: int, turns: int, is_early: bool
+                       ) -> dict[str, Tensor]:
+    """Pictures with `turns` questions and replies each; labels are -100 but on the replies and their end tokens."""
+    tokenizer = processor.tokenizer
+    user, assistant, end = tokenizer.convert_tokens_to_ids([USER, ASSISTANT, END])
+    image = [tokenizer.image_token_id] * (2 * SIDE * SIDE + SIDE)  # base view, tile, one newline a row
+    pictures, rows, labels = [], [], []
+    for _ in range(size):
+        table, style = draw_chart(rng, "train")
+        pictures.append(drawing.render(table, style))
+        said = [draw_turn(rng, table, is_early) for _ in range(turns)]
+        ids = tokenizer([text for turn in said for text in turn], add_special_tokens=False)["input_ids"]
+        row, label = [], []
+        for place in range(turns):
+            asked = [user, *(image if place == 0 else ()), *ids[2 * place], end, assistant]
+            reply = [*ids[2 * place + 1], end]
+            row += asked + reply
+            label += [-100] * len(asked) + reply
+        rows.append(torch.tensor(row))
+        labels.append(torch.tensor(label))
+    pad = nn.utils.rnn.pad_sequence
+    return {"input_ids": pad(rows, batch_first=True, padding_value=tokenizer.pad_token_id),
+            "attention_mask": pad([torch.ones_like(row) for row in rows], batch_first=True),
+            "labels": pad(labels, batch_first=True, padding_value=-100),
+            "pixel_values": to_pixels(pictures)[:, None].repeat(1, 2, 1, 1, 1),  # base view and its one tile are the same
+            "image_sizes": torch.full((size, 2), drawing.SIZE)}
+
+
+def pretrain_language(model: nn.Module, processor: models.MiniProcessor, settings: config.Base, seed: int) -> None:
+    """Train projector and language model on conversations about charts, vision tower frozen."""
+    models.freeze_vision(model)
+    rng = random.Random(f"language {seed}")
+
+    def loss_of(step: int) -> Tensor:
+        batch = conversation_batch(rng, processor, settings.batch_size, settings.turns, step < settings.early_steps)
+        labels = batch.pop("labels")[:, 1:]
+        is_reply = labels != -100
+        hidden = model.model(**batch, use_cache=False).last_hidden_state[:, :-1]
+        return F.cross_entropy(model.lm_head(hidden[is_reply]), labels[is_reply])
+
+    optimise([p for p in model.parameters() if p.requires_grad], loss_of, settings.language_steps, settings.learning_rate,
+             "language")

@@ -1,0 +1,100 @@
+"""Where a number comes from: content hashes, the commit, versions and the CPU; and files that are whole or absent."""
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("torch", "transformers", "trl", "datasets", "peft", "accelerate", "numpy", "pandas", "unsloth")
+PART_SUFFIX = ".part"  # a file that is still being written; the runner removes those an interrupted notebook left
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of one file's bytes, as 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_files(paths: Iterable[Path], root: Path) -> str:
+    """One SHA-256 over names (relative to `root`) and contents; the order of `paths` does not matter."""
+    listing = {path.relative_to(root).as_posix(): hash_file(path) for path in paths}
+    return hash_json(listing)
+
+
+def hash_json(value: Any) -> str:
+    """SHA-256 of a JSON-able value, independent of the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a whole file or none: beside it first, then renamed over it. Makes missing folders."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f"{path.name}.{os.getpid()}{PART_SUFFIX}")
+    try:
+        aside.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON whole or not at all."""
+    write_atomic(path, json.dumps(value, indent=2) + "\n")
+
+
+def git_state(root: Path) -> dict[str, Any]:
+    """The commit and whether sources differ from it: {"commit": str | None, "dirty": bool | None}.
+
+    Results and figures do not count as sources: a run rewrites them and would call every later run dirty. Both are
+    None without git, outside a repository, or before the first commit.
+    """
+    commit = _git(root, "rev-parse", "--verify", "--quiet", "HEAD")
+    if commit is None:
+        return {"commit": None, "dirty": None}
+    status = _git(root, "status", "--porcelain", "--", ".", ":(exclude)results", ":(exclude)paper_figures")
+    return {"commit": commit, "dirty": status != ""}
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=30)
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def versions() -> dict[str, str]:
+    """Python and the packages that decide a number, where installed; none of them is imported."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def cpu_model() -> str:
+    """The CPU's name and how many cores this process may use, for example "AMD EPYC 7B13, 2 cores"."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{_cpu_name()}, {cores} cores"
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def provenance(root: Path) -> dict[str, Any]:
+    """Everything a stored number carries about its making: commit, dirty, versions, cpu, platform."""
+    return {**git_state(root), "versions": versions(), "cpu": cpu_model(), "platform": platform.platform()}

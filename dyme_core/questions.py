@@ -1,0 +1,133 @@
+"""Questions on a chart, each with its computed answer, the facts it needs and the steps to the answer (never typed).
+
+Seven kinds, after the poster and ChartQA. A kind is one function: (rng, table) -> Question, or None where the table does
+not allow it (two series needed, a tie).
+"""
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dyme_core.charts import Table
+from dyme_core.facts import Fact
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question.
+
+    Attributes:
+        kind: name of the question kind.
+        text: as a user asks it.
+        answer: the one right answer.
+        evidence: the facts I_c that the answer rests on, in reading order.
+        labels: what has to be located first.
+        working: arithmetic or comparison on the evidence, e.g. "62 - 36 = 26"; empty for a look-up.
+        conclusion: the closing statement, e.g. "the difference is 26".
+    """
+
+    kind: str
+    text: str
+    answer: str
+    evidence: tuple[Fact, ...]
+    labels: tuple[str, ...]
+    working: str
+    conclusion: str
+
+
+def _fact(table: Table, group: str, series: str) -> Fact:
+    return Fact(group, series, float(table.value(group, series)), table.unit)
+
+
+def lookup(rng: random.Random, table: Table) -> Question | None:
+    group, series = rng.choice(table.groups), rng.choice(table.series)
+    value = str(table.value(group, series))
+    return Question("lookup", f"What is the value of {series} in {group}?", value, (_fact(table, group, series),), (group,),
+                    "", f"the value is {value}")
+
+
+def gap(rng: random.Random, table: Table) -> Question | None:
+    """The poster's question: in which of two groups do the two series lie further apart?"""
+    if len(table.series) < 2:
+        return None
+    pair = tuple(sorted(rng.sample(range(len(table.groups)), 2)))
+    first, second = (table.groups[place] for place in pair)
+    gaps, shown = [], []
+    for group in (first, second):
+        high, low = sorted((table.value(group, series) for series in table.series), reverse=True)
+        gaps.append(high - low)
+        shown.append(f"{high} - {low} = {high - low}")
+    if gaps[0] == gaps[1]:
+        return None
+    winner = first if gaps[0] > gaps[1] else second
+    sign = ">" if gaps[0] > gaps[1] else "<"
+    evidence = tuple(_fact(table, group, series) for group in (first, second) for series in table.series)
+    return Question("gap", f"Which has the greater gap between {table.series[0]} and {table.series[1]}, {first} or {second}?",
+                    winner, evidence, (first, second), f"{shown[0]} {sign} {shown[1]}", f"the greater gap is in {winner}")
+
+
+def peak(rng: random.Random, table: Table) -> Question | None:
+    series = rng.choice(table.series)
+    ranked = sorted(((table.value(group, series), group) for group in table.groups), reverse=True)
+    if ranked[0][0] == ranked[1][0]:
+        return None
+    evidence = tuple(_fact(table, group, series) for group in table.groups)
+    return Question("peak", f"Which has the highest {series}?", ranked[0][1], evidence, (series,),
+                    f"{ranked[0][0]} > {ranked[1][0]}", f"the highest is {ranked[0][1]}")
+
+
+def total(rng: random.Random, table: Table) -> Question | None:
+    series = rng.choice(table.series)
+    first, second = (table.groups[place] for place in sorted(rng.sample(range(len(table.groups)), 2)))
+    a, b = table.value(first, series), table.value(second, series)
+    return Question("sum", f"What is the sum of {series} in {first} and {second}?", str(a + b),
+                    (_fact(table, first, series), _fact(table, second, series)), (first, second), f"{a} + {b} = {a + b}",
+                    f"the sum is {a + b}")
+
+
+def difference(rng: random.Random, table: Table) -> Question | None:
+    if len(table.series) < 2:
+        return None
+    group = rng.choice(table.groups)
+    high, low = sorted((table.value(group, series) for series in table.series), reverse=True)
+    return Question("difference", f"What is the difference between {table.series[0]} and {table.series[1]} in {group}?",
+                    str(high - low), tuple(_fact(table, group, series) for series in table.series), (group,),
+                    f"{high} - {low} = {high - low}", f"the difference is {high - low}")
+
+
+def count(rng: random.Random, table: Table) -> Question | None:
+    series = rng.choice(table.series)
+    values = [table.value(group, series) for group in table.groups]
+    limit = 5 * rng.randint(1, max(1, max(values) // 5))
+    above = [value for value in values if value > limit]
+    if not 0 < len(above) < len(values):
+        return None
+    working = ", ".join(f"{value} > {limit}" for value in above)
+    evidence = tuple(_fact(table, group, series) for group in table.groups)
+    return Question("count", f"How many have {series} above {limit}?", str(len(above)), evidence, (series,), working,
+                    f"the count is {len(above)}")
+
+
+def compare(rng: random.Random, table: Table) -> Question | None:
+    series = rng.choice(table.series)
+    first, second = rng.sample(table.groups, 2)
+    a, b = table.value(first, series), table.value(second, series)
+    if a == b:
+        return None
+    answer = "Yes" if a > b else "No"
+    return Question("compare", f"Is {series} in {first} greater than in {second}?", answer,
+                    (_fact(table, first, series), _fact(table, second, series)), (first, second),
+                    f"{a} {'>' if a > b else '<'} {b}", f"the answer is {answer}")
+
+
+KINDS: dict[str, Callable[[random.Random, Table], Question | None]] = {
+    "lookup": lookup, "gap": gap, "peak": peak, "sum": total, "difference": difference, "count": count, "compare": compare}
+
+
+def draw_question(rng: random.Random, table: Table, kinds: tuple[str, ...] = tuple(KINDS)) -> Question:
+    """A random question of one of `kinds` that `table` allows; kinds are equally likely among the possible ones."""
+    while True:
+        question = KINDS[rng.choice(kinds)](rng, table)
+        if question is not None:
+            return question

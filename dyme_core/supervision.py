@@ -1,0 +1,185 @@
+"""Visual supervision: the checker scores a thinking trace against the picture's facts, the refiner writes the target to
+memorize, the template bank keeps structures that the model itself says well.
+
+A back end is anything with the two methods of `VisualChecker` or `VisualRefiner`; the rule back ends here need no model and
+are deterministic.
+"""
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from dyme_core.facts import Fact, Reading, facts_from_rows, read_trace, write_facts
+from dyme_core.prompts import MIN_THINKING_WORDS
+
+SCORES = {"low": 0.0, "medium": 0.5, "high": 1.0}  # the rubric's three grades
+SLOTS = ("labels", "facts", "working", "conclusion")
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A rating with its reasons; `reading` marks the claims, so that figures can show what is wrong."""
+
+    rating: str
+    reasons: tuple[str, ...]
+    reading: Reading
+
+    @property
+    def score(self) -> float:
+        return SCORES[self.rating]
+
+
+@dataclass(frozen=True)
+class Item:
+    """What supervision knows of one question; built from a data record by `item_of`."""
+
+    question: str
+    answer: str
+    facts: tuple[Fact, ...]
+    evidence: tuple[Fact, ...]
+    labels: tuple[str, ...] = ()
+    working: str = ""
+    conclusion: str = ""
+
+
+class VisualChecker(Protocol):
+    """Scores the thinking of a rollout against the visual facts."""
+
+    def judge(self, thinking: str, item: Item) -> Judgement: ...
+
+    def score(self, thinking: str, record: dict[str, Any]) -> float: ...
+
+
+class VisualRefiner(Protocol):
+    """Writes the thinking to memorize for an item."""
+
+    def refine(self, item: Item) -> str: ...
+
+
+def item_of(record: dict[str, Any]) -> Item:
+    """Read an item out of a data record, whose `supervision` field is JSON (data.py writes it)."""
+    stored = json.loads(record["supervision"])
+    return Item(record["question"], record["answer"], facts_from_rows(stored["facts"]), facts_from_rows(stored["evidence"]),
+                tuple(stored.get("labels", ())), stored.get("working", ""), stored.get("conclusion", ""))
+
+
+class RuleChecker:
+    """The deterministic checker.
+
+    high: every fact of the evidence is claimed rightly, nothing wrongly, before the working; the arithmetic holds and the
+    trace closes on the answer. low: no right claim, or more claims wrong than right. medium: what lies between.
+    """
+
+    def judge(self, thinking: str, item: Item) -> Judgement:
+        reading = read_trace(thinking, item.facts)
+        right = sum(claim.is_right for claim in reading.claims)
+        wrong = len(reading.claims) - right
+        reasons = tuple(_faults(reading, item, right, wrong))
+        rating = "low" if right == 0 or wrong > right else "medium" if reasons else "high"
+        return Judgement(rating, reasons, reading)
+
+    def score(self, thinking: str, record: dict[str, Any]) -> float:
+        """Score in {0, 0.5, 1} of a trace against a data record (what the thinking reward asks for)."""
+        return self.judge(thinking, item_of(record)).score
+
+
+def _faults(reading: Reading, item: Item, right: int, wrong: int):
+    if not right:
+        yield "names no fact of the picture"
+    if wrong:
+        yield f"{wrong} of {len(reading.claims)} claims are wrong"
+    said = {(claim.entity, claim.value) for claim in reading.claims if claim.is_right}
+    missing = [fact for fact in item.evidence if (fact.entity, fact.value) not in said]
+    if missing:
+        yield f"leaves out {write_facts(tuple(missing))}"
+    if not reading.is_arithmetic_right:
+        yield "the arithmetic does not hold"
+    if reading.working_start is not None and any(c.start > reading.working_start for c in reading.claims if not c.is_right):
+        yield "claims after the working"
+    if reading.conclusion.lower() != item.answer.lower():
+        yield f"closes on {reading.conclusion or 'nothing'!r}, not on the answer {item.answer!r}"
+
+
+@dataclass(frozen=True)
+class Template:
+    """The structure of a target: a sentence pattern with the slots {labels} {facts} {working} {conclusion}."""
+
+    text: str
+
+    def __post_init__(self) -> None:
+        found = re.findall(r"{(\w*)}", self.text)
+        if not {"facts", "conclusion"} <= set(found) <= set(SLOTS) or len(found) != len(set(found)):
+            raise ValueError(f"a template needs {{facts}} and {{conclusion}} once, and may have {SLOTS}: got {self.text!r}")
+
+    def fill(self, item: Item) -> str:
+        """The thinking for `item`; what has no working (a look-up) loses the sentence part that would hold it."""
+        text = self.text if item.working else _WITHOUT_WORKING.sub(" Therefore, ", self.text)
+        values = {"labels": " and ".join(item.labels), "facts": write_facts(item.evidence), "working": item.working,
+                  "conclusion": item.conclusion}
+        return re.sub(r"{(\w+)}", lambda slot: values[slot[1]], text)
+
+
+_WITHOUT_WORKING = re.compile(r"(?<=\.) [^.]*{working}(?:\. [^.{]*|, )")
+FIRST_TEMPLATE = Template("We locate {labels}. Then, extract {facts}. Comparing {working}, {conclusion}.")  # the poster's
+DEFAULT_TEMPLATES = (FIRST_TEMPLATE,
+                     Template("Step 1 is to extract {facts}. Step 2 is to compute {working}. Therefore, {conclusion}."))
+
+
+@dataclass
+class TemplateBank:
+    """Structures of rollouts rated "high", most often seen first (ties: first seen), so that targets drift toward what the
+    model can say. One bank a run; `state_dict` goes into checkpoints.
+
+    Attributes:
+        counts: times each template was seen; starts with the given first template, counted once.
+    """
+
+    counts: dict[str, int] = field(default_factory=lambda: {FIRST_TEMPLATE.text: 1})
+
+    def best(self) -> Template:
+        return Template(max(self.counts, key=self.counts.__getitem__))
+
+    def observe(self, thinking: str, item: Item) -> bool:
+        """Learn from a trace rated "high"; True where its structure could be read (all its parts stand in it verbatim)."""
+        text = thinking.strip()
+        for slot, part in (("facts", write_facts(item.evidence)), ("working", item.working), ("conclusion", item.conclusion),
+                           ("labels", " and ".join(item.labels))):
+            if not part or slot == "labels" and part not in text:
+                continue
+            if text.count(part) != 1 and slot != "labels":
+                return False
+            text = text.replace(part, f"{{{slot}}}", 1)
+        if "{working}" not in text or re.search(r"\d{2}", text) or len(text.split()) < MIN_THINKING_WORDS:
+            return False  # a structure without working, or with a figure left in it, is no template
+        self.counts[text] = self.counts.get(text, 0) + 1
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"counts": dict(self.counts)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.counts = {Template(text).text: int(number) for text, number in state["counts"].items()}
+
+
+@dataclass
+class RuleRefiner:
+    """Writes targets from computed steps with a template, and checks each of them."""
+
+    bank: TemplateBank = field(default_factory=TemplateBank)
+    checker: RuleChecker = field(default_factory=RuleChecker)
+
+    def refine(self, item: Item) -> str:
+        """The thinking to memorize: rated "high" by the rule checker, ending in the answer.
+
+        Raises:
+            ValueError: where even the first template's target fails the checker, with the reasons (the record is wrong).
+        """
+        for template in (self.bank.best(), FIRST_TEMPLATE):
+            thinking = template.fill(item)
+            judgement = self.checker.judge(thinking, item)
+            if judgement.rating == "high":
+                return thinking
+        raise ValueError(f"no target for {item.question!r} passes the checker: {'; '.join(judgement.reasons)}; check the "
+                         f"record's facts, working and answer")

@@ -1,0 +1,101 @@
+"""The switch on plain tensors, against groups worked by hand."""
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import tensor
+
+from dyme_core import objective
+from dyme_core.objective import EXPLORE, MASTERED, MEMORIZE
+
+YES, NO = True, False
+
+
+def close(left: torch.Tensor, right: list[float]) -> bool:
+    return torch.allclose(left, tensor(right, dtype=left.dtype), atol=1e-6)
+
+
+def test_advantages_are_distance_from_the_mean_in_unbiased_standard_deviations() -> None:
+    # Mean 1.5; squared distances 2.25 + .25 + .25 + 2.25 = 5; unbiased variance 5 / 3.
+    deviation = math.sqrt(5 / 3)
+    expected = [distance / (deviation + 1e-4) for distance in (-1.5, -0.5, 0.5, 1.5)]
+    assert close(objective.group_advantages(tensor([0.0, 1.0, 2.0, 3.0]), 4), expected)
+
+
+def test_a_group_knows_nothing_of_its_neighbours() -> None:
+    # [0, 2]: mean 1, deviation sqrt 2. [3, 3]: flat. The same pair alone has the same advantages.
+    step = 1 / (math.sqrt(2) + 1e-4)
+    assert close(objective.group_advantages(tensor([0.0, 2.0, 3.0, 3.0]), 2), [-step, step, 0.0, 0.0])
+
+
+@pytest.mark.parametrize("reward", [0.1, 0.3, 0.9, 1.7])
+@pytest.mark.parametrize("group_size", [3, 6, 8])
+def test_equal_rewards_give_exactly_zero_whatever_the_mean_rounds_to(reward: float, group_size: int) -> None:
+    assert (objective.group_advantages(torch.full((group_size,), reward), group_size) == 0).all()
+
+
+def test_there_are_equal_rewards_whose_mean_rounds_away_from_them() -> None:
+    """Else the test above would prove nothing: without the guard this group would get an advantage."""
+    rewards = torch.full((1, 3), 1.7)
+    assert (rewards - rewards.mean(dim=1, keepdim=True)).abs().max() > 0
+
+
+@pytest.mark.parametrize(("is_correct", "mode"), [([NO, NO, NO, NO], MEMORIZE), ([NO, NO, YES, NO], EXPLORE),
+                                                  ([YES, YES, YES, NO], EXPLORE), ([YES, YES, YES, YES], MASTERED)])
+def test_the_number_of_correct_rollouts_decides_the_mode(is_correct: list[bool], mode: int) -> None:
+    assert objective.group_modes(tensor(is_correct), 4).tolist() == [mode]
+
+
+def test_the_switch_on_three_groups_worked_by_hand() -> None:
+    # Group 1: none correct, rewards differ all the same (format). Group 2: mean 1, deviation sqrt(2). Group 3: all correct.
+    rewards, is_correct = tensor([1.0, 0.0, 0.0, 2.0, 2.0, 3.0]), tensor([NO, NO, NO, YES, YES, YES])
+    decision = objective.switch(rewards, is_correct, group_size=2)
+    step = 1 / (math.sqrt(2) + 1e-4)
+    assert decision.modes.tolist() == [MEMORIZE, EXPLORE, MASTERED]
+    assert decision.memorize_rows.tolist() == [0]
+    assert close(decision.advantages, [1.0, 0.0, -step, step, 0.0, 0.0])
+
+
+def test_every_all_wrong_group_gets_one_target_in_its_first_row() -> None:
+    decision = objective.switch(torch.zeros(9), tensor([NO] * 3 + [NO, YES, NO] + [NO] * 3), group_size=3)
+    assert decision.memorize_rows.tolist() == [0, 6]
+    assert decision.advantages.tolist() == [1, 0, 0, 0, 0, 0, 1, 0, 0]  # the mixed group's rewards tie: nothing to explore
+
+
+def test_memorize_weight_group_gives_the_target_the_weight_of_the_whole_group() -> None:
+    decision = objective.switch(tensor([0.5, 1.0, 0.0, 0.0]), tensor([NO] * 4), group_size=4, memorize_weight=4.0)
+    assert decision.advantages.tolist() == [4, 0, 0, 0]
+
+
+def test_mastered_groups_are_skipped_or_explored() -> None:
+    rewards, is_correct = tensor([2.0, 3.0]), tensor([YES, YES])
+    step = 0.5 / (math.sqrt(0.5) + 1e-4)
+    assert objective.switch(rewards, is_correct, 2, mastered="skip").advantages.tolist() == [0, 0]
+    assert close(objective.switch(rewards, is_correct, 2, mastered="explore").advantages, [-step, step])
+
+
+def test_the_switch_leaves_its_inputs_alone() -> None:
+    rewards, is_correct = tensor([1.0, 2.0]), tensor([NO, NO])
+    objective.switch(rewards, is_correct, 2)
+    assert rewards.tolist() == [1, 2] and is_correct.tolist() == [NO, NO]
+
+
+def test_the_gate_drops_what_has_no_format() -> None:
+    rewards = tensor([[1.0, 1.0, 0.5], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]])  # format, accuracy, thinking
+    assert objective.total_rewards(rewards, "sum").tolist() == [2.5, 1.0, 0.0]
+    assert objective.total_rewards(rewards, "gated").tolist() == [2.5, 0.0, 0.0]
+
+
+def test_a_judge_that_was_skipped_adds_nothing() -> None:
+    assert objective.total_rewards(tensor([[1.0, 1.0, math.nan]]), "sum").tolist() == [2.0]
+
+
+@pytest.mark.parametrize(("rows", "group_size"), [(6, 4), (3, 1)])
+def test_a_batch_of_broken_groups_is_refused_with_advice(rows: int, group_size: int) -> None:
+    wanted = rf"whole groups of at least 2: got {rows} rollouts for group_size={group_size}; use a multiple of {group_size}"
+    with pytest.raises(ValueError, match=wanted):
+        objective.group_advantages(torch.zeros(rows), group_size)
+    with pytest.raises(ValueError, match=wanted):
+        objective.switch(torch.zeros(rows), torch.zeros(rows, dtype=torch.bool), group_size)

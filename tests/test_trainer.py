@@ -1,0 +1,312 @@
+"""DyMETrainer through real TRL steps on a real tiny VLM, real pictures and the real rewards.
+
+Run as a script (torchrun), the file is one rank of the test whose groups span two processes.
+"""
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from dyme_core import data, models, rewards, supervision
+from dyme_core.trainer import DyMEConfig, DyMETrainer
+
+G = 4
+CHECKER = supervision.RuleChecker()
+PROCESSOR = models.build_processor(96, 24)
+END = PROCESSOR.tokenizer.eos_token_id
+FORBIDDEN = PROCESSOR.tokenizer.convert_tokens_to_ids([token for token in models.SPECIAL if token != models.END])
+WRONG = "We look at the chart.\n<answer>no idea</answer>"
+
+
+RECORDS = data.mini_records("train", 4, seed=0)
+ROWS = [{**record.row, "prompt": data.messages(record.question), "image": record.image} for record in RECORDS]
+target_of = data.target_writer(supervision.RuleRefiner())
+
+
+def settings(folder: Path, **changes) -> DyMEConfig:
+    defaults = dict(output_dir=str(folder), use_cpu=True, bf16=False, per_device_train_batch_size=8, num_generations=G,
+                    max_completion_length=16, max_steps=1, learning_rate=1e-3, weight_decay=0.0, max_grad_norm=0.0,
+                    report_to="none", save_strategy="no", logging_steps=1, shuffle_dataset=False, disable_tqdm=True,
+                    gradient_checkpointing=False, seed=0, generation_kwargs={"suppress_tokens": models.suppressed_ids(PROCESSOR)})
+    return DyMEConfig(**defaults | changes)
+
+
+class Gradients(TrainerCallback):
+    """Keeps the gradients of each step, as the optimiser is about to see them."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, torch.Tensor]] = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs) -> None:
+        self.steps.append({name: parameter.grad.clone() for name, parameter in model.named_parameters()
+                           if parameter.grad is not None})
+
+
+class Recorder(DyMETrainer):
+    """Keeps what was sampled and what the switch decided; samples from a script where it has one.
+
+    Args:
+        script: texts, one list per step, one text per rollout of all processes.
+    """
+
+    def __init__(self, *args, script: list[list[str]] | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.script, self.sampled, self.batches, self.refined = script, [], [], []
+        refine = self.refine
+        self.refine = lambda row: (self.refined.append(row["item"]), refine(row))[1]
+
+    def _generate_single_turn(self, prompt_ids, *args):
+        if self.script is None:
+            self.sampled += (answer := super()._generate_single_turn(prompt_ids, *args))[0]
+            return answer
+        first = self.accelerator.process_index * len(prompt_ids)
+        texts = self.script[self.state.global_step][first: first + len(prompt_ids)]
+        return [[*PROCESSOR.tokenizer(text, add_special_tokens=False)["input_ids"], END] for text in texts], None
+
+    def _generate_and_score_completions(self, inputs):
+        batch = super()._generate_and_score_completions(inputs)
+        self.batches.append({name: batch[name].tolist() for name in (
+            "advantages", "completion_ids", "completion_mask", "num_items_in_batch")})
+        return batch
+
+
+def build(folder: Path, script=None, eval_dataset=None, **changes) -> tuple[Recorder, Gradients]:
+    """A trainer on a new model with random weights, its vision tower frozen."""
+    model = models.build_model("svlm", PROCESSOR, 0, 96, 24)
+    model.model.vision_tower.requires_grad_(False)
+    gradients = Gradients()
+    trainer = Recorder(model, args=settings(folder, **changes), train_dataset=data.to_dataset(RECORDS), eval_dataset=eval_dataset, refine=target_of,
+                       processing_class=PROCESSOR, reward_funcs=rewards.reward_functions(CHECKER), callbacks=[gradients],
+                       script=script)
+    return trainer, gradients
+
+
+def run(*args, **kwargs) -> tuple[Recorder, Gradients]:
+    """`build`, then train."""
+    trainer, gradients = build(*args, **kwargs)
+    trainer.train()
+    return trainer, gradients
+
+
+def logged(trainer: Recorder) -> dict[str, float]:
+    return next(entry for entry in trainer.state.log_history if "memorize" in entry)
+
+
+def relative_error(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> float:
+    assert left.keys() == right.keys()
+    difference = sum((left[name] - right[name]).double().square().sum() for name in left)
+    return float((difference / sum(right[name].double().square().sum() for name in right)).sqrt())
+
+
+def cross_entropy_gradient(model, pairs: list[tuple[dict, str]]) -> dict[str, torch.Tensor]:
+    """Gradient of the mean over rows of the mean token loss, each row read alone and unpadded, by the model's own loss."""
+    model.zero_grad()
+    for row, target in pairs:
+        asked = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": row["prompt"][0]["content"]}]}]
+        whole = PROCESSOR.apply_chat_template([*asked, {"role": "assistant", "content": target}], tokenize=False)
+        question = PROCESSOR.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+        inputs = PROCESSOR(images=[row["image"]], text=[whole], return_tensors="pt")
+        labels = inputs["input_ids"].clone()
+        labels[:, : PROCESSOR(images=[row["image"]], text=[question], return_tensors="pt")["input_ids"].shape[1]] = -100
+        (model(**inputs, labels=labels).loss / len(pairs)).backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def test_two_steps_change_every_trainable_parameter_and_no_frozen_one(tmp_path: Path) -> None:
+    trainer, _ = build(tmp_path, max_steps=2)
+    before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+    trainer.train()
+    changed = {name for name, parameter in trainer.model.named_parameters() if not parameter.equal(before[name])}
+    assert changed == {name for name in before if "vision_tower" not in name}
+    assert any("vision_tower" in name for name in before)
+
+
+@pytest.mark.parametrize("weight", ["row", "group"])
+@pytest.mark.parametrize("length", ["longer", "shorter"])
+def test_a_memorize_only_batch_has_the_cross_entropy_gradient(tmp_path: Path, weight: str, length: str) -> None:
+    wrong = WRONG if length == "longer" else WRONG + " and so on" * 40
+    trainer, gradients = build(tmp_path, [[wrong] * 2 * G], memorize_weight=weight)
+    direct = cross_entropy_gradient(trainer.model, [(row, target_of(row)) for row in ROWS[:2]])
+    trainer.train()
+    share = 1.0 if weight == "group" else 1 / G  # a row weighs 1 / B, an SFT example 1 / number of prompts
+    expected = {name: share * gradient for name, gradient in direct.items()}
+    assert relative_error(gradients.steps[0], expected) < 1e-5
+    targets = [len(PROCESSOR.tokenizer(target_of(row), add_special_tokens=False)["input_ids"]) + 1 for row in ROWS[:2]]
+    rollout = len(PROCESSOR.tokenizer(wrong, add_special_tokens=False)["input_ids"]) + 1
+    assert (max(targets) > rollout) == (length == "longer")
+    assert trainer.batches[0]["num_items_in_batch"] == sum(targets) + 2 * (G - 1) * rollout
+
+
+def test_a_target_takes_the_place_of_the_first_rollout_and_of_no_other(tmp_path: Path) -> None:
+    script = [[WRONG] * G + [target_of(ROWS[1]), WRONG, WRONG, WRONG]]
+    trainer, _ = build(tmp_path, script)
+    trainer.train()
+    batch = trainer.batches[0]
+    texts = [PROCESSOR.tokenizer.decode([token for token, is_kept in zip(ids, mask, strict=True) if is_kept])
+             for ids, mask in zip(batch["completion_ids"], batch["completion_mask"], strict=True)]
+    assert texts == [f"{text}<end>" for text in [target_of(ROWS[0]), *script[0][1:]]]
+    assert trainer.refined == [RECORDS[0].item]
+    assert batch["advantages"][:G] == [1, 0, 0, 0] and batch["advantages"][G] > 0 > batch["advantages"][G + 1]
+
+
+def test_the_logged_modes_and_rates_are_those_of_the_rewards(tmp_path: Path) -> None:
+    bare = f"<answer>{ROWS[3]['answer']}</answer>"  # right, but without thinking: not correct
+    right = [target_of(row) for row in ROWS]
+    script = [[WRONG] * G + [right[1], WRONG, WRONG, right[1]] + [right[2]] * G + [bare] * G]
+    trainer, _ = build(tmp_path, script, per_device_train_batch_size=4 * G)
+    trainer.train()
+    log = logged(trainer)
+    form, accuracy, thinking = (list(trainer._logs["rewards"][name]) for name in (
+        "format_reward", "accuracy_reward", "thinking_reward"))
+    counts = [sum(f and a for f, a in zip(form[i: i + G], accuracy[i: i + G], strict=True)) for i in range(0, 4 * G, G)]
+    assert counts == [0, 2, G, 0]
+    assert (log["memorize"], log["explore"], log["mastered"]) == (2, 1, 1)
+    assert log["format"] == pytest.approx(12 / 16) and log["accuracy"] == pytest.approx(10 / 16)
+    assert log["correct"] == pytest.approx(6 / 16) and log["thinking"] == pytest.approx(sum(thinking) / 16)
+    assert log["zero_variance"] == pytest.approx(3 / 4) and log["truncated"] == 0
+    assert trainer.refined == [RECORDS[0].item, RECORDS[3].item]
+
+
+def test_the_logged_seconds_are_those_of_the_whole_step_and_refining_counts_as_scoring(tmp_path: Path) -> None:
+    trainer, _ = build(tmp_path, [[WRONG] * 2 * G], per_device_train_batch_size=G, gradient_accumulation_steps=2)
+    refine = trainer.refine
+    trainer.refine = lambda row: (time.sleep(0.3), refine(row))[1]
+    trainer.train()
+    log = logged(trainer)
+    assert log["score_s"] >= 0.6 > log["update_s"]
+    assert log["generate_s"] + log["score_s"] + log["update_s"] == pytest.approx(log["step_time"], abs=0.2)
+
+
+def test_accumulated_micro_batches_have_the_gradient_of_one_batch(tmp_path: Path) -> None:
+    script = [[WRONG] * G + [target_of(ROWS[1]), WRONG, WRONG, WRONG]]
+    _, whole = run(tmp_path, script)
+    _, parts = run(tmp_path, script, per_device_train_batch_size=G, gradient_accumulation_steps=2)
+    assert relative_error(parts.steps[0], whole.steps[0]) < 1e-5
+
+
+def test_evaluation_scores_but_never_switches(tmp_path: Path) -> None:
+    trainer, _ = build(tmp_path, [[WRONG] * 2 * G], eval_dataset=data.to_dataset(RECORDS[:2]), num_generations_eval=2,
+                       per_device_eval_batch_size=4)
+    assert trainer.evaluate()["eval_memorize"] == 2
+    assert trainer.refined == [] and not any(trainer.batches[0]["advantages"])
+
+
+def test_an_answer_without_thinking_is_correct_where_the_setting_says_so(tmp_path: Path) -> None:
+    script = [[f"<answer>{row['answer']}</answer>" for row in ROWS[:2] for _ in range(G)]]
+    trainer, _ = build(tmp_path, script, correct_needs_format=False)
+    trainer.train()
+    assert logged(trainer)["mastered"] == 2 and trainer.refined == []
+
+
+def test_a_batch_that_teaches_nothing_says_so_and_changes_nothing(tmp_path: Path, caplog) -> None:
+    tied = [target_of(ROWS[0])] * G + [target_of(ROWS[1])] * G
+    trainer, _ = build(tmp_path, [tied])
+    before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+    with caplog.at_level(logging.INFO, logger="dyme_core.trainer"):
+        trainer.train()
+    assert all(parameter.equal(before[name]) for name, parameter in trainer.model.named_parameters())
+    assert "step 0: nothing to learn from this batch: in 2 of 2 groups every rollout is correct" in caplog.text
+
+
+def test_special_tokens_are_never_sampled_even_by_a_policy_that_wants_them(tmp_path: Path) -> None:
+    def push(trainer: Recorder) -> set[int]:
+        trainer.model.lm_head.register_forward_hook(
+            lambda module, inputs, logits: logits.index_add(-1, torch.tensor(FORBIDDEN), torch.full(
+                (*logits.shape[:-1], len(FORBIDDEN)), 6.0)))
+        batch = [dict(row) for row in ROWS[:2] for _ in range(G)]
+        prompt_ids, images, fields = trainer._tokenize_prompts(
+            [[{"role": "user", "content": [{"type": "image", "image": row["image"]},
+                                           {"type": "text", "text": row["question"]}]}] for row in batch])
+        trainer._generate_single_turn(prompt_ids, images, fields, G)
+        return {token for ids in trainer.sampled for token in ids}
+
+    assert push(build(tmp_path, generation_kwargs=None)[0]) & set(FORBIDDEN)  # the policy does want them
+    assert not push(build(tmp_path)[0]) & set(FORBIDDEN)
+
+
+def test_rewards_are_the_same_for_strings_and_messages() -> None:
+    texts = [target_of(ROWS[0]), WRONG]
+    columns = {name: [ROWS[0][name]] * 2 for name in ("answer", "item", "supervision", "question")}
+    for reward in rewards.reward_functions(CHECKER):
+        plain = reward(texts, **columns)
+        assert plain == reward([[{"role": "assistant", "content": text}] for text in texts], **columns)
+        assert plain[0] == 1.0
+
+
+@pytest.mark.parametrize(("change", "advice"), [
+    ({"loss_type": "dapo"}, "loss_type='grpo': got 'dapo', but dapo, bnpo and dr_grpo weigh a memorize row differently"),
+    ({"temperature": 0.9}, "temperature=1.0: got 0.9, but a temperature T puts 1/T"),
+    ({"beta": 0.04}, "beta=0.0: got 0.04, but a reference model pulls"),
+    ({"num_iterations": 2}, "num_iterations=1: got 2, but a replaced row has no old log-probs"),
+    ({"steps_per_generation": 2}, "steps_per_generation unset: got 2 with gradient_accumulation_steps=1"),
+    ({"mask_truncated_completions": True}, "mask_truncated_completions=False: got True, but it would mask targets"),
+    ({"scale_rewards": "none"}, "scale_rewards='group': got 'none'"),
+    ({"reward_weights": [1.0, 2.0, 1.0]}, "reward_weights=None: .* the switch would not see TRL's weights"),
+    ({"top_entropy_quantile": 0.2}, "top_entropy_quantile=1.0: got 0.2, but it would mask targets"),
+    ({"memorize_weight": "column"}, r"memorize_weight must be one of \('row', 'group'\): got 'column'"),
+    ({"mastered": "drop"}, r"mastered must be one of \('skip', 'explore'\): got 'drop'"),
+    ({"reward_gate": "and"}, r"reward_gate must be one of \('sum', 'gated'\): got 'and'"),
+])
+def test_a_setting_that_breaks_the_method_is_refused_with_advice(tmp_path: Path, change: dict, advice: str) -> None:
+    with pytest.raises(ValueError, match=advice):
+        settings(tmp_path, **change)
+
+
+SPAN_STEPS = 3
+
+
+def span_script() -> list[list[str]]:
+    """One group of G a step, half of it on each rank: all wrong, mixed, all correct."""
+    right = [target_of(row) for row in ROWS]
+    return [[WRONG] * G, [WRONG, right[1], WRONG, WRONG], [right[2]] * G]
+
+
+def span_run(folder: Path, rows_per_rank: int) -> dict:
+    trainer, gradients = build(folder, span_script(), per_device_train_batch_size=rows_per_rank, max_steps=SPAN_STEPS,
+                               learning_rate=0.0)
+    trainer.train()
+    return {"batches": trainer.batches, "refined": trainer.refined, "gradients": gradients.steps, "log": logged(trainer)}
+
+
+def without_padding(batch: dict) -> list[list[int]]:
+    return [[token for token, is_kept in zip(ids, mask, strict=True) if is_kept]
+            for ids, mask in zip(batch["completion_ids"], batch["completion_mask"], strict=True)]
+
+
+def test_a_group_that_spans_two_processes_is_switched_as_in_one(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__, str(tmp_path)]
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ | {"PYTHONPATH": path})
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+    alone = span_run(tmp_path / "alone", G)
+    for step in range(SPAN_STEPS):
+        halves, whole = [rank["batches"][step] for rank in ranks], alone["batches"][step]
+        assert all(len(half["advantages"]) == G // 2 for half in halves)
+        assert halves[0]["advantages"] + halves[1]["advantages"] == whole["advantages"]
+        assert without_padding(halves[0]) + without_padding(halves[1]) == without_padding(whole)
+        assert {half["num_items_in_batch"] for half in halves} == {whole["num_items_in_batch"]}
+    assert alone["batches"][0]["advantages"] == [1, 0, 0, 0]
+    assert [rank["refined"] for rank in ranks] == [[RECORDS[0].item], []]
+    for step in (0, 1):
+        assert relative_error(ranks[0]["gradients"][step], alone["gradients"][step]) < 1e-5
+    assert {name: ranks[0]["log"][name] for name in ("memorize", "format", "thinking_tokens")} == pytest.approx(
+        {name: alone["log"][name] for name in ("memorize", "format", "thinking_tokens")})
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    result = span_run(Path(sys.argv[1]) / "ranks", G // 2)
+    rank = torch.distributed.get_rank()
+    result["gradients"] = [{name.removeprefix("module."): gradient for name, gradient in step.items()}
+                           for step in result["gradients"]]
+    torch.save(result, Path(sys.argv[1]) / f"rank{rank}.pt")
+    torch.distributed.destroy_process_group()
