@@ -1,4 +1,4 @@
-"""ChartQA in its own layout -> records: png/, <split>_human.json, <split>_augmented.json, and tables/ where there are any.
+"""ChartQA in its own layout -> records: png/, <split>_human.json, <split>_augmented.json, tables/ where there are any.
 
 Rows are {imgname, query, label}. A gold table gives the picture's facts; the steps to an answer are not known.
 """
@@ -21,7 +21,7 @@ def chartqa_records(folder: Path, split: str = "test") -> list[Record]:
     """Read the questions of one split, human before augmented, in the order of the files.
 
     Args:
-        folder: holds png/ and at least one of <split>_human.json and <split>_augmented.json; tables/<image>.csv gives facts.
+        folder: holds png/ and <split>_human.json or <split>_augmented.json or both; tables/<image>.csv gives facts.
         split: ChartQA's name, "test", "val" or "train".
     Raises:
         DataError: naming the file and row, where a file is missing or a row lacks its picture, question or answer.
@@ -29,8 +29,8 @@ def chartqa_records(folder: Path, split: str = "test") -> list[Record]:
     folder = Path(folder)
     files = [(kind, folder / f"{split}_{kind}.json") for kind in KINDS if (folder / f"{split}_{kind}.json").is_file()]
     if not files:
-        raise DataError(f"{folder} must hold {split}_human.json or {split}_augmented.json beside png/: found neither; give the "
-                        "folder of ChartQA's own layout")
+        raise DataError(f"{folder} must hold {split}_human.json or {split}_augmented.json beside png/: found neither; "
+                        "give the folder of ChartQA's own layout")
     records = []
     for kind, file in files:
         rows = json.loads(file.read_text(encoding="utf-8"))
@@ -39,15 +39,13 @@ def chartqa_records(folder: Path, split: str = "test") -> list[Record]:
 
 
 def _record(folder: Path, split: str, kind: str, place: int, row: dict) -> Record:
-    item = f"{split}_{kind}-{place:05d}"
+    item, where = f"{split}_{kind}-{place:05d}", f"row {place} of {split}_{kind}.json"
     for name in FIELDS:
-        if not str(row.get(name, "")).strip():
-            raise DataError(f"item {item!r} (row {place} of {split}_{kind}.json): expected a non-empty {name!r}, got "
-                            f"{row.get(name)!r}; fill it in or remove the row")
+        if not str(row.get(name) or "").strip():
+            raise DataError.of(item, f"a {name!r} in {where}", repr(row.get(name)), "fill it in or remove the row")
     image = folder / "png" / Path(row["imgname"]).name  # the name alone: a row must not reach outside the folder
     if not image.is_file():
-        raise DataError(f"item {item!r} (row {place} of {split}_{kind}.json): expected the picture {image}, which does not "
-                        "exist; restore it or remove the row")
+        raise DataError.of(item, f"the picture {image} of {where}", "no such file", "restore it or remove the row")
     table = folder / "tables" / f"{image.stem}.csv"
     supervision = NO_SUPERVISION
     if table.is_file():
@@ -57,7 +55,7 @@ def _record(folder: Path, split: str, kind: str, place: int, row: dict) -> Recor
 
 
 def table_facts(path: Path) -> tuple[Fact, ...]:
-    """Facts of a gold table: the first column names the entities, the others are attributes; cells without a number are left out."""
+    """Facts of a gold table: first column entities, the others attributes; cells without a number are left out."""
     with path.open(encoding="utf-8-sig", newline="") as file:
         header, *rows = csv.reader(file)
     found = []
@@ -65,7 +63,8 @@ def table_facts(path: Path) -> tuple[Fact, ...]:
         for attribute, cell in zip(header[1:], row[1:], strict=False):
             value = _number(cell)
             if value is not None:
-                found.append(Fact(row[0].strip(" *"), attribute.strip(" *"), value, "%" if cell.strip().endswith("%") else ""))
+                unit = "%" if cell.strip().endswith("%") else ""
+                found.append(Fact(row[0].strip(" *"), attribute.strip(" *"), value, unit))
     return tuple(found)
 
 

@@ -27,7 +27,7 @@ LABELS = (*COUNTRIES, *SITES, *SOURCES, *MONTHS, *(name for pair in OPINIONS for
 YEARS = tuple(sorted({1931, 1932, *range(1952, 2008, 5), *range(2001, 2020)}))
 LARGEST_VALUE = 60  # in-style tables; the unseen test set draws from UNSEEN_VALUES instead
 UNSEEN_VALUES = (41, 80)
-SINGLE_SERIES_SHARE = 0.3
+SINGLE_SERIES_SHARE = 0.5  # of the tables
 
 
 @dataclass(frozen=True)
@@ -150,13 +150,21 @@ def _draw_generated(rng: random.Random, groups: int, low: int, high: int) -> Tab
     return Table(f"generated {series} {axis} {values}", "generated", axis, series, values, "percent")
 
 
-def draw_table(rng: random.Random, split: str, real_share: float = 0.5) -> Table:
+def value_range(split: str) -> tuple[int, int]:
+    """Smallest and largest value that a split's tables may hold."""
+    return UNSEEN_VALUES if split == "unseen" else (1, LARGEST_VALUE)
+
+
+def draw_table(rng: random.Random, split: str, real_share: float = 0.5, values: tuple[int, int] | None = None) -> Table:
     """Draw a table of `split`, from real statistics with probability `real_share`.
 
-    Values lie in 1..LARGEST_VALUE, those of the unseen split in UNSEEN_VALUES (only gapminder's real values reach them).
-    SINGLE_SERIES_SHARE of the tables keep one series.
+    Args:
+        rng: decides everything.
+        split: one of config.SPLITS; the table's key belongs to it.
+        real_share: of the unseen split's real tables only gapminder's reach its value range.
+        values: smallest and largest value; `value_range(split)` by default.
     """
-    low, high = UNSEEN_VALUES if split == "unseen" else (1, LARGEST_VALUE)
+    low, high = values or value_range(split)
     groups = rng.randint(3, 4)
     is_real = rng.random() < real_share
     draw_real = _draw_gapminder if split == "unseen" else rng.choice(REAL_SOURCES)

@@ -35,9 +35,10 @@ class Base:
     vision_steps: int = 1400
     vision_batch_size: int = 32
     vision_learning_rate: float = 2e-3
-    language_steps: int = 600
-    early_steps: int = 250  # captions, look-ups and arithmetic alone
-    batch_size: int = 32
+    align_steps: int = 400
+    language_steps: int = 1200
+    early_steps: int = 400  # captions alone: they teach where to look
+    batch_size: int = 24
     turns: int = 3  # questions about one picture in one row
     learning_rate: float = 2e-3
 
@@ -49,6 +50,7 @@ class Training:
     steps: int = 300
     prompts_per_step: int = 8  # public code, chart: 32 prompts a step on 8 cards
     num_generations: int = 8  # G; public code, chart
+    sft_share: float = 0.5  # of the steps, the first phase of "SFT then GRPO"
     max_completion_tokens: int = 64  # public code, chart: 300 of a large tokenizer
     warmup_steps: int = 10  # the public code has none; the fresh optimiser needs a few steps here (MINI.md)
     memorize_weight: str = "group"  # "row" is the public code's; "group" makes one prompt count as one SFT example
@@ -69,6 +71,8 @@ class Profile:
     learning_rates: dict[str, float] = field(default_factory=dict)
     seeds: tuple[int, ...] = (0,)
     model: str = "mini"  # "mini", a local folder or a hub id
+    backend: str = "transformers"  # or "unsloth", on a CUDA GPU
+    overrides: tuple[tuple[str, Any], ...] = ()  # what was changed against the profile of this name
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,10 @@ class Paths:
         return self.results / "logs"
 
     @property
+    def tables(self) -> Path:
+        return self.results / "tables"
+
+    @property
     def figures(self) -> Path:
         """paper_figures/ is drawn by the default profile alone, so that a smoke run never overwrites it."""
         return self.root / "paper_figures" if self.profile == "mini" else self.results / "figures"
@@ -105,11 +113,15 @@ class Paths:
         return self.root / "runs" / self.profile
 
 
+_LEARNING_RATES = {"sft": 1e-4, "grpo": 1e-4, "pure_dyme": 1e-4, "full_dyme": 1e-4}
 PROFILES = {
-    "mini": Profile("mini"),
-    "smoke": Profile("smoke", World(train_questions=64, validation_questions=16, test_questions=16),
-                     Base(vision_steps=20, language_steps=20, batch_size=8),
-                     Training(steps=4, prompts_per_step=2, num_generations=4, evaluate_every=2)),
+    "gpu": Profile("gpu", learning_rates=dict.fromkeys(("sft", "grpo", "pure_dyme", "full_dyme"), 1e-5), backend="unsloth",
+                   model="llava-hf/llava-onevision-qwen2-0.5b-ov-hf",  # the paper's LLaVA-OV-0.5B; lr: public code's GRPO and SFT
+                   training=Training(max_completion_tokens=300)),
+    "mini": Profile("mini", learning_rates=_LEARNING_RATES),
+    "smoke": Profile("smoke", learning_rates=_LEARNING_RATES, world=World(train_questions=64, validation_questions=16, test_questions=16),
+                     base=Base(vision_steps=20, language_steps=20, batch_size=8),
+                     training=Training(steps=4, prompts_per_step=2, num_generations=4, evaluate_every=2)),
 }
 
 
@@ -124,7 +136,7 @@ def load_profile(name: str, **overrides: Any) -> Profile:
     profile = PROFILES[name]
     for key, value in overrides.items():
         profile = _override(profile, key, value)
-    return profile
+    return dataclasses.replace(profile, overrides=tuple(overrides.items()))
 
 
 def _override(settings: Any, key: str, value: Any) -> Any:

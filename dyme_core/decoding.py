@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from dyme_core import models
 from dyme_core.data import Record, messages
+from dyme_core.prompts import THINK_INSTRUCTION
 
 logger = logging.getLogger(__name__)
 REPORT_EVERY_S = 10.0
@@ -19,29 +20,30 @@ REPORT_EVERY_S = 10.0
 
 @dataclass(frozen=True)
 class Decoded:
-    """A generated text without its special tokens; `num_tokens` counts the end token, `is_truncated` says it never came."""
+    """A generated text without special tokens; `num_tokens` counts the end token, `is_truncated` says it never came."""
 
     text: str
     num_tokens: int
     is_truncated: bool
 
 
-def render_prompt(processor: ProcessorMixin, question: str) -> str:
-    """The prompt's text as the model gets it, with one placeholder for the picture (the same as TRL's trainers render)."""
-    [user] = messages(question)
+def render_prompt(processor: ProcessorMixin, question: str, instruction: str = THINK_INSTRUCTION) -> str:
+    """The prompt's text as the model gets it, with one placeholder for the picture (as TRL's trainers render it)."""
+    [user] = messages(question, instruction)
     turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": user["content"]}]}
     return processor.apply_chat_template([turn], add_generation_prompt=True, tokenize=False)
 
 
-def prompt_inputs(processor: ProcessorMixin, records: Sequence[Record]) -> dict[str, torch.Tensor]:
+def prompt_inputs(processor: ProcessorMixin, records: Sequence[Record], instruction: str = THINK_INSTRUCTION
+                  ) -> dict[str, torch.Tensor]:
     """The processor's tensors for a batch of prompts with their pictures, padded on the left."""
     return processor(images=[[record.load_image()] for record in records],
-                     text=[render_prompt(processor, record.question) for record in records], padding=True,
+                     text=[render_prompt(processor, record.question, instruction) for record in records], padding=True,
                      padding_side="left", return_tensors="pt", add_special_tokens=False)
 
 
 def decode(model: PreTrainedModel, processor: ProcessorMixin, records: Sequence[Record], *, batch_size: int = 100,
-           max_new_tokens: int = 72, seed: int | None = None) -> list[Decoded]:
+           max_new_tokens: int = 72, seed: int | None = None, instruction: str = THINK_INSTRUCTION) -> list[Decoded]:
     """Generate one response a record; special ids other than the end token are never produced.
 
     Args:
@@ -49,6 +51,7 @@ def decode(model: PreTrainedModel, processor: ProcessorMixin, records: Sequence[
         batch_size: records generated together.
         max_new_tokens: longest response.
         seed: None decodes greedily; a number samples at temperature 1 with it, leaving the global generator as it was.
+        instruction: what stands behind each question.
     """
     was_training = model.training
     model.eval()
@@ -63,7 +66,7 @@ def decode(model: PreTrainedModel, processor: ProcessorMixin, records: Sequence[
         if seed is not None:
             torch.manual_seed(seed)
         for first in range(0, len(records), batch_size):
-            inputs = prompt_inputs(processor, records[first: first + batch_size]).to(model.device, model.dtype)
+            inputs = prompt_inputs(processor, records[first: first + batch_size], instruction).to(model.device, model.dtype)
             output = model.generate(**inputs, **settings)
             decoded += [_read(processor.tokenizer, ids) for ids in output[:, inputs["input_ids"].shape[1]:].tolist()]
             if time.monotonic() - reported > REPORT_EVERY_S:

@@ -124,7 +124,11 @@ def render(table: Table, style: Style, scale: int = 1) -> Image.Image:
         draw.rectangle((x - 5, y, x - 2, y + 4), fill=colour)
         _write(draw, cell, name, "#000000")
     for (number, place), cell in layout.values.items():
-        _write(draw, cell, str(table.values[number][place]), "#000000" if style.form == "bars" else style.colours[number])
+        if style.form == "lines":  # no line runs through a value
+            x, y = cell[0] * CELL_WIDTH, cell[1] * CELL_HEIGHT
+            draw.rectangle((x - 1, y - 1, x + 2 * CELL_WIDTH - 1, y + CELL_HEIGHT - 1), fill=style.background)
+        colour = "#000000" if style.form == "bars" else style.colours[number]
+        _write(draw, cell, str(table.values[number][place]), colour)
     for group, cell in zip(table.groups, layout.groups, strict=True):
         _write(draw, cell, group, "#000000")
     return image.resize((SIZE * scale, SIZE * scale), Image.Resampling.NEAREST) if scale > 1 else image

@@ -9,6 +9,7 @@ import json
 import logging
 import re
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +18,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from dyme_core import models, prompts
 from dyme_core.chartqa import chartqa_records
-from dyme_core.config import METHODS, World
+from dyme_core.config import METHODS, SPLITS, World
 from dyme_core.data import Record, mini_records
 from dyme_core.decoding import Decoded, decode
 from dyme_core.provenance import write_atomic
@@ -40,16 +41,17 @@ class Judge(Protocol):
     def judge(self, thinking: str, item: Item) -> Judgement: ...
 
 
-def evaluate(model: PreTrainedModel, processor: ProcessorMixin, records: Sequence[Record], *, batch_size: int = 100,
-             max_new_tokens: int = 72, checker: Judge | None = None, run_columns: dict[str, Any]) -> list[dict[str, Any]]:
+def evaluate(model: PreTrainedModel, processor: ProcessorMixin, records: Sequence[Record], *,
+             run_columns: dict[str, Any], batch_size: int = 100, max_new_tokens: int = 72,
+             checker: Judge | None = None) -> list[dict[str, Any]]:
     """Answer every record greedily and score the answers.
 
     Args:
         records: of one or more splits.
+        run_columns: exactly run, method, model, seed and step, copied into every row.
         batch_size: records generated together.
         max_new_tokens: longest response.
         checker: rates the thinking where the record has facts; RuleChecker by default.
-        run_columns: exactly run, method, model, seed and step, copied into every row.
     Returns:
         one row a record, in order; thinking, groundedness and wrong_facts are None where the record has no facts.
     Raises:
@@ -95,7 +97,8 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, float | int | None]:
 def scores_by_kind(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float | int | None]]:
     """`summarise` for each kind in order of appearance (ChartQA: human, augmented), then "overall"."""
     kinds = dict.fromkeys(row["kind"] for row in rows)
-    return {**{kind: summarise([row for row in rows if row["kind"] == kind]) for kind in kinds}, "overall": summarise(rows)}
+    scores = {kind: summarise([row for row in rows if row["kind"] == kind]) for kind in kinds}
+    return {**scores, "overall": summarise(rows)}
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -114,17 +117,21 @@ def score_report(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def load_records(data: str, limit: int | None) -> list[Record]:
-    """Read `chartqa:FOLDER` or draw `mini:SPLIT`; `limit` keeps the first questions of each kind in equal numbers."""
+    """Read `chartqa:FOLDER` or draw `mini:SPLIT`; `limit` keeps the first questions of each kind in turn."""
     name, _, place = data.partition(":")
     if name not in ("chartqa", "mini") or not place:
         raise ValueError(f"--data must be chartqa:FOLDER or mini:SPLIT: got {data!r}")
-    records = (chartqa_records(Path(place)) if name == "chartqa" else mini_records(place, World().test_questions, seed=0))
-    if limit is None:
+    if name == "mini" and place not in SPLITS:
+        raise ValueError(f"--data mini:SPLIT takes one of {SPLITS}: got {place!r}")
+    records = chartqa_records(Path(place)) if name == "chartqa" else mini_records(place, World().test_questions, seed=0)
+    if limit is None or limit >= len(records):
         return records
-    kinds = list(dict.fromkeys(record.kind for record in records))
-    by_kind = [[record for record in records if record.kind == kind] for kind in kinds]
-    kept = {record.item for place, kind in enumerate(by_kind) for record in kind[: (limit + len(kinds) - 1 - place) // len(kinds)]}
-    return [record for record in records if record.item in kept]
+    ranks: Counter[str] = Counter()
+    ranked = []
+    for number, record in enumerate(records):
+        ranked.append((ranks[record.kind], number))
+        ranks[record.kind] += 1
+    return [records[number] for number in sorted(number for _, number in sorted(ranked)[:limit])]
 
 
 def _run_columns(name: str) -> dict[str, Any]:
@@ -136,7 +143,7 @@ def _run_columns(name: str) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line: rows to --out, scores to standard output, progress to standard error."""
-    parser = argparse.ArgumentParser(prog="python -m dyme_core.evaluate", description="Score a model on chart questions.")
+    parser = argparse.ArgumentParser("python -m dyme_core.evaluate", description="Score a model on chart questions.")
     parser.add_argument("--model", required=True, type=Path, help="folder of a saved model")
     parser.add_argument("--data", required=True, help="chartqa:FOLDER (ChartQA's own layout) or mini:SPLIT")
     parser.add_argument("--limit", type=int, help="at most this many questions, kinds in equal numbers")

@@ -75,10 +75,10 @@ def write_number(value: float) -> str:
 
 
 def write_facts(facts: tuple[Fact, ...]) -> str:
-    """Facts as the sentence part a target uses: "2010 has FAV 62 and UNF 36, 2012 has FAV 65 and UNF 35"."""
+    """Facts as the poster's trace states them: "2010 has 62 and 36, 2012 has 65 and 35", values in the legend's order."""
     by_entity: dict[str, list[str]] = {}
     for fact in facts:
-        by_entity.setdefault(fact.entity, []).append(f"{fact.attribute} {write_number(fact.value)}")
+        by_entity.setdefault(fact.entity, []).append(write_number(fact.value))
     return ", ".join(f"{entity} has {' and '.join(values)}" for entity, values in by_entity.items())
 
 
@@ -96,6 +96,7 @@ def read_trace(text: str, facts: tuple[Fact, ...]) -> Reading:
     after "is" is the conclusion. A claim is right where a fact of its entity (and attribute, where one is named) has its
     value; every fact can be claimed once under a bare entity.
     """
+    text = text.replace("**", "  ")  # Markdown bold is no multiplication; two spaces keep every place
     entities = {fact.entity.lower(): fact.entity for fact in facts}
     attributes = {fact.attribute.lower(): fact.attribute for fact in facts if fact.attribute}
     marks = list(_names(facts).finditer(text))
@@ -151,15 +152,14 @@ def _pair(entities: list[str], run: list[Claim], facts: tuple[Fact, ...]) -> lis
     unused = list(facts)
     judged = []
     for owner, claim in zip(owners, run, strict=True):
-        match = next((f for f in unused if f.value == claim.value and owner in (None, f.entity)
-                      and claim.attribute in (None, f.attribute)), None)
-        if match is not None:
-            unused.remove(match)
+        candidates = [fact for fact in unused if owner in (None, fact.entity) and claim.attribute in (None, fact.attribute)]
+        if owner and claim.attribute is None and owners.count(owner) > 1:
+            candidates = candidates[:1]  # several bare values of one entity stand in the legend's order
+        match = next((fact for fact in candidates if fact.value == claim.value), None)
+        if candidates and owner is not None:
+            unused.remove(match or candidates[0])
         judged.append(Claim(owner, claim.attribute, claim.value, claim.start, claim.end, match is not None))
     return judged
-
-
-_STEP = re.compile(rf"(?P<left>[(\d][\d\s+*/().,-]*?)\s*(?P<relation>[=<>])\s*(?=(?P<right>{_NUMBER}|\())")
 
 
 def _check_working(text: str, facts: tuple[Fact, ...]) -> bool:

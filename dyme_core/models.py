@@ -3,12 +3,21 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
-from transformers import (AutoModelForImageTextToText, AutoProcessor, LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration, LlavaOnevisionProcessor,
-                          PreTrainedTokenizerFast, Qwen2Config, SiglipVisionConfig)
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
+    LlavaOnevisionProcessor,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    SiglipVisionConfig,
+)
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 from transformers.processing_utils import ProcessorMixin
 
@@ -86,7 +95,7 @@ def build_model(size: str, processor: MiniProcessor, seed: int, image_size: int 
                 ) -> LlavaOnevisionForConditionalGeneration:
     """A new mini VLM with random weights: `size` is "svlm" or "large" (about 4x); both have the same vision tower."""
     tokenizer = processor.tokenizer
-    text = Qwen2Config(vocab_size=len(tokenizer), max_position_embeddings=512, tie_word_embeddings=True,
+    text = Qwen2Config(vocab_size=len(tokenizer), max_position_embeddings=512, tie_word_embeddings=True, initializer_range=0.06,
                        num_key_value_heads=SIZES[size]["num_attention_heads"], pad_token_id=tokenizer.pad_token_id,
                        eos_token_id=tokenizer.eos_token_id, bos_token_id=None, **SIZES[size])
     vision = SiglipVisionConfig(hidden_size=192, intermediate_size=384, num_hidden_layers=3, num_attention_heads=4,
@@ -120,21 +129,44 @@ def save_policy(model: torch.nn.Module, processor: ProcessorMixin, folder: Path,
     aside.rename(folder)
 
 
-def load_policy(folder: Path | str) -> tuple[torch.nn.Module, ProcessorMixin]:
-    """Load a policy folder in 32 bits, vision tower frozen: (model, processor).
+def load_policy(source: Path | str, backend: str = "transformers") -> tuple[torch.nn.Module, ProcessorMixin]:
+    """Load a policy and its processor, vision tower frozen: (model, processor).
 
-    A folder saved by `save_policy` from a mini model gets MiniProcessor; any other local folder its own Auto classes.
+    Args:
+        source: a local folder (one saved by `save_policy` from a mini model gets MiniProcessor, any other its own Auto
+            classes), or with "unsloth" also a hub id.
+        backend: "transformers" (32 bits) or "unsloth" (LoRA in 16 bits, needs a CUDA GPU).
+    Raises:
+        FileNotFoundError: if the folder holds no model.
+        RuntimeError: if Unsloth cannot be used, with what to do.
     """
-    folder = Path(folder)
+    if backend == "unsloth":
+        return _load_unsloth(str(source))
+    folder = Path(source)
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"no model in {folder}: expected config.json and safetensors there; `make base` builds the mini bases")
-    is_mini = json.loads((folder / "processor_config.json").read_text()).get("processor_class") == MiniProcessor.__name__ \
-        if (folder / "processor_config.json").is_file() else False
+        raise FileNotFoundError(f"no model in {folder}: expected config.json and safetensors; `make base` builds the mini bases")
+    settings = folder / "processor_config.json"
+    is_mini = settings.is_file() and json.loads(settings.read_text()).get("processor_class") == MiniProcessor.__name__
     loader, processors = ((LlavaOnevisionForConditionalGeneration, MiniProcessor) if is_mini
                           else (AutoModelForImageTextToText, AutoProcessor))
     model = loader.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
     processor = processors.from_pretrained(folder, trust_remote_code=False)
     freeze_vision(model)
+    return model, processor
+
+
+def _load_unsloth(name: str) -> tuple[torch.nn.Module, ProcessorMixin]:
+    """A VLM through Unsloth's FastVisionModel with LoRA on its language layers (the official recipe, SEAM.md)."""
+    if not torch.cuda.is_available():
+        raise RuntimeError("profile 'gpu' trains with Unsloth and needs a CUDA GPU, and none was found; run with profile 'mini' on "
+                           "this machine, or on one with a GPU `pip install -e .[gpu]` first")
+    if "unsloth" not in sys.modules:
+        raise RuntimeError("Unsloth replaces TRL's trainers and must be imported first; put `import unsloth` into the first cell, "
+                           "restart the kernel and run again")
+    fast = sys.modules["unsloth"].FastVisionModel
+    model, processor = fast.from_pretrained(name, load_in_4bit=False, fast_inference=False)
+    model = fast.get_peft_model(model, finetune_vision_layers=False, finetune_language_layers=True, r=16, lora_alpha=16,
+                                finetune_attention_modules=True, finetune_mlp_modules=True, use_gradient_checkpointing="unsloth")
     return model, processor
 
 

@@ -9,8 +9,21 @@ from matplotlib.figure import Figure
 
 from dyme_core import statistics
 from dyme_core.config import METHOD_NAMES
-from dyme_core.figures import (BODY, CAPTIONS, COLUMN, GREY, PAGE, PALETTE, SMALL, STYLES, finish, label_ends, panels,
-                               seeds_note, themed)
+from dyme_core.figures import (
+    BODY,
+    CAPTIONS,
+    COLUMN,
+    GREY,
+    PAGE,
+    PALETTE,
+    SMALL,
+    STYLES,
+    finish,
+    label_ends,
+    panels,
+    seeds_note,
+    themed,
+)
 
 BOUNDS = {"float64": 1e-12, "float32": 1e-5}  # expected relative error of equal gradients
 DTYPE_STYLES = {"float64": (PALETTE[0], "o"), "float32": (PALETTE[1], "^")}

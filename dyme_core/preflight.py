@@ -17,6 +17,7 @@ from dyme_core.prompts import is_well_formed
 from dyme_core.supervision import RuleRefiner, item_of
 
 ROLLOUT_SEED = 0
+SAME_FOLDER = "load processor and model from the same folder"
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class PreflightReport:
     Attributes:
         num_records, num_images: questions, and distinct pictures among them.
         image_tokens: smallest and largest number of tokens a picture takes; each equals the features the model makes.
-        longest_item, longest_tokens, context: the longest prompt with its target, in tokens, and how many the model can read.
+        longest_item, longest_tokens: the longest prompt with its target, in tokens.
+        context: how many tokens the model can read.
         longest_target: tokens of the longest target, end token included (0: no record has steps).
         prompt, target: of the first record, as the model gets them ("" without steps).
         format_rate: share of `rollouts` sampled responses that are well formed.
@@ -48,8 +50,8 @@ class PreflightReport:
         return "\n".join(f"{item.name}: {getattr(self, item.name)}" for item in fields(self))
 
 
-def preflight(records: Sequence[Record], processor: ProcessorMixin, model: PreTrainedModel, *, others: Sequence[Record] = (),
-              rollouts: int = 16, max_new_tokens: int = 72,
+def preflight(records: Sequence[Record], processor: ProcessorMixin, model: PreTrainedModel, *,
+              others: Sequence[Record] = (), rollouts: int = 16, max_new_tokens: int = 72,
               refine: Callable[[dict[str, Any]], str] | None = None) -> PreflightReport:
     """Check every record of a training set, and sample a few rollouts.
 
@@ -58,7 +60,7 @@ def preflight(records: Sequence[Record], processor: ProcessorMixin, model: PreTr
         others: records of the other splits, which must share no picture and no table with it.
         rollouts: sampled responses (temperature 1, special ids suppressed), on questions spread over the set.
         max_new_tokens: longest rollout; a longer target could never be said.
-        refine: gives a record's target from its row; the rule refiner by default. Records without evidence have no target.
+        refine: gives a record's target from its row; the rule refiner by default. Without evidence there is no target.
     Raises:
         DataError: at the first fault, with the row's id, what was expected, what came and what to do.
     """
@@ -69,7 +71,7 @@ def preflight(records: Sequence[Record], processor: ProcessorMixin, model: PreTr
     added = _check_image_tokens(records, images, processor, model)
     targets = _targets(records, refine or target_writer(RuleRefiner()))
     prompt_lengths = _lengths(processor, [render_prompt(processor, record.question) for record in records])
-    target_lengths = [length + bool(target) for length, target in zip(_lengths(processor, targets), targets, strict=True)]
+    target_lengths = [length + (length > 0) for length in _lengths(processor, targets)]  # the end token
     _check_targets(records, target_lengths, max_new_tokens)
     lengths = [prompt + added[images[record.item].size][1] + target
                for record, prompt, target in zip(records, prompt_lengths, target_lengths, strict=True)]
@@ -111,21 +113,21 @@ def _check_records(records: Sequence[Record], processor: ProcessorMixin) -> dict
         for name in ("question", "answer"):
             text = getattr(record, name)
             if not text.strip():
-                raise DataError(f"item {record.item!r}: expected a non-empty {name}, got {text!r}; fill it in or remove the row")
+                raise DataError.of(record.item, f"a non-empty {name}", repr(text), "fill it in or remove the row")
             special = [token for token in processor.tokenizer.all_special_tokens if token in text]
             if special:
-                raise DataError(f"item {record.item!r}: expected a {name} without special tokens, got {special[0]!r} in it; "
-                                "the model would take it for a picture or an end: rewrite the row")
+                raise DataError.of(record.item, f"a {name} without special tokens", f"{special[0]!r} in it",
+                                   "the model would take it for a picture or an end: rewrite the row")
         if record.item in items:
-            raise DataError(f"item {record.item!r}: expected ids to be unique, got it twice; rename one")
+            raise DataError.of(record.item, "ids to be unique", "it twice", "rename one")
         items.add(record.item)
     images = _pictures(records)
     first: dict[tuple[bytes, str], str] = {}
     for record in records:
         key = images[record.item].digest, record.question.strip().lower()
         if key in first:
-            raise DataError(f"item {record.item!r}: expected each question once a picture, got the same picture and question "
-                            f"as item {first[key]!r}; remove one of them")
+            raise DataError.of(record.item, "each question once a picture",
+                               f"the same picture and question as item {first[key]!r}", "remove one of them")
         first[key] = record.item
     return images
 
@@ -140,13 +142,13 @@ def _check_leakage(records: Sequence[Record], others: Sequence[Record], images: 
     for other in others:
         for what, key in (("picture", pictures[other.item].digest), ("table", other.table_key)):
             if key in known:
-                raise DataError(f"item {known[key]!r}: expected no {what} shared with the {other.split} split, got that of its item "
-                                f"{other.item!r}; remove it from one of the splits")
+                raise DataError.of(known[key], f"no {what} shared with the {other.split} split",
+                                   f"that of its item {other.item!r}", "remove it from one of the splits")
 
 
 def _check_image_tokens(records: Sequence[Record], images: dict[str, _Picture], processor: ProcessorMixin,
                         model: PreTrainedModel) -> dict[tuple[int, int], tuple[int, int]]:
-    """For each picture size, which alone decides it: (image tokens, tokens that the processor adds to the rendered prompt)."""
+    """For each picture size, which alone decides it: (image tokens, tokens that the processor adds to the prompt)."""
     added: dict[tuple[int, int], tuple[int, int]] = {}
     wanted = inspect.signature(model.get_image_features).parameters
     for record in records:
@@ -154,14 +156,16 @@ def _check_image_tokens(records: Sequence[Record], images: dict[str, _Picture], 
         if size in added:
             continue
         inputs = prompt_inputs(processor, [record]).to(model.device, model.dtype)
-        with torch.inference_mode():
-            output = model.get_image_features(**{name: value for name, value in inputs.items() if name in wanted})
-        num_features = sum(features.shape[:-1].numel() for features in output.pooler_output)
         num_tokens = int((inputs["input_ids"] == processor.image_token_id).sum())
+        what = f"a feature for each of the {num_tokens} image tokens of a {size[0]} x {size[1]} picture"
+        try:
+            with torch.inference_mode():
+                output = model.get_image_features(**{name: value for name, value in inputs.items() if name in wanted})
+        except (RuntimeError, ValueError) as error:  # the vision tower cannot take the processor's pixel values
+            raise DataError.of(record.item, what, f"an error ({error})", SAME_FOLDER) from error
+        num_features = sum(features.shape[:-1].numel() for features in output.pooler_output)
         if num_tokens != num_features:
-            raise DataError(f"item {record.item!r} ({size[0]} x {size[1]} pixels): expected as many image tokens as the model makes "
-                            f"features, got {num_tokens} tokens and {num_features} features; load processor and model from the "
-                            "same folder")
+            raise DataError.of(record.item, what, f"{num_features} features", SAME_FOLDER)
         rendered = _lengths(processor, [render_prompt(processor, record.question)])[0]
         added[size] = num_tokens, inputs["input_ids"].shape[1] - rendered
     return added
@@ -178,20 +182,21 @@ def _targets(records: Sequence[Record], refine: Callable[[dict[str, Any]], str])
         try:
             targets.append(refine(record.row) if item_of(record.row).evidence else "")
         except ValueError as error:
-            raise DataError(f"item {record.item!r}: expected a target that passes the checker, got none: {error}") from error
+            raise DataError.of(record.item, "a target that passes the checker", f"none ({error})",
+                               "correct its supervision or remove the row") from error
     return targets
 
 
 def _check_targets(records: Sequence[Record], lengths: list[int], max_new_tokens: int) -> None:
     longest = max(range(len(records)), key=lengths.__getitem__)
     if lengths[longest] > max_new_tokens:
-        raise DataError(f"item {records[longest].item!r}: expected a target of at most {max_new_tokens} tokens, as a rollout has, got "
-                        f"{lengths[longest]}; raise max_completion_tokens or remove the row")
+        raise DataError.of(records[longest].item, f"a target of at most {max_new_tokens} tokens, as a rollout has",
+                           lengths[longest], "raise max_completion_tokens or remove the row")
 
 
 def _check_context(record: Record, tokens: int, model: PreTrainedModel) -> int:
     context = model.config.get_text_config().max_position_embeddings
     if tokens > context:
-        raise DataError(f"item {record.item!r}: expected prompt and response to fit the model's {context} tokens, got {tokens}; "
-                        "shorten the question, use smaller pictures or fewer completion tokens")
+        raise DataError.of(record.item, f"prompt and response to fit the model's {context} tokens", tokens,
+                           "shorten the question, use smaller pictures or fewer completion tokens")
     return context

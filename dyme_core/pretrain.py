@@ -7,10 +7,11 @@ along: captions, look-ups, arithmetic, direct answers to the other questions, an
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import random
+import sys
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dyme_core import charts, config, drawing, models, prompts, provenance
+from dyme_core.data import mini_records
+from dyme_core.decoding import decode
 from dyme_core.facts import facts_of, write_facts
 from dyme_core.models import ASSISTANT, END, PATCH, USER
 from dyme_core.questions import KINDS, Question, draw_question
-from dyme_core.supervision import FIRST_TEMPLATE, Item
+from dyme_core.supervision import FIRST_TEMPLATE, Item, item_of
 
 logger = logging.getLogger(__name__)
 NAMES = {name: place for place, name in enumerate(
@@ -59,7 +62,8 @@ class ColumnReader(nn.Module):
 
 
 def draw_chart(rng: random.Random, split: str) -> tuple[charts.Table, drawing.Style]:
-    return charts.draw_table(rng, split), drawing.draw_style(rng)
+    """A chart to learn reading from: values up to those of the unseen test set (a base reads numbers), never its styles."""
+    return charts.draw_table(rng, split, values=(1, charts.UNSEEN_VALUES[1])), drawing.draw_style(rng)
 
 
 def column_batch(rng: random.Random, size: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -92,6 +96,38 @@ def column_batch(rng: random.Random, size: int) -> tuple[Tensor, Tensor, Tensor]
     high, wide = drawing.ROWS // SIDE, drawing.COLUMNS // SIDE
     cells = letters.reshape(size, SIDE, high, SIDE, wide).transpose(0, 1, 3, 2, 4).reshape(size, SIDE * SIDE, high * wide)
     return to_pixels(pictures), torch.from_numpy(columns), torch.from_numpy(cells)
+
+
+class Aligner(nn.Module):
+    """Reads the projector's output in the language model's own words: the label of a patch's column is the embedding that
+    lies nearest to it, the values and series names lie behind one learned map each."""
+
+    def __init__(self, embedding: nn.Embedding, tokenizer):
+        super().__init__()
+        self.embedding = embedding
+        ids = tokenizer([f" {name}" for name in list(NAMES)[1:]], add_special_tokens=False)["input_ids"]
+        self.register_buffer("ids", torch.tensor([tokenizer.pad_token_id, *(name[-1] for name in ids)]))
+        self.maps = nn.ModuleList(nn.Linear(embedding.embedding_dim, embedding.embedding_dim) for _ in range(4))
+
+    def forward(self, projected: Tensor) -> Tensor:
+        rows = projected.shape[0]
+        slots = torch.stack([projected, *(read(projected) for read in self.maps)], dim=2)
+        return (slots @ self.embedding.weight[self.ids].T).view(rows, SIDE, SIDE, 5, len(NAMES))
+
+
+def align(model: nn.Module, processor: models.MiniProcessor, settings: config.Base, seed: int) -> None:
+    """Train projector and word embeddings, tower frozen, until patches speak the language model's words (LLaVA's stage 1)."""
+    rng = random.Random(f"align {seed}")
+    aligner = Aligner(model.get_input_embeddings(), processor.tokenizer)
+
+    def loss_of(_: int) -> Tensor:
+        pixels, columns, _ = column_batch(rng, settings.batch_size)
+        with torch.no_grad():
+            hidden = model.model.vision_tower(pixel_values=pixels).last_hidden_state
+        return F.cross_entropy(aligner(model.model.multi_modal_projector(hidden)).flatten(0, -2), columns.flatten())
+
+    optimise([*model.model.multi_modal_projector.parameters(), *aligner.parameters()], loss_of, settings.align_steps,
+             settings.learning_rate, "alignment")
 
 
 def to_pixels(pictures: list) -> Tensor:
@@ -145,8 +181,8 @@ def optimise(parameters: list[nn.Parameter], loss_of, steps: int, learning_rate:
 
 def draw_turn(rng: random.Random, table: charts.Table, is_early: bool) -> tuple[str, str]:
     """One question and reply of the base's training conversations; early ones are captions, look-ups and arithmetic."""
-    kind = rng.choices(("caption", "lookup", "arithmetic", "other"), (45, 35, 20, 0) if is_early else (12, 38, 20, 30))[0]
-    if kind == "caption":
+    kind = rng.choices(("caption", "lookup", "arithmetic", "other"), (100, 0, 0, 0) if is_early else (12, 38, 20, 30))[0]
+    if kind == "caption" or kind == "lookup" and len(table.series) > 1:
         return prompts.CAPTION_INSTRUCTION, write_facts(facts_of(table)) + "."
     if kind == "arithmetic":
         return _arithmetic(rng)
@@ -154,7 +190,7 @@ def draw_turn(rng: random.Random, table: charts.Table, is_early: bool) -> tuple[
     answer = f"{prompts.ANSWER_OPEN}{question.answer}{prompts.ANSWER_CLOSE}"
     if rng.random() < (0.5 if kind == "lookup" else 0.3):
         return prompts.question_text(question.text, prompts.ANSWER_INSTRUCTION), answer
-    if rng.random() < (0.5 if kind == "lookup" else 0.35):
+    if rng.random() < (0.5 if kind == "lookup" else 0.3):
         thinking = (FIRST_TEMPLATE.fill(item_from(table, question)) if kind == "lookup" else
                     rng.choice(LOOSE).format(labels=" and ".join(question.labels), conclusion=question.conclusion))
         return prompts.question_text(question.text), prompts.write_response(thinking, question.answer)
@@ -204,7 +240,8 @@ def pretrain_language(model: nn.Module, processor: models.MiniProcessor, setting
     rng = random.Random(f"language {seed}")
 
     def loss_of(step: int) -> Tensor:
-        batch = conversation_batch(rng, processor, settings.batch_size, settings.turns, step < settings.early_steps)
+        is_early = step < settings.early_steps
+        batch = conversation_batch(rng, processor, settings.batch_size, 1 if is_early else settings.turns, is_early)
         labels = batch.pop("labels")[:, 1:]
         is_reply = labels != -100
         hidden = model.model(**batch, use_cache=False).last_hidden_state[:, :-1]
@@ -212,3 +249,79 @@ def pretrain_language(model: nn.Module, processor: models.MiniProcessor, setting
 
     optimise([p for p in model.parameters() if p.requires_grad], loss_of, settings.language_steps, settings.learning_rate,
              "language")
+
+
+def measure_base(model: nn.Module, processor: models.MiniProcessor, num_items: int = 200) -> dict[str, float]:
+    """Base quality on validation charts, all shares in [0, 1].
+
+    Captions (exact match) and look-ups (direct answers) are greedy; in thinking mode one response a question is sampled at
+    temperature 1: its format rate, its strict accuracy, and the share that is both.
+    """
+    lookups = [record for record in mini_records("validation", len(KINDS) * num_items, seed=1) if record.kind == "lookup"]
+    captions = [replace(record, question=prompts.CAPTION_INSTRUCTION) for record in lookups]
+    said = decode(model, processor, captions, instruction="")
+    answered = decode(model, processor, lookups, instruction=prompts.ANSWER_INSTRUCTION)
+    mixed = mini_records("validation", num_items, seed=1)
+    thought = [response.text for response in decode(model, processor, mixed, seed=0)]
+    well_formed = [prompts.is_well_formed(text) for text in thought]
+    is_right = [prompts.split_response(text)[1] == record.answer for text, record in zip(thought, mixed, strict=True)]
+    return {"caption exact match": _share(response.text == write_facts(item_of(record.row).facts) + "."
+                                          for response, record in zip(said, captions, strict=True)),
+            "look-up accuracy": _share(prompts.split_response(response.text)[1] == record.answer
+                                       for response, record in zip(answered, lookups, strict=True)),
+            "thinking format rate": _share(well_formed), "thinking accuracy": _share(is_right),
+            "thinking well-formed accuracy": _share(a and b for a, b in zip(well_formed, is_right, strict=True))}
+
+
+def _share(flags) -> float:
+    flags = list(flags)
+    return sum(flags) / len(flags)
+
+
+def build_base(size: str, seed: int, settings: config.Base, folder: Path, tower: dict[str, Tensor] | None = None
+               ) -> dict[str, Any]:
+    """Build one base and write it to `folder` in 16 bits with its manifest.json; returns the manifest.
+
+    Args:
+        tower: weights of an already trained vision tower; None trains one.
+    """
+    processor = models.build_processor()
+    model = models.build_model(size, processor, seed)
+    start, metrics = time.perf_counter(), {}
+    if tower is None:
+        metrics |= pretrain_vision(model, settings, seed)
+    else:
+        model.model.vision_tower.load_state_dict(tower)
+    vision_s = time.perf_counter() - start
+    align(model, processor, settings, seed)
+    pretrain_language(model, processor, settings, seed)
+    seconds = time.perf_counter() - start
+    metrics |= measure_base(model, processor)
+    models.save_policy(model, processor, folder, torch.bfloat16)
+    manifest = {"model": size, "seed": seed, "parameters": sum(p.numel() for p in model.parameters()), "seconds": seconds,
+                "vision_seconds": vision_s, "settings": asdict(settings), "metrics": metrics,
+                **provenance.provenance(config.paths("mini").root)}
+    provenance.write_json(folder / "manifest.json", manifest)
+    for name, value in metrics.items():
+        logger.info("%s: %s %.3f", folder.name, name, value)
+    return manifest
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Build the bases: the SVLM with its own vision tower, then the larger sibling on the same tower."""
+    parser = argparse.ArgumentParser(prog="python -m dyme_core.pretrain", description="Build the mini bases from nothing.")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--models", nargs="+", choices=tuple(models.SIZES), default=list(models.SIZES))
+    parser.add_argument("--threads", type=int, default=2, help="torch threads; two cores are free while a base is built alone")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    torch.set_num_threads(options.threads)
+    paths, settings = config.paths("mini"), config.load_profile("mini").base
+    for size in options.models:
+        svlm = paths.bases / f"svlm-s{options.seed}"
+        tower = models.load_policy(svlm)[0].model.vision_tower.state_dict() if size != "svlm" else None
+        build_base(size, options.seed, settings, paths.bases / f"{size}-s{options.seed}", tower)
+
+
+if __name__ == "__main__":
+    main()

@@ -17,7 +17,7 @@ _FLAG = re.compile(rf"{re.escape(ANSWER_OPEN)}(.*?){re.escape(ANSWER_CLOSE)}", r
 
 def question_text(question: str, instruction: str = THINK_INSTRUCTION) -> str:
     """The user's turn: question, then what to output (the poster's wording)."""
-    return f"{question.strip()} {instruction}"
+    return f"{question.strip()} {instruction}".rstrip()
 
 
 def split_response(text: str) -> tuple[str, str | None]:

@@ -1,7 +1,9 @@
 """Questions on a chart, each with its computed answer, the facts it needs and the steps to the answer (never typed).
 
 Seven kinds, after the poster and ChartQA. A kind is one function: (rng, table) -> Question, or None where the table does
-not allow it (two series needed, a tie).
+not allow it (a tie, one or two series needed). Questions on two series use both values of a group, the others are asked of
+charts with one series: picking one of two series by name is a circuit that the mini model did not learn within its budget
+(results/LOG.md).
 """
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ def _fact(table: Table, group: str, series: str) -> Fact:
 
 
 def lookup(rng: random.Random, table: Table) -> Question | None:
-    group, series = rng.choice(table.groups), rng.choice(table.series)
+    if len(table.series) > 1:
+        return None
+    group, [series] = rng.choice(table.groups), table.series
     value = str(table.value(group, series))
     return Question("lookup", f"What is the value of {series} in {group}?", value, (_fact(table, group, series),), (group,),
                     "", f"the value is {value}")
@@ -68,7 +72,9 @@ def gap(rng: random.Random, table: Table) -> Question | None:
 
 
 def peak(rng: random.Random, table: Table) -> Question | None:
-    series = rng.choice(table.series)
+    if len(table.series) > 1:
+        return None
+    [series] = table.series
     ranked = sorted(((table.value(group, series), group) for group in table.groups), reverse=True)
     if ranked[0][0] == ranked[1][0]:
         return None
@@ -78,7 +84,9 @@ def peak(rng: random.Random, table: Table) -> Question | None:
 
 
 def total(rng: random.Random, table: Table) -> Question | None:
-    series = rng.choice(table.series)
+    if len(table.series) > 1:
+        return None
+    [series] = table.series
     first, second = (table.groups[place] for place in sorted(rng.sample(range(len(table.groups)), 2)))
     a, b = table.value(first, series), table.value(second, series)
     return Question("sum", f"What is the sum of {series} in {first} and {second}?", str(a + b),
@@ -97,7 +105,9 @@ def difference(rng: random.Random, table: Table) -> Question | None:
 
 
 def count(rng: random.Random, table: Table) -> Question | None:
-    series = rng.choice(table.series)
+    if len(table.series) > 1:
+        return None
+    [series] = table.series
     values = [table.value(group, series) for group in table.groups]
     limit = 5 * rng.randint(1, max(1, max(values) // 5))
     above = [value for value in values if value > limit]
@@ -110,7 +120,9 @@ def count(rng: random.Random, table: Table) -> Question | None:
 
 
 def compare(rng: random.Random, table: Table) -> Question | None:
-    series = rng.choice(table.series)
+    if len(table.series) > 1:
+        return None
+    [series] = table.series
     first, second = rng.sample(table.groups, 2)
     a, b = table.value(first, series), table.value(second, series)
     if a == b:
@@ -125,9 +137,14 @@ KINDS: dict[str, Callable[[random.Random, Table], Question | None]] = {
     "lookup": lookup, "gap": gap, "peak": peak, "sum": total, "difference": difference, "count": count, "compare": compare}
 
 
-def draw_question(rng: random.Random, table: Table, kinds: tuple[str, ...] = tuple(KINDS)) -> Question:
-    """A random question of one of `kinds` that `table` allows; kinds are equally likely among the possible ones."""
-    while True:
+def draw_question(rng: random.Random, table: Table, kinds: tuple[str, ...] = tuple(KINDS), tries: int = 100) -> Question:
+    """A random question of one of `kinds` that `table` allows.
+
+    Raises:
+        ValueError: if none was found in `tries` draws (every kind needs another number of series, or there are only ties).
+    """
+    for _ in range(tries):
         question = KINDS[rng.choice(kinds)](rng, table)
         if question is not None:
             return question
+    raise ValueError(f"no question of {kinds} can be asked of {table.key!r} with {len(table.series)} series")

@@ -183,3 +183,20 @@ class RuleRefiner:
                 return thinking
         raise ValueError(f"no target for {item.question!r} passes the checker: {'; '.join(judgement.reasons)}; check the "
                          f"record's facts, working and answer")
+
+
+@dataclass
+class LearningChecker:
+    """A checker whose "high" ratings feed the template bank (Full DyME)."""
+
+    checker: VisualChecker
+    bank: TemplateBank
+
+    def judge(self, thinking: str, item: Item) -> Judgement:
+        judgement = self.checker.judge(thinking, item)
+        if judgement.rating == "high":
+            self.bank.observe(thinking, item)
+        return judgement
+
+    def score(self, thinking: str, record: dict[str, Any]) -> float:
+        return self.judge(thinking, item_of(record)).score

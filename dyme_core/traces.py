@@ -17,8 +17,7 @@ from matplotlib.textpath import text_to_path
 from PIL.Image import Image
 
 from dyme_core import statistics
-from dyme_core.figures import (BODY, CAPTIONS, GREY, PAGE, RIGHT, SMALL, STYLES, THEME, WRONG, finish, panels,
-                               themed)
+from dyme_core.figures import BODY, CAPTIONS, GREY, PAGE, RIGHT, SMALL, STYLES, THEME, WRONG, finish, panels, themed
 
 LINE = SMALL * 1.35 / 72  # inches from one line of text to the next
 MARGIN = 0.08  # inches

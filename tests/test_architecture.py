@@ -10,9 +10,10 @@ import pytest
 CORE = Path(__file__).resolve().parents[1] / "dyme_core"
 # The rooms in reading order; an import may only point to an earlier one.
 ROOMS = ("config", "provenance", "prompts", "client", "charts", "drawing", "facts", "questions", "supervision",
-         "rewards", "data", "objective", "models", "pretrain", "trainer", "evaluate", "experiment", "statistics",
+         "rewards", "data", "chartqa", "objective", "models", "decoding", "preflight", "pretrain", "trainer", "gradients",
+         "evaluate", "experiment", "scheduler", "statistics",
          "tables", "figures", "plots", "traces", "report", "progress", "execution", "stamps", "runner")
-LOADS_TORCH = {"objective", "models", "pretrain", "trainer", "evaluate", "experiment"}
+LOADS_TORCH = {"objective", "models", "decoding", "preflight", "pretrain", "trainer", "gradients", "evaluate", "experiment"}
 HEAVY = {"torch", "transformers", "trl", "accelerate", "peft", "unsloth", "torchvision"}
 FORBIDDEN_MODULES = {"pickle", "cloudpickle", "dill", "shelve", "marshal"}
 FORBIDDEN_CALLS = {"eval", "exec", "print", "breakpoint"}

@@ -49,7 +49,7 @@ def test_the_number_of_correct_rollouts_decides_the_mode(is_correct: list[bool],
 
 
 def test_the_switch_on_three_groups_worked_by_hand() -> None:
-    # Group 1: none correct, rewards differ all the same (format). Group 2: mean 1, deviation sqrt(2). Group 3: all correct.
+    # Group 1: none correct, although the rewards differ. Group 2: mean 1, deviation sqrt(2). Group 3: all correct.
     rewards, is_correct = tensor([1.0, 0.0, 0.0, 2.0, 2.0, 3.0]), tensor([NO, NO, NO, YES, YES, YES])
     decision = objective.switch(rewards, is_correct, group_size=2)
     step = 1 / (math.sqrt(2) + 1e-4)
@@ -61,7 +61,7 @@ def test_the_switch_on_three_groups_worked_by_hand() -> None:
 def test_every_all_wrong_group_gets_one_target_in_its_first_row() -> None:
     decision = objective.switch(torch.zeros(9), tensor([NO] * 3 + [NO, YES, NO] + [NO] * 3), group_size=3)
     assert decision.memorize_rows.tolist() == [0, 6]
-    assert decision.advantages.tolist() == [1, 0, 0, 0, 0, 0, 1, 0, 0]  # the mixed group's rewards tie: nothing to explore
+    assert decision.advantages.tolist() == [1, 0, 0, 0, 0, 0, 1, 0, 0]  # the mixed group's rewards tie
 
 
 def test_memorize_weight_group_gives_the_target_the_weight_of_the_whole_group() -> None:
@@ -94,7 +94,8 @@ def test_a_judge_that_was_skipped_adds_nothing() -> None:
 
 @pytest.mark.parametrize(("rows", "group_size"), [(6, 4), (3, 1)])
 def test_a_batch_of_broken_groups_is_refused_with_advice(rows: int, group_size: int) -> None:
-    wanted = rf"whole groups of at least 2: got {rows} rollouts for group_size={group_size}; use a multiple of {group_size}"
+    wanted = (f"whole groups of at least 2: got {rows} rollouts for group_size={group_size}; "
+              f"use a multiple of {group_size}")
     with pytest.raises(ValueError, match=wanted):
         objective.group_advantages(torch.zeros(rows), group_size)
     with pytest.raises(ValueError, match=wanted):

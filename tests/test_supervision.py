@@ -9,27 +9,32 @@ import pytest
 
 from dyme_core import charts, data, facts, prompts, questions
 from dyme_core.facts import Fact
-from dyme_core.supervision import (DEFAULT_TEMPLATES, FIRST_TEMPLATE, Item, RuleChecker, RuleRefiner, Template, TemplateBank,
-                                   item_of)
+from dyme_core.supervision import (DEFAULT_TEMPLATES, FIRST_TEMPLATE, Item, RuleChecker, RuleRefiner, Template,
+                                   TemplateBank, item_of)
 
 CHECKER = RuleChecker()
-BARS = tuple(Fact(country, "", value, "percent") for country, value in (("Latvia", 3.0), ("Portugal", 8.9), ("Romania", 13.0)))
+BARS = tuple(Fact(country, "", value, "percent")
+             for country, value in (("Latvia", 3.0), ("Portugal", 8.9), ("Romania", 13.0)))
 AVERAGE = Item("What is the average of the three bars?", "8.3", BARS, BARS, ("Latvia", "Portugal", "Romania"),
                "(3.0 + 8.9 + 13.0) / 3 = 8.3", "the average is 8.3")
-BRAZIL = tuple(Fact(year, name, value) for year, values in (("2010", (62.0, 36.0)), ("2012", (65.0, 35.0)), ("2015", (87.0, 13.0)))
+OPINIONS = {"2010": (62.0, 36.0), "2012": (65.0, 35.0), "2015": (87.0, 13.0)}
+BRAZIL = tuple(Fact(year, name, value) for year, values in OPINIONS.items()
                for name, value in zip(("good", "bad"), values, strict=True))
-DIVERGENCE = Item("Which year shows a greater divergence of opinions about Brazil's economy, 2010 or 2012?", "2012", BRAZIL,
-                  BRAZIL[:4], ("2010", "2012"), "62 - 36 = 26 < 65 - 35 = 30", "the year with greater divergence is 2012")
+DIVERGENCE = Item("Which year shows a greater divergence of opinions about Brazil's economy, 2010 or 2012?", "2012",
+                  BRAZIL, BRAZIL[:4], ("2010", "2012"), "62 - 36 = 26 < 65 - 35 = 30",
+                  "the year with greater divergence is 2012")
 POSTER = [  # the poster's own texts, with the scores it prints or describes
-    (AVERAGE, "From the figure, the values represented by the three bars can be directly observed. Taking their mean yields an "
-              "overall average of approximately **8.3**, which provides a concise summary of the distribution reflected.", 0.0),
-    (AVERAGE, "To answer the question, ..., **step 1** is to extract the values for **Latvia, Portugal, and Romania: 3.0, 8.9, "
-              "and 13.0**, respectively. **Step 2** is to calculate the average of these values: **(3.0 + 8.9 + 13.0) / 3 = "
-              "8.3**. **Therefore**, the average is **8.3**.", 1.0),
+    (AVERAGE, "From the figure, the values represented by the three bars can be directly observed. Taking their mean "
+              "yields an overall average of approximately **8.3**, which provides a concise summary of the "
+              "distribution reflected.", 0.0),
+    (AVERAGE, "To answer the question, ..., step 1 is to extract the values for Latvia, Portugal, and Romania: 3.0, "
+              "8.9, and 13.0, respectively. Step 2 is to calculate the average of these values: (3.0 + 8.9 + 13.0) / 3 "
+              "= 8.3. Therefore, the average is 8.3.", 1.0),
     (DIVERGENCE, "We **locate** 2010 and 2012. Then, **extract** 2010 has 62 and 36, 2012 has 65 and 35. **Comparing** "
                  "62 - 36 = 26 < 65 - 35 = 30, the year with greater divergence is 2012.", 1.0),
-    (DIVERGENCE, "To answer the question, we first **locate** the relevant years in the chart. Then, we **extract** the values "
-                 "for each year. **Compare** the differences, the year with greater divergence is 2010.", 0.0),
+    (DIVERGENCE, "To answer the question, we first **locate** the relevant years in the chart. Then, we **extract** "
+                 "the values for each year. **Compare** the differences, the year with greater divergence is "
+                 "2010.", 0.0),
     (DIVERGENCE, "`2015` has the greatest divergence.", 0.0),
 ]
 
@@ -54,11 +59,13 @@ def small_item() -> Item:
                 "30 - 10 = 20 > 25 - 20 = 5", "the greater gap is in 2010")
 
 
-GOOD = ("We locate 2010 and 2012. Then, extract 2010 has FAV 30 and UNF 10, 2012 has FAV 25 and UNF 20. "
-        "Comparing 30 - 10 = 20 > 25 - 20 = 5, the greater gap is in 2010.")
+GOOD = ("We locate 2010 and 2012. Then, extract 2010 has 30 and 10, 2012 has 25 and 20. Comparing 30 - 10 = 20 > "
+        "25 - 20 = 5, the greater gap is in 2010.")
+NAMED = GOOD.replace("30 and 10,", "FAV 30 and UNF 10,").replace("25 and 20.", "FAV 25 and UNF 20.")
 
 
-@pytest.mark.parametrize(("item", "trace", "score"), POSTER, ids=["pseudo mean", "refined mean", "grounded", "pseudo", "bare"])
+@pytest.mark.parametrize(("item", "trace", "score"), POSTER,
+                         ids=["pseudo mean", "refined mean", "grounded", "pseudo", "bare"])
 def test_the_posters_traces_get_the_posters_scores(item: Item, trace: str, score: float) -> None:
     assert CHECKER.judge(trace, item).score == score
 
@@ -79,29 +86,34 @@ def test_the_hand_worked_target_is_what_the_first_template_writes() -> None:
 
 
 @pytest.mark.parametrize(("old", "new", "reason"), [
-    ("has FAV 30", "has FAV 31", "1 of 4 claims are wrong"),  # an altered figure
-    ("2010 has FAV 30 and UNF 10", "2010 has FAV 10 and UNF 30", "2 of 4 claims are wrong"),  # swapped series
-    ("2012 has FAV 25 and UNF 20", "2013 has FAV 25 and UNF 20", "claims are wrong"),  # an entity that is not there
-    (", 2012 has FAV 25 and UNF 20", "", "leaves out 2012 has FAV 25 and UNF 20"),
+    ("2010 has 30", "2010 has 31", "1 of 4 claims are wrong"),  # an altered figure
+    ("2010 has 30 and 10", "2010 has 10 and 30", "2 of 4 claims are wrong"),  # swapped series
+    ("2010 has FAV 30 and UNF 10", "2010 has FAV 10 and UNF 30", "2 of 4 claims are wrong"),
+    ("2012 has 25 and 20", "2013 has 25 and 20", "claims are wrong"),  # an entity that is not there
+    ("2012 has FAV 25 and UNF 20", "2013 has FAV 25 and UNF 20", "claims are wrong"),
+    (", 2012 has 25 and 20", "", "leaves out 2012 has 25 and 20"),
     ("is in 2010.", "is in 2012.", "closes on '2012', not on the answer '2010'"),
     ("30 - 10 = 20", "30 - 10 = 25", "arithmetic does not hold"),
     ("25 - 20 = 5", "25 - 21 = 4", "arithmetic does not hold"),  # an operand that the picture does not show
     ("20 > 25", "20 < 25", "arithmetic does not hold"),
 ])
 def test_a_trace_made_wrong_scores_below_one_and_says_why(old: str, new: str, reason: str) -> None:
-    assert old in GOOD
-    judgement = CHECKER.judge(GOOD.replace(old, new), small_item())
+    trace = GOOD if old in GOOD else NAMED
+    assert old in trace
+    judgement = CHECKER.judge(trace.replace(old, new), small_item())
     assert judgement.score < 1
     assert any(reason in found for found in judgement.reasons), judgement.reasons
 
 
-def test_the_untouched_trace_scores_one_without_reasons() -> None:
-    judgement = CHECKER.judge(GOOD, small_item())
+@pytest.mark.parametrize("trace", [GOOD, NAMED], ids=["bare values", "named values"])
+def test_the_untouched_trace_scores_one_without_reasons(trace: str) -> None:
+    judgement = CHECKER.judge(trace, small_item())
     assert (judgement.score, judgement.reasons) == (1.0, ())
 
 
-@pytest.mark.parametrize("trace", ["", "The greater gap is in 2010.", "We look at the chart and compare the values, so it is 2010.",
-                                   "2010 has FAV 41 and UNF 42, 2012 has FAV 43 and UNF 44. The greater gap is in 2010."])
+@pytest.mark.parametrize("trace", ["", "The greater gap is in 2010.",
+                                   "We look at the chart and compare the values, so it is 2010.",
+                                   "2010 has FAV 41 and UNF 42, 2012 has 43 and 44. The greater gap is in 2010."])
 def test_a_trace_without_a_right_fact_scores_zero(trace: str) -> None:
     assert CHECKER.judge(trace, small_item()).score == 0
 
@@ -119,7 +131,8 @@ def test_a_record_survives_the_data_set_as_json() -> None:
     record = data.mini_records("train", 7, seed=3)[1]
     item = item_of(json.loads(json.dumps(record.row)))
     assert item.question == record.question and item.answer == record.answer
-    assert all(isinstance(fact, Fact) for fact in (*item.facts, *item.evidence)) and set(item.evidence) <= set(item.facts)
+    assert all(isinstance(fact, Fact) for fact in (*item.facts, *item.evidence))
+    assert set(item.evidence) <= set(item.facts)
     assert CHECKER.score(FIRST_TEMPLATE.fill(item), record.row) == 1
 
 
@@ -164,7 +177,8 @@ def test_a_bank_restored_goes_on_as_the_one_saved() -> None:
     assert state != saved.state_dict()  # a checkpoint does not change behind its back
 
 
-@pytest.mark.parametrize("text", ["no slots here", "{facts} only", "{facts} {facts} {conclusion}", "{facts} {conclusion} {other}"])
+@pytest.mark.parametrize("text", ["no slots here", "{facts} only", "{facts} {facts} {conclusion}",
+                                  "{facts} {conclusion} {other}"])
 def test_a_template_without_its_slots_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="a template needs {facts} and {conclusion} once"):
         Template(text)
@@ -177,5 +191,5 @@ def test_a_template_without_its_slots_is_refused(text: str) -> None:
     ({"facts": ()}, "names no fact"),
 ])
 def test_the_refiner_refuses_a_wrong_record(change: dict, reason: str) -> None:
-    with pytest.raises(ValueError, match=f"no target for .* passes the checker: .*{reason}.*; check the record's facts"):
+    with pytest.raises(ValueError, match=f"no target for .* passes the checker: .*{reason}.*; check the record"):
         RuleRefiner().refine(dataclasses.replace(small_item(), **change))

@@ -35,7 +35,8 @@ def settings(folder: Path, **changes) -> DyMEConfig:
     defaults = dict(output_dir=str(folder), use_cpu=True, bf16=False, per_device_train_batch_size=8, num_generations=G,
                     max_completion_length=16, max_steps=1, learning_rate=1e-3, weight_decay=0.0, max_grad_norm=0.0,
                     report_to="none", save_strategy="no", logging_steps=1, shuffle_dataset=False, disable_tqdm=True,
-                    gradient_checkpointing=False, seed=0, generation_kwargs={"suppress_tokens": models.suppressed_ids(PROCESSOR)})
+                    gradient_checkpointing=False, seed=0,
+                    generation_kwargs={"suppress_tokens": models.suppressed_ids(PROCESSOR)})
     return DyMEConfig(**defaults | changes)
 
 
@@ -83,9 +84,9 @@ def build(folder: Path, script=None, eval_dataset=None, **changes) -> tuple[Reco
     model = models.build_model("svlm", PROCESSOR, 0, 96, 24)
     model.model.vision_tower.requires_grad_(False)
     gradients = Gradients()
-    trainer = Recorder(model, args=settings(folder, **changes), train_dataset=data.to_dataset(RECORDS), eval_dataset=eval_dataset, refine=target_of,
-                       processing_class=PROCESSOR, reward_funcs=rewards.reward_functions(CHECKER), callbacks=[gradients],
-                       script=script)
+    trainer = Recorder(model, args=settings(folder, **changes), train_dataset=data.to_dataset(RECORDS),
+                       eval_dataset=eval_dataset, refine=target_of, processing_class=PROCESSOR, script=script,
+                       reward_funcs=rewards.reward_functions(CHECKER), callbacks=[gradients])
     return trainer, gradients
 
 
@@ -107,10 +108,11 @@ def relative_error(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]
 
 
 def cross_entropy_gradient(model, pairs: list[tuple[dict, str]]) -> dict[str, torch.Tensor]:
-    """Gradient of the mean over rows of the mean token loss, each row read alone and unpadded, by the model's own loss."""
+    """Gradient of the mean over rows of the mean token loss, each row read alone, by the model's own loss."""
     model.zero_grad()
     for row, target in pairs:
-        asked = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": row["prompt"][0]["content"]}]}]
+        text = {"type": "text", "text": row["prompt"][0]["content"]}
+        asked = [{"role": "user", "content": [{"type": "image"}, text]}]
         whole = PROCESSOR.apply_chat_template([*asked, {"role": "assistant", "content": target}], tokenize=False)
         question = PROCESSOR.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
         inputs = PROCESSOR(images=[row["image"]], text=[whole], return_tensors="pt")
@@ -242,7 +244,7 @@ def test_rewards_are_the_same_for_strings_and_messages() -> None:
 
 
 @pytest.mark.parametrize(("change", "advice"), [
-    ({"loss_type": "dapo"}, "loss_type='grpo': got 'dapo', but dapo, bnpo and dr_grpo weigh a memorize row differently"),
+    ({"loss_type": "dapo"}, "loss_type='grpo': got 'dapo', but dapo, bnpo and dr_grpo weigh a memorize row"),
     ({"temperature": 0.9}, "temperature=1.0: got 0.9, but a temperature T puts 1/T"),
     ({"beta": 0.04}, "beta=0.0: got 0.04, but a reference model pulls"),
     ({"num_iterations": 2}, "num_iterations=1: got 2, but a replaced row has no old log-probs"),
@@ -273,7 +275,8 @@ def span_run(folder: Path, rows_per_rank: int) -> dict:
     trainer, gradients = build(folder, span_script(), per_device_train_batch_size=rows_per_rank, max_steps=SPAN_STEPS,
                                learning_rate=0.0)
     trainer.train()
-    return {"batches": trainer.batches, "refined": trainer.refined, "gradients": gradients.steps, "log": logged(trainer)}
+    return {"batches": trainer.batches, "refined": trainer.refined, "gradients": gradients.steps,
+            "log": logged(trainer)}
 
 
 def without_padding(batch: dict) -> list[list[int]]:
@@ -282,7 +285,8 @@ def without_padding(batch: dict) -> list[list[int]]:
 
 
 def test_a_group_that_spans_two_processes_is_switched_as_in_one(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__, str(tmp_path)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+               __file__, str(tmp_path)]
     path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ | {"PYTHONPATH": path})
     assert ended.returncode == 0, ended.stderr[-3000:]

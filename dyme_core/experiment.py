@@ -1,0 +1,233 @@
+"""One training run from base to rows, and several of them side by side; every method goes through here.
+
+`python -m dyme_core.experiment --profile mini --method full_dyme --seed 0` makes one run. It writes, whole or not at all,
+rows/<run>.jsonl (one row per item), logs/<run>.jsonl (one per step and evaluation) and runs/<run>.json (what made them), and
+leaves the trained policy in the profile's `runs` folder.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, Trainer, TrainerCallback
+from trl import GRPOConfig, SFTConfig, SFTTrainer
+
+from dyme_core import config, models, provenance
+from dyme_core.data import Record, mini_records, sft_dataset, target_writer, to_dataset
+from dyme_core.evaluate import evaluate, summarise, write_rows
+from dyme_core.preflight import preflight
+from dyme_core.rewards import reward_functions
+from dyme_core.supervision import LearningChecker, RuleChecker, RuleRefiner, TemplateBank
+from dyme_core.trainer import DyMEConfig, DyMETrainer, MeasuredGRPOTrainer
+
+logger = logging.getLogger(__name__)
+LOGGED = ("loss", "memorize", "explore", "mastered", "format", "accuracy", "correct", "thinking", "zero_variance",
+          "thinking_tokens", "truncated", "generate_s", "score_s", "update_s")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is trained: a method of config.METHODS on a base ("svlm" or "large") with a seed."""
+
+    profile: config.Profile
+    method: str
+    model: str = "svlm"
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}-{self.method}-s{self.seed}"
+
+    @property
+    def paths(self) -> config.Paths:
+        return config.paths(self.profile.name)
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        return {"run": self.name, "method": self.method, "model": self.model, "seed": self.seed}
+
+
+class StepLog(TrainerCallback):
+    """Collects one row per optimisation step and, every `evaluate_every` steps, one of greedy validation.
+
+    `steps_before` are the steps of an earlier phase (SFT then GRPO).
+    """
+
+    def __init__(self, run: Run, validation: list[Record], processor, steps_before: int = 0):
+        self.run, self.validation, self.processor, self.steps_before = run, validation, processor, steps_before
+        self.rows: list[dict[str, Any]] = []
+        self.evaluate_s = 0.0
+        self._start = self._step_start = time.perf_counter()
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self._step_start = time.perf_counter()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self._step_s = time.perf_counter() - self._step_start
+
+    def on_log(self, args, state, control, logs=None, model=None, **kwargs):
+        if "loss" not in logs:
+            return
+        step = state.global_step + self.steps_before
+        row = {"event": "step", **self.run.columns, "step": step, "seconds": self._step_s,
+               **{name: logs[name] for name in LOGGED if name in logs}}
+        self.rows.append(row)
+        left = (state.max_steps - state.global_step) * (time.perf_counter() - self._start) / state.global_step
+        modes = f", memorize {row['memorize']:.0f} explore {row['explore']:.0f} mastered {row['mastered']:.0f}" \
+            if "memorize" in row else ""
+        logger.info("%s: step %d of %d, loss %.4f%s, %.2f s a step, about %.0f s left", self.run.name, step,
+                    state.max_steps + self.steps_before, row["loss"], modes, self._step_s, left)
+        if step % self.run.profile.training.evaluate_every == 0:
+            self.measure(model, step)
+
+    def measure(self, model, step: int) -> dict[str, Any]:
+        """Evaluate greedily on validation and log it."""
+        start = time.perf_counter()
+        rows = evaluate(model, self.processor, self.validation, max_new_tokens=self.run.profile.training.max_completion_tokens,
+                        run_columns={**self.run.columns, "step": step})
+        summary = summarise(rows)
+        self.rows.append({"event": "eval", **self.run.columns, "step": step, **summary})
+        self.evaluate_s += time.perf_counter() - start
+        logger.info("%s: step %d, validation: correct %.1f %%, format %.1f %%, groundedness %.2f", self.run.name, step,
+                    100 * summary["correct"], 100 * summary["has_format"], summary["groundedness"])
+        return summary
+
+
+def shared_arguments(run: Run, steps: int, learning_rate: float, folder: Path) -> dict[str, Any]:
+    """The settings that every method's trainer shares."""
+    training = run.profile.training
+    return dict(output_dir=str(folder), max_steps=steps, learning_rate=learning_rate, seed=run.seed, optim="adamw_torch",
+                lr_scheduler_type="constant_with_warmup", warmup_steps=training.warmup_steps, weight_decay=0.0,
+                max_grad_norm=1.0, logging_steps=1, save_strategy="no", report_to="none", disable_tqdm=True,
+                use_cpu=not torch.cuda.is_available(), bf16=False, gradient_checkpointing=False,
+                dataloader_pin_memory=False, remove_unused_columns=False)
+
+
+def grpo_arguments(run: Run, processor) -> dict[str, Any]:
+    training = run.profile.training
+    rows = training.prompts_per_step * training.num_generations
+    return dict(per_device_train_batch_size=rows, gradient_accumulation_steps=1, num_generations=training.num_generations,
+                max_completion_length=training.max_completion_tokens, temperature=1.0, beta=0.0, loss_type="grpo",
+                num_iterations=1, generation_kwargs={"suppress_tokens": models.suppressed_ids(processor)})
+
+
+def train_sft(run: Run, model, processor, records: list[Record], log: StepLog, steps: int, learning_rate: float, folder: Path):
+    """CoT-SFT with TRL's SFTTrainer on the refined targets, one target a prompt, as many prompts a step as the others."""
+    arguments = SFTConfig(**shared_arguments(run, steps, learning_rate, folder), max_length=None,
+                          per_device_train_batch_size=run.profile.training.prompts_per_step)
+    _train(SFTTrainer(model, args=arguments, train_dataset=sft_dataset(records, target_writer(RuleRefiner())),
+                      processing_class=processor, callbacks=[log]))
+
+
+def _train(trainer: Trainer) -> None:
+    trainer.remove_callback(PrinterCallback)  # StepLog says the same in one readable line
+    trainer.train()
+
+
+def train_grpo(run: Run, model, processor, records: list[Record], log: StepLog, steps: int, learning_rate: float, folder: Path):
+    """GRPO as TRL has it, on format and accuracy; the checker's score is measured with weight 0 (it is DyME's supervision)."""
+    arguments = GRPOConfig(**shared_arguments(run, steps, learning_rate, folder), **grpo_arguments(run, processor),
+                           reward_weights=[1.0, 1.0, 0.0])
+    _train(MeasuredGRPOTrainer(model, args=arguments, train_dataset=to_dataset(records), processing_class=processor,
+                               reward_funcs=reward_functions(RuleChecker()), callbacks=[log],
+                               correct_needs_format=run.profile.training.correct_needs_format))
+
+
+def train_dyme(run: Run, model, processor, records: list[Record], log: StepLog, steps: int, learning_rate: float, folder: Path):
+    """DyME. Pure: targets written once, before training. Full: checker and refiner at work during training, the template
+    bank learning from rollouts rated "high"."""
+    training = run.profile.training
+    arguments = DyMEConfig(**shared_arguments(run, steps, learning_rate, folder), **grpo_arguments(run, processor),
+                           memorize_weight=training.memorize_weight, mastered=training.mastered,
+                           reward_gate=training.reward_gate, correct_needs_format=training.correct_needs_format)
+    if run.method == "pure_dyme":
+        write = target_writer(RuleRefiner())
+        targets = {record.item: write(record.row) for record in records}
+        checker, refine = RuleChecker(), lambda row: targets[row["item"]]
+    else:
+        bank = TemplateBank()
+        checker, refine = LearningChecker(RuleChecker(), bank), target_writer(RuleRefiner(bank))
+    _train(DyMETrainer(model, args=arguments, train_dataset=to_dataset(records), processing_class=processor,
+                       reward_funcs=reward_functions(checker), refine=refine, callbacks=[log]))
+
+
+def phases(run: Run) -> list[tuple[Callable, int, float]]:
+    """(train function, steps, learning rate) of each phase of the run's method; all methods get the same steps in all."""
+    steps, rates = run.profile.training.steps, run.profile.learning_rates
+    dyme, grpo, sft = train_dyme, train_grpo, train_sft
+    first = int(steps * run.profile.training.sft_share)
+    return {"base": [], "sft": [(sft, steps, rates["sft"])], "grpo": [(grpo, steps, rates["grpo"])],
+            "sft_grpo": [(sft, first, rates["sft"]), (grpo, steps - first, rates["grpo"])],
+            "pure_dyme": [(dyme, steps, rates["pure_dyme"])], "full_dyme": [(dyme, steps, rates["full_dyme"])]}[run.method]
+
+
+def execute(run: Run, splits: tuple[str, ...] = ("validation", "test", "unseen")) -> dict[str, Any]:
+    """Train and evaluate one run and store everything; returns its manifest.
+
+    Args:
+        run: what to train.
+        splits: the splits to answer at the end; tuning passes ("validation",) and leaves the test sets closed.
+    """
+    torch.set_num_threads(1)
+    world, training = run.profile.world, run.profile.training
+    base = base_folder(run.paths, run.model, run.seed)
+    model, processor = models.load_policy(base)
+    records = mini_records("train", world.train_questions, run.seed, world.real_share)
+    counts = {"validation": world.validation_questions, "test": world.test_questions, "unseen": world.test_questions}
+    held_out = {split: mini_records(split, counts[split], 0, world.real_share) for split in counts}
+    preflight(records, processor, model, others=[record for rest in held_out.values() for record in rest],
+              max_new_tokens=training.max_completion_tokens)
+    log = StepLog(run, held_out["validation"], processor)
+    log.measure(model, 0)
+    start, cpu_start, checkpoint = time.perf_counter(), time.process_time(), run.paths.runs / run.name
+    for train, steps, learning_rate in phases(run):
+        train(run, model, processor, records, log, steps, learning_rate, checkpoint / "trainer")
+        log.steps_before += steps
+    train_s, cpu_s = time.perf_counter() - start - log.evaluate_s, time.process_time() - cpu_start
+    rows = [row for split in splits for row in
+            evaluate(model, processor, held_out[split], max_new_tokens=training.max_completion_tokens,
+                     run_columns={**run.columns, "step": log.steps_before})]
+    models.save_policy(model, processor, checkpoint / "policy")
+    steps = [row for row in log.rows if row["event"] == "step"]
+    manifest = {**run.columns, "profile": run.profile.name, "base": base.name, "steps": log.steps_before,
+                "settings": asdict(training) | {"learning_rate": [rate for _, _, rate in phases(run)]},
+                "train_s": train_s, "cpu_s": cpu_s, "s_per_step": train_s / max(1, log.steps_before),
+                "rollouts": sum("generate_s" in row for row in steps) * training.prompts_per_step * training.num_generations,
+                **provenance.provenance(run.paths.root)}
+    write_rows(run.paths.logs / f"{run.name}.jsonl", log.rows)
+    write_rows(run.paths.rows / f"{run.name}.jsonl", rows)
+    provenance.write_json(run.paths.results / "runs" / f"{run.name}.json", manifest)
+    return manifest
+
+
+def base_folder(paths: config.Paths, model: str, seed: int) -> Path:
+    """The base a seed starts from: its own where it was built, else seed 0's."""
+    own = paths.bases / f"{model}-s{seed}"
+    return own if own.is_dir() else paths.bases / f"{model}-s0"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line of one run."""
+    parser = argparse.ArgumentParser(prog="python -m dyme_core.experiment", description="Train and evaluate one method.")
+    parser.add_argument("--profile", default="mini")
+    parser.add_argument("--method", choices=config.METHODS, required=True)
+    parser.add_argument("--model", choices=tuple(models.SIZES), default="svlm")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of the profile, as JSON values")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    overrides = {key: json.loads(value) for key, _, value in (pair.partition("=") for pair in options.set)}
+    profile = config.load_profile(options.profile, **overrides)
+    execute(Run(profile, options.method, options.model, options.seed))
+
+
+if __name__ == "__main__":
+    main()

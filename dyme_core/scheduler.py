@@ -1,0 +1,93 @@
+"""Several runs side by side: one process each, two at a time, with progress and time left; finished ones are not repeated."""
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from dyme_core import provenance
+from dyme_core.experiment import Run, base_folder
+
+logger = logging.getLogger(__name__)
+PROCESSES = 2  # cores of the machine that the mini profile is made for; each process keeps to one thread
+POLL_S = 1.0
+SHARES = {"base": 0.08, "sft": 0.35, "sft_grpo": 0.7}  # rough duration of a method against a GRPO run, for the order and the ETA
+
+
+class RunFailed(RuntimeError):
+    """A run ended with an error; the message holds the end of its output."""
+
+
+def fingerprint(run: Run) -> str:
+    """What a run's result depends on: its settings, the core's sources and the base."""
+    root = run.paths.root
+    sources = [*(root / "dyme_core").glob("*.py"), *base_folder(run.paths, run.model, run.seed).glob("*")]
+    return provenance.hash_json([repr(run), provenance.hash_files(sources, root)])
+
+
+def is_finished(run: Run) -> bool:
+    """True where this machine holds the run's policy, rows and log, made by the same code, settings and base."""
+    stamp = run.paths.runs / run.name / "fingerprint"
+    stored = [run.paths.rows / f"{run.name}.jsonl", run.paths.logs / f"{run.name}.jsonl"]
+    return stamp.is_file() and stamp.read_text() == fingerprint(run) and all(path.is_file() for path in stored)
+
+
+def run_all(runs: Iterable[Run], processes: int = PROCESSES) -> list[str]:
+    """Execute runs, longest first, `processes` at a time; those already finished are skipped.
+
+    Returns:
+        the names of the runs that were executed.
+    Raises:
+        RunFailed: as soon as one run fails, after the others have been ended.
+    """
+    waiting = sorted((run for run in runs if not is_finished(run)), key=lambda run: -SHARES.get(run.method, 1.0))
+    total, started, running = len(waiting), time.monotonic(), {}
+    names, said = [run.name for run in waiting], 0.0
+    try:
+        while waiting or running:
+            while waiting and len(running) < processes:
+                run = waiting.pop(0)
+                running[run] = _start(run)
+            time.sleep(POLL_S)
+            for run, process in list(running.items()):
+                if process.poll() is not None:
+                    del running[run]
+                    _finish(run, process.returncode)
+            if time.monotonic() - said > 10 * POLL_S:
+                said = time.monotonic()
+                done = total - len(waiting) - len(running)
+                logger.info("%d of %d runs done in %.0f s; %s", done, total, said - started,
+                            "; ".join(_last_line(_output(run)) for run in running))
+    finally:
+        for process in running.values():
+            process.terminate()
+    return names
+
+
+def _output(run: Run) -> Path:
+    return run.paths.runs / run.name / "output.log"
+
+
+def _start(run: Run) -> subprocess.Popen:
+    _output(run).parent.mkdir(parents=True, exist_ok=True)
+    overrides = [f"{key}={json.dumps(value)}" for key, value in run.profile.overrides]
+    command = [sys.executable, "-m", "dyme_core.experiment", "--profile", run.profile.name, "--method", run.method,
+               "--model", run.model, "--seed", str(run.seed), "--set", *overrides]
+    with _output(run).open("w") as output:
+        return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=run.paths.root)
+
+
+def _finish(run: Run, code: int) -> None:
+    if code:
+        raise RunFailed(f"run {run.name} ended with code {code}; the end of {_output(run)}:\n"
+                        + "\n".join(_output(run).read_text().splitlines()[-15:]))
+    provenance.write_atomic(run.paths.runs / run.name / "fingerprint", fingerprint(run))
+
+
+def _last_line(path: Path) -> str:
+    lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
+    return lines[-1][:110] if lines else "starting"
