@@ -144,7 +144,8 @@ REAL_SOURCES = (_draw_gapminder, _draw_gapminder, _draw_barley, _draw_electricit
 
 def _draw_generated(rng: random.Random, groups: int, low: int, high: int) -> Table:
     years = [str(year) for year in range(2008, 2020)]
-    axis = rng.choice((_pick(rng, years, groups), tuple(rng.sample(sorted(COUNTRIES), groups)), _pick(rng, list(MONTHS), groups)))
+    axis = rng.choice((_pick(rng, years, groups), tuple(rng.sample(sorted(COUNTRIES), groups)),
+                       _pick(rng, list(MONTHS), groups)))
     series = rng.choice(OPINIONS)
     values = tuple(tuple(rng.randint(low, high) for _ in axis) for _ in series)
     return Table(f"generated {series} {axis} {values}", "generated", axis, series, values, "percent")

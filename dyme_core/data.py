@@ -147,9 +147,10 @@ def target_writer(refiner: VisualRefiner) -> Callable[[dict[str, Any]], str]:
 
 def _dataset(records: Sequence[Record], columns: dict[str, list]) -> datasets.Dataset:
     rows = {name: [getattr(record, name) for record in records] for name in COLUMNS}
-    images = [record.image if isinstance(record.image, Image.Image) else str(record.image) for record in records]
-    dataset = datasets.Dataset.from_dict({**columns, "image": images, **rows})
-    return dataset.cast_column("image", datasets.Image(mode="RGB"))
+    feature = datasets.Image(mode="RGB")
+    images = [feature.encode_example(record.image if isinstance(record.image, Image.Image) else str(record.image))
+              for record in records]  # encoded here: pictures in memory and in files may stand in one data set
+    return datasets.Dataset.from_dict({**columns, "image": images, **rows}).cast_column("image", feature)
 
 
 def png_bytes(image: Image.Image) -> bytes:

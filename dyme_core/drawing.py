@@ -42,7 +42,8 @@ _UNSEEN_COLOURS = (("#e377c2", "#17becf"), ("#bcbd22", "#8c564b"))
 def draw_style(rng: random.Random, is_unseen: bool = False) -> Style:
     """A random style; the unseen ones (second test set) share no palette and no background with the others."""
     if is_unseen:
-        return Style(rng.choice(("bars", "lines")), rng.choice(_UNSEEN_COLOURS), "#f2efe6", True, rng.random() < 0.5, rng.randrange(4))
+        return Style(rng.choice(("bars", "lines")), rng.choice(_UNSEEN_COLOURS), "#f2efe6", True, rng.random() < 0.5,
+                     rng.randrange(4))
     return Style(rng.choice(("bars", "bars", "lines")), rng.choice(_SEEN_COLOURS), rng.choice(("#ffffff", "#f7f7f7")),
                  rng.random() < 0.5, rng.random() < 0.7, rng.randrange(4))
 

@@ -64,8 +64,15 @@ class StepLog(TrainerCallback):
     def __init__(self, run: Run, validation: list[Record], processor, steps_before: int = 0):
         self.run, self.validation, self.processor, self.steps_before = run, validation, processor, steps_before
         self.rows: list[dict[str, Any]] = []
-        self.evaluate_s = 0.0
+        self.tokens = self._phase_tokens = 0  # prompts and completions; TRL counts anew in each phase
+        self.evaluate_s = self.evaluate_cpu_s = 0.0
         self._start = self._step_start = time.perf_counter()
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._start = time.perf_counter()  # the time left is of this phase and its pace
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.tokens, self._phase_tokens = self.tokens + self._phase_tokens, 0
 
     def on_step_begin(self, args, state, control, **kwargs):
         self._step_start = time.perf_counter()
@@ -76,7 +83,7 @@ class StepLog(TrainerCallback):
     def on_log(self, args, state, control, logs=None, model=None, **kwargs):
         if "loss" not in logs:
             return
-        step = state.global_step + self.steps_before
+        step, self._phase_tokens = state.global_step + self.steps_before, int(logs["num_tokens"])
         row = {"event": "step", **self.run.columns, "step": step, "seconds": self._step_s,
                **{name: logs[name] for name in LOGGED if name in logs}}
         self.rows.append(row)
@@ -90,12 +97,13 @@ class StepLog(TrainerCallback):
 
     def measure(self, model, step: int) -> dict[str, Any]:
         """Evaluate greedily on validation and log it."""
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         rows = evaluate(model, self.processor, self.validation, max_new_tokens=self.run.profile.training.max_completion_tokens,
                         run_columns={**self.run.columns, "step": step})
         summary = summarise(rows)
         self.rows.append({"event": "eval", **self.run.columns, "step": step, **summary})
         self.evaluate_s += time.perf_counter() - start
+        self.evaluate_cpu_s += time.process_time() - cpu_start
         logger.info("%s: step %d, validation: correct %.1f %%, format %.1f %%, groundedness %.2f", self.run.name, step,
                     100 * summary["correct"], 100 * summary["has_format"], summary["groundedness"])
         return summary
@@ -187,11 +195,14 @@ def execute(run: Run, splits: tuple[str, ...] = ("validation", "test", "unseen")
               max_new_tokens=training.max_completion_tokens)
     log = StepLog(run, held_out["validation"], processor)
     log.measure(model, 0)
-    start, cpu_start, checkpoint = time.perf_counter(), time.process_time(), run.paths.runs / run.name
+    # What training takes is counted from here, without the evaluations in between.
+    start, cpu_start = time.perf_counter() - log.evaluate_s, time.process_time() - log.evaluate_cpu_s
+    checkpoint = run.paths.runs / run.name
     for train, steps, learning_rate in phases(run):
         train(run, model, processor, records, log, steps, learning_rate, checkpoint / "trainer")
         log.steps_before += steps
-    train_s, cpu_s = time.perf_counter() - start - log.evaluate_s, time.process_time() - cpu_start
+    train_s = time.perf_counter() - start - log.evaluate_s
+    cpu_s = time.process_time() - cpu_start - log.evaluate_cpu_s
     rows = [row for split in splits for row in
             evaluate(model, processor, held_out[split], max_new_tokens=training.max_completion_tokens,
                      run_columns={**run.columns, "step": log.steps_before})]
@@ -199,7 +210,7 @@ def execute(run: Run, splits: tuple[str, ...] = ("validation", "test", "unseen")
     steps = [row for row in log.rows if row["event"] == "step"]
     manifest = {**run.columns, "profile": run.profile.name, "base": base.name, "steps": log.steps_before,
                 "settings": asdict(training) | {"learning_rate": [rate for _, _, rate in phases(run)]},
-                "train_s": train_s, "cpu_s": cpu_s, "s_per_step": train_s / max(1, log.steps_before),
+                "train_s": train_s, "cpu_s": cpu_s, "tokens": log.tokens, "s_per_step": train_s / max(1, log.steps_before),
                 "rollouts": sum("generate_s" in row for row in steps) * training.prompts_per_step * training.num_generations,
                 **provenance.provenance(run.paths.root)}
     write_rows(run.paths.logs / f"{run.name}.jsonl", log.rows)

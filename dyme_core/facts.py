@@ -85,8 +85,8 @@ def write_facts(facts: tuple[Fact, ...]) -> str:
 def _names(facts: tuple[Fact, ...]) -> re.Pattern:
     names = sorted({f.entity for f in facts} | {f.attribute for f in facts if f.attribute}, key=len, reverse=True)
     alternatives = "|".join(re.escape(name) for name in names) or r"(?!)"
-    return re.compile(rf"(?<!\w)(?P<name>{alternatives})(?!\w)|(?<![\w.])(?<!step )(?P<number>{_NUMBER})(?![\w])|(?P<operator>[{_OPERATORS}])",
-                      re.IGNORECASE)
+    return re.compile(rf"(?<!\w)(?P<name>{alternatives})(?!\w)|(?<![\w.])(?<!step )(?P<number>{_NUMBER})(?![\w])"
+                      rf"|(?P<operator>[{_OPERATORS}])", re.IGNORECASE)
 
 
 def read_trace(text: str, facts: tuple[Fact, ...]) -> Reading:

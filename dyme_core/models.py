@@ -101,8 +101,9 @@ def build_model(size: str, processor: MiniProcessor, seed: int, image_size: int 
     vision = SiglipVisionConfig(hidden_size=192, intermediate_size=384, num_hidden_layers=3, num_attention_heads=4,
                                 image_size=image_size, patch_size=patch_size, vision_use_head=False)
     config = LlavaOnevisionConfig(vision_config=vision, text_config=text, image_token_id=tokenizer.image_token_id,
-                                  video_token_id=tokenizer.convert_tokens_to_ids(VIDEO), image_grid_pinpoints=[[image_size, image_size]],
-                                  vision_aspect_ratio="anyres_max_1", vision_feature_layer=-1, tie_word_embeddings=True,
+                                  video_token_id=tokenizer.convert_tokens_to_ids(VIDEO),
+                                  image_grid_pinpoints=[[image_size, image_size]], vision_aspect_ratio="anyres_max_1",
+                                  vision_feature_layer=-1, tie_word_embeddings=True,
                                   vision_feature_select_strategy="full")
     torch.manual_seed(seed)
     model = LlavaOnevisionForConditionalGeneration(config)
@@ -144,7 +145,8 @@ def load_policy(source: Path | str, backend: str = "transformers") -> tuple[torc
         return _load_unsloth(str(source))
     folder = Path(source)
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"no model in {folder}: expected config.json and safetensors; `make base` builds the mini bases")
+        raise FileNotFoundError(f"no model in {folder}: expected config.json and safetensors; `make base` builds the mini "
+                                "bases")
     settings = folder / "processor_config.json"
     is_mini = settings.is_file() and json.loads(settings.read_text()).get("processor_class") == MiniProcessor.__name__
     loader, processors = ((LlavaOnevisionForConditionalGeneration, MiniProcessor) if is_mini
@@ -158,15 +160,16 @@ def load_policy(source: Path | str, backend: str = "transformers") -> tuple[torc
 def _load_unsloth(name: str) -> tuple[torch.nn.Module, ProcessorMixin]:
     """A VLM through Unsloth's FastVisionModel with LoRA on its language layers (the official recipe, SEAM.md)."""
     if not torch.cuda.is_available():
-        raise RuntimeError("profile 'gpu' trains with Unsloth and needs a CUDA GPU, and none was found; run with profile 'mini' on "
-                           "this machine, or on one with a GPU `pip install -e .[gpu]` first")
+        raise RuntimeError("profile 'gpu' trains with Unsloth and needs a CUDA GPU, and none was found; run with profile "
+                           "'mini' on this machine, or on one with a GPU `pip install -e .[gpu]` first")
     if "unsloth" not in sys.modules:
-        raise RuntimeError("Unsloth replaces TRL's trainers and must be imported first; put `import unsloth` into the first cell, "
-                           "restart the kernel and run again")
+        raise RuntimeError("Unsloth replaces TRL's trainers and must be imported first; put `import unsloth` into the first "
+                           "cell, restart the kernel and run again")
     fast = sys.modules["unsloth"].FastVisionModel
     model, processor = fast.from_pretrained(name, load_in_4bit=False, fast_inference=False)
     model = fast.get_peft_model(model, finetune_vision_layers=False, finetune_language_layers=True, r=16, lora_alpha=16,
-                                finetune_attention_modules=True, finetune_mlp_modules=True, use_gradient_checkpointing="unsloth")
+                                finetune_attention_modules=True, finetune_mlp_modules=True,
+                                use_gradient_checkpointing="unsloth")
     return model, processor
 
 

@@ -180,10 +180,14 @@ def optimise(parameters: list[nn.Parameter], loss_of, steps: int, learning_rate:
 
 
 def draw_turn(rng: random.Random, table: charts.Table, is_early: bool) -> tuple[str, str]:
-    """One question and reply of the base's training conversations; early ones are captions, look-ups and arithmetic."""
-    kind = rng.choices(("caption", "lookup", "arithmetic", "other"), (100, 0, 0, 0) if is_early else (12, 38, 20, 30))[0]
-    if kind == "caption" or kind == "lookup" and len(table.series) > 1:
+    """One question and reply of the base's training conversations; early ones are captions of all or of named groups, which
+    teach to find a group by its name."""
+    weights = (40, 60, 0, 0, 0) if is_early else (6, 14, 32, 18, 30)
+    kind = rng.choices(("caption", "named", "lookup", "arithmetic", "other"), weights)[0]
+    if kind == "caption":
         return prompts.CAPTION_INSTRUCTION, write_facts(facts_of(table)) + "."
+    if kind == "named" or kind == "lookup" and len(table.series) > 1:
+        return _describe_named(rng, table)
     if kind == "arithmetic":
         return _arithmetic(rng)
     question = draw_question(rng, table, ("lookup",) if kind == "lookup" else OTHER_KINDS)
@@ -195,6 +199,12 @@ def draw_turn(rng: random.Random, table: charts.Table, is_early: bool) -> tuple[
                     rng.choice(LOOSE).format(labels=" and ".join(question.labels), conclusion=question.conclusion))
         return prompts.question_text(question.text), prompts.write_response(thinking, question.answer)
     return prompts.question_text(question.text), answer
+
+
+def _describe_named(rng: random.Random, table: charts.Table) -> tuple[str, str]:
+    names = rng.sample(table.groups, rng.randint(1, len(table.groups)))
+    facts = facts_of(table)
+    return f"Describe {' and '.join(names)}.", write_facts(tuple(f for name in names for f in facts if f.entity == name)) + "."
 
 
 def _arithmetic(rng: random.Random) -> tuple[str, str]:
@@ -316,10 +326,11 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     torch.set_num_threads(options.threads)
-    paths, settings = config.paths("mini"), config.load_profile("mini").base
+    paths, profile = config.paths("mini"), config.load_profile("mini")
     for size in options.models:
         svlm = paths.bases / f"svlm-s{options.seed}"
         tower = models.load_policy(svlm)[0].model.vision_tower.state_dict() if size != "svlm" else None
+        settings = profile.base if size == "svlm" else profile.large_base
         build_base(size, options.seed, settings, paths.bases / f"{size}-s{options.seed}", tower)
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from dyme_core import provenance
@@ -15,7 +16,7 @@ from dyme_core.experiment import Run, base_folder
 logger = logging.getLogger(__name__)
 PROCESSES = 2  # cores of the machine that the mini profile is made for; each process keeps to one thread
 POLL_S = 1.0
-SHARES = {"base": 0.08, "sft": 0.35, "sft_grpo": 0.7}  # rough duration of a method against a GRPO run, for the order and the ETA
+SHARES = {"base": 0.08, "sft": 0.35, "sft_grpo": 0.7}  # rough duration of a method against a GRPO run, for the order
 
 
 class RunFailed(RuntimeError):
@@ -30,9 +31,10 @@ def fingerprint(run: Run) -> str:
 
 
 def is_finished(run: Run) -> bool:
-    """True where this machine holds the run's policy, rows and log, made by the same code, settings and base."""
-    stamp = run.paths.runs / run.name / "fingerprint"
-    stored = [run.paths.rows / f"{run.name}.jsonl", run.paths.logs / f"{run.name}.jsonl"]
+    """True where this machine holds the run's policy, rows, log and manifest, made by the same code, settings and base."""
+    stamp, folder = _stamp(run), run.paths.runs / run.name
+    stored = [run.paths.rows / f"{run.name}.jsonl", run.paths.logs / f"{run.name}.jsonl",
+              run.paths.results / "runs" / f"{run.name}.json", folder / "policy" / "config.json"]
     return stamp.is_file() and stamp.read_text() == fingerprint(run) and all(path.is_file() for path in stored)
 
 
@@ -45,47 +47,64 @@ def run_all(runs: Iterable[Run], processes: int = PROCESSES) -> list[str]:
         RunFailed: as soon as one run fails, after the others have been ended.
     """
     waiting = sorted((run for run in runs if not is_finished(run)), key=lambda run: -SHARES.get(run.method, 1.0))
-    total, started, running = len(waiting), time.monotonic(), {}
+    total, started = len(waiting), time.monotonic()
+    running: list[_Running] = []
     names, said = [run.name for run in waiting], 0.0
     try:
         while waiting or running:
             while waiting and len(running) < processes:
-                run = waiting.pop(0)
-                running[run] = _start(run)
+                running.append(_start(waiting.pop(0)))
             time.sleep(POLL_S)
-            for run, process in list(running.items()):
-                if process.poll() is not None:
-                    del running[run]
-                    _finish(run, process.returncode)
+            for ended in [other for other in running if other.process.poll() is not None]:
+                running.remove(ended)
+                _finish(ended)
             if time.monotonic() - said > 10 * POLL_S:
                 said = time.monotonic()
                 done = total - len(waiting) - len(running)
                 logger.info("%d of %d runs done in %.0f s; %s", done, total, said - started,
-                            "; ".join(_last_line(_output(run)) for run in running))
+                            "; ".join(_last_line(_output(other.run)) for other in running))
     finally:
-        for process in running.values():
-            process.terminate()
+        for other in running:
+            other.process.terminate()
+        for other in running:
+            other.process.wait()
     return names
+
+
+@dataclass(frozen=True)
+class _Running:
+    """A run's process, and the run's fingerprint when it was started: what changes later is not in its result."""
+
+    run: Run
+    process: subprocess.Popen
+    fingerprint: str
+
+
+def _stamp(run: Run) -> Path:
+    return run.paths.runs / run.name / "fingerprint"
 
 
 def _output(run: Run) -> Path:
     return run.paths.runs / run.name / "output.log"
 
 
-def _start(run: Run) -> subprocess.Popen:
+def _start(run: Run) -> _Running:
     _output(run).parent.mkdir(parents=True, exist_ok=True)
+    _stamp(run).unlink(missing_ok=True)  # from now on the run's results are in the making
     overrides = [f"{key}={json.dumps(value)}" for key, value in run.profile.overrides]
     command = [sys.executable, "-m", "dyme_core.experiment", "--profile", run.profile.name, "--method", run.method,
                "--model", run.model, "--seed", str(run.seed), "--set", *overrides]
     with _output(run).open("w") as output:
-        return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=run.paths.root)
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=run.paths.root)
+    return _Running(run, process, fingerprint(run))
 
 
-def _finish(run: Run, code: int) -> None:
+def _finish(ended: _Running) -> None:
+    run, code = ended.run, ended.process.returncode
     if code:
         raise RunFailed(f"run {run.name} ended with code {code}; the end of {_output(run)}:\n"
-                        + "\n".join(_output(run).read_text().splitlines()[-15:]))
-    provenance.write_atomic(run.paths.runs / run.name / "fingerprint", fingerprint(run))
+                        + "\n".join(_output(run).read_text(errors="replace").splitlines()[-15:]))
+    provenance.write_atomic(_stamp(run), ended.fingerprint)
 
 
 def _last_line(path: Path) -> str:

@@ -35,7 +35,7 @@ WHY = {"loss_type": "dapo, bnpo and dr_grpo weigh a memorize row differently fro
 class DyMEConfig(GRPOConfig):
     """GRPO's settings, those that DyME needs fixed, and the switch's own (METHOD.md)."""
 
-    memorize_weight: str = field(default="row", metadata={"help": "row: 1 (public code); group: G, one prompt = one SFT example"})
+    memorize_weight: str = field(default="row", metadata={"help": "row: 1 (public code); group: G, a prompt = an SFT example"})
     mastered: str = field(default="skip", metadata={"help": "all-correct groups: skip (advantage 0) or explore"})
     reward_gate: str = field(default="sum", metadata={"help": "sum (public code) or gated: 0 where the format fails"})
     correct_needs_format: bool = field(default=True, metadata={"help": "an answer without thinking is not correct"})
@@ -100,7 +100,8 @@ class MeasuredGRPOTrainer(GRPOTrainer):
         for place, name in enumerate(("format", "accuracy", "thinking")):
             metrics[name].append(self._rewards[:, place].nanmean().item())
         metrics["correct"].append(self.is_correct().float().mean().item())
-        totals = self._rewards.nansum(dim=1).reshape(-1, group_size)
+        weights = self.reward_weights.to(self._rewards.device)  # a reward of weight 0 is measured, not learned from
+        totals = (self._rewards * weights).nansum(dim=1).reshape(-1, group_size)
         metrics["zero_variance"].append((totals == totals[:, :1]).all(dim=1).float().mean().item())
         thinking = [split_response(completion_text(completion))[0] for completion in completions]
         lengths = [len(ids) for ids in self._tokenizer(thinking, add_special_tokens=False)["input_ids"]]

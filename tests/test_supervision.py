@@ -9,8 +9,16 @@ import pytest
 
 from dyme_core import charts, data, facts, prompts, questions
 from dyme_core.facts import Fact
-from dyme_core.supervision import (DEFAULT_TEMPLATES, FIRST_TEMPLATE, Item, RuleChecker, RuleRefiner, Template,
-                                   TemplateBank, item_of)
+from dyme_core.supervision import (
+    DEFAULT_TEMPLATES,
+    FIRST_TEMPLATE,
+    Item,
+    RuleChecker,
+    RuleRefiner,
+    Template,
+    TemplateBank,
+    item_of,
+)
 
 CHECKER = RuleChecker()
 BARS = tuple(Fact(country, "", value, "percent")

@@ -1,0 +1,198 @@
+"""Runs from base to rows, several side by side, and the report drawn from them: profile smoke on a random base."""
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dyme_core import config, data, experiment, models, prompts, report, scheduler
+from dyme_core.experiment import Run
+from dyme_core.prompts import write_response
+from dyme_core.supervision import RuleRefiner, item_of
+
+CORE = Path(__file__).resolve().parents[1] / "dyme_core"
+METHODS = ("sft", "full_dyme", "sft_grpo")
+SMALL = {"world.train_questions": 64, "world.validation_questions": 16, "world.test_questions": 16, "training.steps": 4,
+         "training.evaluate_every": 2, "training.prompts_per_step": 2, "training.num_generations": 4,
+         "training.warmup_steps": 2, "training.sft_share": 0.5}  # smoke's own numbers may change
+ROW = {"run", "method", "model", "seed", "step", "split", "item", "kind", "source", "question", "target", "prediction",
+       "answer", "has_format", "strict", "relaxed", "year_exact", "correct", "thinking", "groundedness", "wrong_facts",
+       "num_thinking_tokens", "num_tokens", "is_truncated"}
+STEP = {"event", "run", "method", "model", "seed", "step", "loss", "seconds"}
+ROLLOUT_STEP = STEP | {"generate_s", "score_s", "update_s", "memorize", "explore", "mastered", "format", "accuracy",
+                       "correct", "thinking", "zero_variance", "thinking_tokens", "truncated"}
+EVAL = {"event", "run", "method", "model", "seed", "step", "correct", "has_format", "groundedness", "thinking", "num_items"}
+MANIFEST = {"run", "method", "model", "seed", "profile", "commit", "dirty", "steps", "settings", "versions", "cpu",
+            "train_s", "s_per_step", "rollouts", "tokens", "cpu_s"}
+
+
+def smoke(method: str, model: str = "svlm", **overrides) -> Run:
+    return Run(config.load_profile("smoke", **SMALL | overrides), method, model)
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Iterator[Path]:
+    """A repository with the core's sources and a random base, and nothing run in it yet."""
+    folder = tmp_path_factory.mktemp("repository")
+    shutil.copytree(CORE, folder / "dyme_core", ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "pyproject.toml").touch()
+    processor = models.build_processor()
+    models.save_policy(models.build_model("svlm", processor, 0), processor, folder / "bases" / "svlm-s0")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DYME_ROOT", str(folder))
+        patch.setattr(scheduler, "POLL_S", 0.05)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def executed(root: Path) -> dict[str, dict]:
+    """The manifests of one run a method."""
+    return {method: experiment.execute(smoke(method)) for method in METHODS}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_writes_rows_logs_and_manifest_as_tables_and_figures_read_them(root: Path, executed, method: str) -> None:
+    results, name, profile = root / "results" / "smoke", f"svlm-{method}-s0", config.load_profile("smoke")
+    rows, log = lines(results / "rows" / f"{name}.jsonl"), lines(results / "logs" / f"{name}.jsonl")
+    manifest = json.loads((results / "runs" / f"{name}.json").read_text())
+    assert {tuple(sorted(row)) for row in rows} == {tuple(sorted(ROW))}
+    assert [row["split"] for row in rows] == ["validation"] * 16 + ["test"] * 16 + ["unseen"] * 16
+    assert {(row["run"], row["method"], row["model"], row["seed"], row["step"]) for row in rows} == {
+        (name, method, "svlm", 0, 4)}
+    assert all(row["correct"] == (row["strict"] and row["has_format"]) for row in rows)
+    steps = [row for row in log if row["event"] == "step"]
+    with_rollouts = {"sft": [], "full_dyme": [1, 2, 3, 4], "sft_grpo": [3, 4]}[method]
+    assert [row["step"] for row in steps] == [1, 2, 3, 4]
+    assert [set(row) for row in steps] == [ROLLOUT_STEP if number in with_rollouts else STEP for number in (1, 2, 3, 4)]
+    assert all(row["memorize"] + row["explore"] + row["mastered"] == 2 for row in steps if row["step"] in with_rollouts)
+    assert [row["step"] for row in log if row["event"] == "eval"] == [0, 2, 4]
+    assert all(set(row) >= EVAL and row["num_items"] == 16 for row in log if row["event"] == "eval")
+    assert set(manifest) >= MANIFEST and manifest == json.loads(json.dumps(executed[method]))
+    assert manifest["steps"] == 4 and manifest["rollouts"] == len(with_rollouts) * 8
+    assert manifest["tokens"] > 4 * 2 * 36, "two prompts a step at least, of 36 picture tokens each"
+    # A step's seconds are part of the training's, and no evaluation is.
+    assert 0 < sum(row["seconds"] for row in steps) <= manifest["train_s"] == 4 * manifest["s_per_step"]
+    assert manifest["settings"]["learning_rate"] == [profile.learning_rates[phase] for phase in {
+        "sft": ["sft"], "full_dyme": ["full_dyme"], "sft_grpo": ["sft", "grpo"]}[method]]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_changes_every_parameter_but_those_of_the_vision_tower(root: Path, executed, method: str) -> None:
+    base = load_file(root / "bases" / "svlm-s0" / "model.safetensors")
+    policy = load_file(root / "runs" / "smoke" / f"svlm-{method}-s0" / "policy" / "model.safetensors")
+    assert base.keys() == policy.keys()
+    same = {name for name in base if base[name].equal(policy[name])}
+    assert same == {name for name in base if "vision_tower" in name} and same
+
+
+def test_the_base_is_evaluated_and_trained_for_no_time(root: Path) -> None:
+    manifest = experiment.execute(smoke("base"), splits=("validation",))
+    assert manifest["steps"] == manifest["rollouts"] == manifest["tokens"] == 0 and manifest["settings"]["learning_rate"] == []
+    assert 0 <= manifest["train_s"] < 1 and 0 <= manifest["cpu_s"] < 1
+    rows = lines(root / "results" / "smoke" / "rows" / "svlm-base-s0.jsonl")
+    assert [row["split"] for row in rows] == ["validation"] * 16, "tuning leaves the test sets closed"
+    for folder in ("rows", "logs"):  # the report below shall see whole runs only
+        (root / "results" / "smoke" / folder / "svlm-base-s0.jsonl").unlink()
+
+
+def test_grpo_is_measured_on_thinking_but_learns_nothing_from_it(root: Path, monkeypatch, tmp_path: Path) -> None:
+    trainers = []
+    monkeypatch.setattr(experiment, "_train", trainers.append)
+    run = smoke("grpo")
+    model, processor = models.load_policy(root / "bases" / "svlm-s0")
+    records = data.mini_records("train", 2, seed=0)
+    log = experiment.StepLog(run, [], processor)
+    experiment.train_grpo(run, model, processor, records, log, steps=1, learning_rate=1e-4, folder=tmp_path)
+    [trainer] = trainers
+    said = []
+    for record in records:  # all right and well formed; half of them name the facts
+        grounded = RuleRefiner().refine(item_of(record.row))
+        said += [write_response(thinking, record.answer) for thinking in (grounded, "We look at the chart.") for _ in (0, 1)]
+    assert all(prompts.is_well_formed(text) for text in said)
+    ids = [[*processor.tokenizer(text, add_special_tokens=False)["input_ids"], processor.tokenizer.eos_token_id]
+           for text in said]
+    monkeypatch.setattr(trainer, "_generate_single_turn", lambda *_: (ids, None))
+    trainer.model.train()
+    batch = trainer._generate_and_score_completions([row for row in trainer.train_dataset for _ in range(4)])
+    assert batch["advantages"].tolist() == [0.0] * 8
+    measured = {name: values[-1] for name, values in trainer._metrics["train"].items()}
+    assert (measured["format"], measured["accuracy"], measured["thinking"]) == (1.0, 1.0, 0.5)
+    assert measured["zero_variance"] == 1.0, "what has weight 0 makes no difference between rollouts"
+    assert torch.equal(trainer.reward_weights, torch.tensor([1.0, 1.0, 0.0]))
+
+
+def test_a_run_is_finished_until_a_setting_a_source_or_the_base_changes(root: Path) -> None:
+    tiny = {"world.train_questions": 8, "world.validation_questions": 4, "world.test_questions": 4}
+    run = smoke("base", **tiny)
+    assert not scheduler.is_finished(run)
+    assert scheduler.run_all([run]) == ["svlm-base-s0"]
+    assert scheduler.is_finished(run) and scheduler.run_all([run]) == []
+    assert not scheduler.is_finished(smoke("base", **tiny, **{"training.max_completion_tokens": 32}))
+    rows = root / "results" / "smoke" / "rows" / "svlm-base-s0.jsonl"
+    for path in (root / "dyme_core" / "rewards.py", root / "bases" / "svlm-s0" / "config.json", rows):
+        stored = path.read_bytes()
+        path.write_bytes(stored + b"\n") if path != rows else path.unlink()
+        assert not scheduler.is_finished(run), path.name
+        path.write_bytes(stored)
+        assert scheduler.is_finished(run)
+    rows.unlink()  # four items a split: the report below reads runs on the same items only
+
+
+STUB = """import sys, time
+print("\\n".join(f"line {number} of {sys.argv}" for number in range(20)), flush=True)
+if "grpo" in sys.argv:
+    sys.exit("ValueError: the culprit")
+time.sleep(300)
+"""
+
+
+def test_a_failing_run_shows_the_end_of_its_output_and_ends_the_others(root: Path, monkeypatch) -> None:
+    processes, popen = [], subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *args, **kwargs: processes.append(popen(*args, **kwargs)) or processes[-1])
+    source = (root / "dyme_core" / "experiment.py").read_text()
+    (root / "dyme_core" / "experiment.py").write_text(STUB)  # what a run's process executes
+    runs, start = [smoke("full_dyme"), smoke("grpo"), smoke("sft")], time.monotonic()
+    with pytest.raises(scheduler.RunFailed) as caught:
+        scheduler.run_all(runs)
+    (root / "dyme_core" / "experiment.py").write_text(source)
+    message = str(caught.value)
+    assert message.startswith("run svlm-grpo-s0 ended with code 1") and message.endswith("ValueError: the culprit")
+    assert "line 19 of" in message and "line 2 of" not in message, "only the end of a long output"
+    assert [process.returncode for process in processes] == [-15, 1], "the other is ended, the third never started"
+    assert not any(scheduler.is_finished(run) for run in runs) and time.monotonic() - start < 60
+
+
+def test_the_report_draws_every_table_and_figure_from_stored_rows_and_always_the_same(root: Path, executed) -> None:
+    results = root / "results" / "smoke"
+    for source, method, model in (("sft_grpo", "grpo", "svlm"), ("full_dyme", "pure_dyme", "svlm"), ("sft", "base", "svlm"),
+                                  ("sft", "sft", "large")):  # runs that the report needs, told by others
+        for folder, suffix in (("rows", "jsonl"), ("logs", "jsonl"), ("runs", "json")):
+            text = (results / folder / f"svlm-{source}-s0.{suffix}").read_text()
+            for old, new in (("run", f"{model}-{method}-s0"), ("method", method), ("model", model)):
+                before = {"run": f"svlm-{source}-s0", "method": source, "model": "svlm"}[old]
+                text = text.replace(f'"{old}": "{before}"', f'"{old}": "{new}"')
+            (results / folder / f"{model}-{method}-s0.{suffix}").write_text(text)
+
+    def drawn() -> dict[str, bytes]:
+        report.main(["--profile", "smoke"])
+        return {path.name: path.read_bytes() for folder in ("tables", "figures") for path in (results / folder).iterdir()}
+
+    first = drawn()
+    names = [f"{name}.{suffix}" for name in report.TABLES for suffix in ("csv", "md", "tex")]
+    names += [f"{name}.{suffix}" for name in report.FIGURES for suffix in ("pdf", "png", "csv")]
+    assert sorted(first) == sorted(names) and all(first.values())
+    shutil.rmtree(results / "figures")
+    shutil.rmtree(results / "tables")
+    assert drawn() == first
+    assert not (root / "paper_figures").exists(), "those are of the default profile"

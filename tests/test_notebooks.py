@@ -1,0 +1,96 @@
+"""The notebooks as sources (no outputs, short cells, plain parameters) and as code: 01 and 02 run to their end.
+
+03 and 04 train every method and take over a minute even with profile smoke: `.ci/run` runs all four with
+`make paper PROFILE=smoke`.
+"""
+from __future__ import annotations
+
+import ast
+import json
+import shutil
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from dyme_core import config, runner
+from dyme_core.stamps import Workspace
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+MAX_LINES, MAX_DEF_LINES = 15, 5
+every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def code_cells(path: Path) -> list[nbformat.NotebookNode]:
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+
+
+def parameters(path: Path) -> list[nbformat.NotebookNode]:
+    return [cell for cell in code_cells(path) if "parameters" in cell.metadata.get("tags", [])]
+
+
+def test_the_four_notebooks_are_there_in_order() -> None:
+    assert [path.stem for path in NOTEBOOKS] == ["01_gradient_equivalence", "02_visual_supervision", "03_dyme_training",
+                                                 "04_cost_accuracy"]
+
+
+@every_notebook
+def test_a_notebook_is_valid_and_stores_no_outputs(path: Path) -> None:
+    nb = nbformat.read(path, as_version=4)
+    nbformat.validate(nb)
+    assert nb.metadata.kernelspec.name == "python3" and nb.metadata.language_info.name == "python"
+    assert len({cell.id for cell in nb.cells}) == len(nb.cells)
+    assert all(cell.outputs == [] and cell.execution_count is None for cell in code_cells(path))
+    assert nb.cells[0].cell_type == "markdown" and nb.cells[0].source.startswith(f"# {path.stem[:2]} · ")
+
+
+@every_notebook
+def test_the_first_code_cell_alone_holds_the_parameters_as_plain_literals(path: Path) -> None:
+    assert parameters(path) == code_cells(path)[:1]
+    statements = ast.parse(code_cells(path)[0].source).body
+    names = {}
+    for statement in statements:
+        assert isinstance(statement, ast.Assign) and len(statement.targets) == 1
+        names[statement.targets[0].id] = ast.literal_eval(statement.value)
+    assert names["profile"] == "mini" and names["seed"] == 0
+
+
+@every_notebook
+def test_cells_are_short_and_hold_no_long_function(path: Path) -> None:
+    for cell in code_cells(path):
+        assert len(cell.source.splitlines()) <= MAX_LINES, cell.source
+        for node in ast.walk(ast.parse(cell.source)):
+            assert not isinstance(node, ast.ClassDef), cell.source
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert node.end_lineno - node.lineno < MAX_DEF_LINES, cell.source
+
+
+@every_notebook
+def test_every_section_says_what_it_shows_before_it_computes(path: Path) -> None:
+    cells = nbformat.read(path, as_version=4).cells
+    assert sum(cell.cell_type == "markdown" and "\n## " in f"\n{cell.source}" for cell in cells) >= 3
+    assert cells[-1].cell_type == "code", "the last word is measured"
+
+
+@pytest.mark.slow
+def test_notebooks_01_and_02_run_to_their_end_in_a_fresh_kernel(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks", ignore=shutil.ignore_patterns(".*"))
+    for name in ("pyproject.toml", "requirements.lock"):
+        shutil.copy(ROOT / name, tmp_path)
+    workspace = Workspace(config.Paths(tmp_path, "smoke"))
+    runner.run_jobs(workspace, runner.plan_jobs(workspace, ("01", "02"), {"seed": 1}))
+    results = tmp_path / "results" / "smoke"
+    recorded = json.loads((results / "manifest.json").read_text())["notebooks"]
+    assert {name: entry["parameters"] for name, entry in recorded.items()} == dict.fromkeys(
+        ("01_gradient_equivalence", "02_visual_supervision"), {"profile": "smoke", "seed": 1})
+    for name in recorded:
+        cells = code_cells(results / "notebooks" / f"{name}.ipynb")
+        assert all(cell.execution_count for cell in cells)
+        assert sum("image/png" in output.get("data", {}) for cell in cells for output in cell.outputs) >= 1
+    written = {path.name for path in (results / "figures").iterdir()}
+    assert written == {f"{name}.{suffix}" for name in ("gradient_equivalence", "off_policy", "gallery")
+                       for suffix in ("pdf", "png", "csv")}
+    assert not (tmp_path / "paper_figures").exists(), "those are of the default profile"
+    assert "Sources and licences:" in (results / "DATA_CARD.md").read_text()
+    assert list((tmp_path / "runs" / "smoke" / "data").glob("*.jsonl"))
