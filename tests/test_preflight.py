@@ -57,8 +57,8 @@ def test_a_sound_data_set_passes_and_is_measured(records, processor, model) -> N
 
 
 def test_the_longest_sample_is_counted_as_the_model_reads_it(records, processor, check) -> None:
-    report = check(spoilt(records, question=f"{records[5].question} Really and truly?"))
-    record = spoilt(records, question=f"{records[5].question} Really and truly?")[5]
+    changed = spoilt(records, question=records[5].question + 12 * " Really and truly?")
+    report, record = check(changed), changed[5]
     assert report.longest_item == record.item
     asked = report.prompt.replace(records[0].question, record.question)
     ids = processor(images=record.image, text=asked, add_special_tokens=False)["input_ids"][0]
