@@ -10,14 +10,14 @@ READY := .venv/.ready
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
-# The CPU profiles need no model hub; gpu and paper load real models and data from it.
-export HF_HUB_OFFLINE ?= $(if $(filter gpu paper,$(PROFILE)),0,1)
+# The CPU profiles need no model hub; gpu loads real models and data from it.
+export HF_HUB_OFFLINE ?= $(if $(filter gpu,$(PROFILE)),0,1)
 
 .DEFAULT_GOAL := help
 .PHONY: help paper figures base test lab clean
 
 help: ## list these targets
-	@echo "make TARGET [PROFILE=smoke|mini|gpu|paper] [ARGS='...'] [PYTHON=python3.12]"
+	@echo "make TARGET [PROFILE=smoke|mini|gpu] [ARGS='...'] [PYTHON=python3.12]"
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "  %-10s%s\n", $$1, $$2 }'
 
 paper: $(READY) ## run all notebooks and write results and figures (mini: about 15 min on two cores; smoke: 3 min)

@@ -139,7 +139,10 @@ def kernel_environment(root: Path) -> dict[str, str]:
     return {"DYME_ROOT": str(root), "PYTHONPATH": os.pathsep.join(search),
             "MPLBACKEND": "module://matplotlib_inline.backend_inline",
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
-            "TOKENIZERS_PARALLELISM": os.environ.get("TOKENIZERS_PARALLELISM", "false")}
+            "TOKENIZERS_PARALLELISM": os.environ.get("TOKENIZERS_PARALLELISM", "false"),
+            # No bars in executed copies, nor tqdm's remark that it cannot draw them.
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+            "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "ignore:IProgress not found")}
 
 
 def end_processes(run_id: str) -> None:

@@ -197,6 +197,7 @@ def save_figure(figure: Figure, frame: pd.DataFrame, name: str, folder: Path) ->
         The three paths, by suffix.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    logging.getLogger("fontTools").setLevel(logging.WARNING)  # it would tell of every glyph that a PDF embeds
     paths = {suffix: folder / f"{name}.{suffix}" for suffix in ("pdf", "png", "csv")}
     with mpl.rc_context():
         mpl.rcdefaults()

@@ -58,6 +58,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = byte_level
     tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace("\n ", "\n"), decoders.Replace("( ", "("),
                                            decoders.Replace(f"{prompts.ANSWER_OPEN} ", prompts.ANSWER_OPEN),
+                                           decoders.Replace(f"{prompts.ANSWER_CLOSE} ", prompts.ANSWER_CLOSE),
                                            decoders.Strip(" ", 1, 0)])
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
     tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in (prompts.ANSWER_OPEN, prompts.ANSWER_CLOSE)])

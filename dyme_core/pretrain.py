@@ -11,6 +11,7 @@ import logging
 import random
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -219,46 +220,74 @@ def _arithmetic(rng: random.Random) -> tuple[str, str]:
 def conversation_batch(rng: random.Random, processor: models.MiniProcessor, size: int, turns: int, is_early: bool
                        ) -> dict[str, Tensor]:
     """Pictures with `turns` questions and replies each; labels are -100 but on the replies and their end tokens."""
-    tokenizer = processor.tokenizer
-    user, assistant, end = tokenizer.convert_tokens_to_ids([USER, ASSISTANT, END])
-    image = [tokenizer.image_token_id] * (2 * SIDE * SIDE + SIDE)  # base view, tile, one newline a row
-    pictures, rows, labels = [], [], []
+    pictures, rows = [], []
     for _ in range(size):
         table, style = draw_chart(rng, "train")
         pictures.append(drawing.render(table, style))
-        said = [draw_turn(rng, table, is_early) for _ in range(turns)]
-        ids = tokenizer([text for turn in said for text in turn], add_special_tokens=False)["input_ids"]
-        row, label = [], []
-        for place in range(turns):
-            asked = [user, *(image if place == 0 else ()), *ids[2 * place], end, assistant]
-            reply = [*ids[2 * place + 1], end]
-            row += asked + reply
-            label += [-100] * len(asked) + reply
-        rows.append(torch.tensor(row))
-        labels.append(torch.tensor(label))
-    pad = nn.utils.rnn.pad_sequence
-    return {"input_ids": pad(rows, batch_first=True, padding_value=tokenizer.pad_token_id),
-            "attention_mask": pad([torch.ones_like(row) for row in rows], batch_first=True),
-            "labels": pad(labels, batch_first=True, padding_value=-100),
+        image = [processor.image_token_id] * (2 * SIDE * SIDE + SIDE)  # base view, tile, one newline a row
+        rows.append(_tokens(processor, [draw_turn(rng, table, is_early) for _ in range(turns)], image))
+    return {**_padded(processor, rows),
             "pixel_values": to_pixels(pictures)[:, None].repeat(1, 2, 1, 1, 1),  # base view and its one tile are the same
             "image_sizes": torch.full((size, 2), drawing.SIZE)}
 
 
-def pretrain_language(model: nn.Module, processor: models.MiniProcessor, settings: config.Base, seed: int) -> None:
-    """Train projector and language model on conversations about charts, vision tower frozen."""
+def _tokens(processor: models.MiniProcessor, turns: list[tuple[str, str]], image: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Token ids and labels of a conversation; the picture's tokens open its first question."""
+    tokenizer = processor.tokenizer
+    user, assistant, end = tokenizer.convert_tokens_to_ids([USER, ASSISTANT, END])
+    ids = tokenizer([text for turn in turns for text in turn], add_special_tokens=False)["input_ids"]
+    row, label = [], []
+    for place in range(len(turns)):
+        asked = [user, *(image if place == 0 else ()), *ids[2 * place], end, assistant]
+        reply = [*ids[2 * place + 1], end]
+        row += asked + reply
+        label += [-100] * len(asked) + reply
+    return torch.tensor(row), torch.tensor(label)
+
+
+def _padded(processor: models.MiniProcessor, rows: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    pad = nn.utils.rnn.pad_sequence
+    ids, labels = zip(*rows, strict=True)
+    return {"input_ids": pad(ids, batch_first=True, padding_value=processor.tokenizer.pad_token_id),
+            "attention_mask": pad([torch.ones_like(row) for row in ids], batch_first=True),
+            "labels": pad(labels, batch_first=True, padding_value=-100)}
+
+
+def _reply_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """Mean cross-entropy of the reply tokens; the head is applied to these alone."""
+    labels = batch.pop("labels")[:, 1:]
+    is_reply = labels != -100
+    hidden = model.model(**batch, use_cache=False).last_hidden_state[:, :-1]
+    return F.cross_entropy(model.lm_head(hidden[is_reply]), labels[is_reply])
+
+
+def pretrain_language(model: nn.Module, processor: models.MiniProcessor, settings: config.Base, seed: int, part: int = 0
+                      ) -> None:
+    """Train projector and language model on conversations about charts, vision tower frozen; `part` is the cycle's number."""
     models.freeze_vision(model)
-    rng = random.Random(f"language {seed}")
+    rng = random.Random(f"language {seed}" + f" part {part}" * bool(part))
 
     def loss_of(step: int) -> Tensor:
         is_early = step < settings.early_steps
         batch = conversation_batch(rng, processor, settings.batch_size, 1 if is_early else settings.turns, is_early)
-        labels = batch.pop("labels")[:, 1:]
-        is_reply = labels != -100
-        hidden = model.model(**batch, use_cache=False).last_hidden_state[:, :-1]
-        return F.cross_entropy(model.lm_head(hidden[is_reply]), labels[is_reply])
+        return _reply_loss(model, batch)
 
     optimise([p for p in model.parameters() if p.requires_grad], loss_of, settings.language_steps, settings.learning_rate,
              "language")
+
+
+def practise(model: nn.Module, processor: models.MiniProcessor, settings: config.Base, seed: int, part: int = 0) -> None:
+    """Consolidate: many short sums without a picture beside a few conversations, so that arithmetic carries a trace."""
+    models.freeze_vision(model)
+    rng = random.Random(f"practice {seed}" + f" part {part}" * bool(part))
+
+    def loss_of(_: int) -> Tensor:
+        sums = [_tokens(processor, [_arithmetic(rng)], ()) for _ in range(settings.practice_batch_size)]
+        return (_reply_loss(model, _padded(processor, sums))
+                + _reply_loss(model, conversation_batch(rng, processor, settings.batch_size // 2, settings.turns, False)))
+
+    optimise([p for p in model.parameters() if p.requires_grad], loss_of, settings.practice_steps, settings.learning_rate / 2,
+             "practice")
 
 
 def measure_base(model: nn.Module, processor: models.MiniProcessor, num_items: int = 200) -> dict[str, float]:
@@ -304,7 +333,10 @@ def build_base(size: str, seed: int, settings: config.Base, folder: Path, tower:
         model.model.vision_tower.load_state_dict(tower)
     vision_s = time.perf_counter() - start
     align(model, processor, settings, seed)
-    pretrain_language(model, processor, settings, seed)
+    for part in range(settings.language_cycles):
+        pretrain_language(model, processor, settings, seed, part)
+    for part in range(settings.practice_cycles):
+        practise(model, processor, settings, seed, part)
     seconds = time.perf_counter() - start
     metrics |= measure_base(model, processor)
     models.save_policy(model, processor, folder, torch.bfloat16)

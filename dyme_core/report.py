@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -90,12 +89,7 @@ def main(arguments: list[str] | None = None) -> None:
         tabulate(name, paths)
     for name in FIGURES:
         draw(name, paths)
-        logger.info("figure %s in %s", name, _shown(paths.figures, paths.root))
     logger.info("%d tables and %d figures in %.0f s", len(TABLES), len(FIGURES), time.perf_counter() - start)
-
-
-def _shown(folder: Path, root: Path) -> str:
-    return folder.relative_to(root).as_posix()
 
 
 if __name__ == "__main__":

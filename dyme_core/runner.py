@@ -114,7 +114,7 @@ def _setting(text: str) -> tuple[str, Any]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m dyme_core.runner", description="Run the notebooks in order.")
-    parser.add_argument("--profile", default="mini", help="smoke, mini, gpu or paper (default: mini)")
+    parser.add_argument("--profile", default="mini", help="smoke, mini or gpu (default: mini)")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="only notebooks that begin so, e.g. 03")
     parser.add_argument("--set", nargs="+", default=[], type=_setting, metavar="NAME=VALUE", action="extend",
                         dest="settings", help="parameters of the notebooks, e.g. seed=1")

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 import sys
 import time
@@ -16,7 +17,11 @@ from dyme_core.experiment import Run, base_folder
 logger = logging.getLogger(__name__)
 PROCESSES = 2  # cores of the machine that the mini profile is made for; each process keeps to one thread
 POLL_S = 1.0
+NO_BARS = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}  # the last line is shown live
 SHARES = {"base": 0.08, "sft": 0.35, "sft_grpo": 0.7}  # rough duration of a method against a GRPO run, for the order
+# Rooms that no run loads: what reads its rows, draws or orders them may change without training again.
+NOT_IN_A_RUN = {"pretrain", "gradients", "scheduler", "statistics", "tables", "figures", "plots", "traces", "report",
+                "progress", "execution", "stamps", "runner"}
 
 
 class RunFailed(RuntimeError):
@@ -26,7 +31,8 @@ class RunFailed(RuntimeError):
 def fingerprint(run: Run) -> str:
     """What a run's result depends on: its settings, the core's sources and the base."""
     root = run.paths.root
-    sources = [*(root / "dyme_core").glob("*.py"), *base_folder(run.paths, run.model, run.seed).glob("*")]
+    rooms = (path for path in (root / "dyme_core").glob("*.py") if path.stem not in NOT_IN_A_RUN)
+    sources = [*rooms, *base_folder(run.paths, run.model, run.seed).glob("*")]
     return provenance.hash_json([repr(run), provenance.hash_files(sources, root)])
 
 
@@ -95,7 +101,8 @@ def _start(run: Run) -> _Running:
     command = [sys.executable, "-m", "dyme_core.experiment", "--profile", run.profile.name, "--method", run.method,
                "--model", run.model, "--seed", str(run.seed), "--set", *overrides]
     with _output(run).open("w") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=run.paths.root)
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=run.paths.root,
+                                   env=os.environ | NO_BARS)
     return _Running(run, process, fingerprint(run))
 
 

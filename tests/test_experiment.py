@@ -138,6 +138,8 @@ def test_a_run_is_finished_until_a_setting_a_source_or_the_base_changes(root: Pa
     assert not scheduler.is_finished(run)
     assert scheduler.run_all([run]) == ["svlm-base-s0"]
     assert scheduler.is_finished(run) and scheduler.run_all([run]) == []
+    output = (root / "runs" / "smoke" / "svlm-base-s0" / "output.log").read_text()
+    assert "svlm-base-s0: step 0, validation: correct 0.0 %" in output and "%|" not in output, "no bars in what is shown live"
     assert not scheduler.is_finished(smoke("base", **tiny, **{"training.max_completion_tokens": 32}))
     rows = root / "results" / "smoke" / "rows" / "svlm-base-s0.jsonl"
     for path in (root / "dyme_core" / "rewards.py", root / "bases" / "svlm-s0" / "config.json", rows):

@@ -87,6 +87,8 @@ def test_notebooks_01_and_02_run_to_their_end_in_a_fresh_kernel(tmp_path: Path) 
     for name in recorded:
         cells = code_cells(results / "notebooks" / f"{name}.ipynb")
         assert all(cell.execution_count for cell in cells)
+        noise = [output.text for cell in cells for output in cell.outputs if output.get("name") == "stderr"]
+        assert not any("IProgress" in text or "%|" in text for text in noise), "bars have no place in a stored copy"
         assert sum("image/png" in output.get("data", {}) for cell in cells for output in cell.outputs) >= 1
     written = {path.name for path in (results / "figures").iterdir()}
     assert written == {f"{name}.{suffix}" for name in ("gradient_equivalence", "off_policy", "gallery")
