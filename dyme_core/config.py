@@ -63,7 +63,7 @@ class LargeBase(Base):
 class Training:
     """One post-training run; every method shares every number here except the learning rates, each tuned on validation."""
 
-    steps: int = 200
+    steps: int = 120
     prompts_per_step: int = 4  # public code, chart: 32 prompts a step on 8 cards
     num_generations: int = 8  # G; public code, chart
     sft_share: float = 0.5  # of the steps, the first phase of "SFT then GRPO"
@@ -73,7 +73,7 @@ class Training:
     mastered: str = "skip"
     reward_gate: str = "sum"  # public code: trains on the ungated sum
     correct_needs_format: bool = True  # public code: false; see METHOD.md and MINI.md
-    evaluate_every: int = 40
+    evaluate_every: int = 30
 
 
 @dataclass(frozen=True)
