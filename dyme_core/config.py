@@ -63,7 +63,7 @@ class LargeBase(Base):
 class Training:
     """One post-training run; every method shares every number here except the learning rates, each tuned on validation."""
 
-    steps: int = 120
+    steps: int = 150
     prompts_per_step: int = 4  # public code, chart: 32 prompts a step on 8 cards
     num_generations: int = 8  # G; public code, chart
     sft_share: float = 0.5  # of the steps, the first phase of "SFT then GRPO"
