@@ -28,7 +28,7 @@ REPORTED_COSTS = (
     ("Full DyME", "Qwen2.5-14B", 23.4, 67.5),
 )
 # What stands in for the external model where a run's settings name none (`external_model`).
-RULE_EXPERTS = {"base": "none", "full_dyme": "none (rule experts, online)"}
+RULE_EXPERTS = {"base": "none", "grpo": "none", "full_dyme": "none (rule experts, online)"}
 OFFLINE_RULES = "none (rule experts, offline)"
 
 _LATEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
