@@ -188,7 +188,7 @@ def _draw_dots(axes: Axes, summary: pd.DataFrame, methods: list[str], limit: flo
     for line in summary.itertuples():
         style, y = STYLES[line.method], methods.index(line.method)
         axes.hlines(y, line.low, line.high, color=style.color, linewidth=1.2)
-        axes.plot(line.value, y, style.marker, color=style.color, markersize=4.5)
+        axes.plot(line.value, y, style.marker, color=style.color, markersize=4.5, clip_on=False)
     axes.set(yticks=range(len(methods)), yticklabels=[], ylim=(len(methods) - 0.5, -0.5), xlim=(0, 1.05 * limit or 1))
 
 
@@ -219,7 +219,7 @@ def _draw_curves(axes: Axes, curves: pd.DataFrame, last: int) -> None:
         else:
             axes.fill_between(part["step"], part["low"], part["high"], color=style.color, alpha=0.18, linewidth=0)
             axes.plot(part["step"], part["mean"], color=style.color, linestyle=style.linestyle, marker=style.marker,
-                      markevery=max(1, len(part) // 6))
+                      markevery=max(1, len(part) // 6), clip_on=False)
         end = last if method == "base" else part["step"].iloc[-1]
         ends.append((end, part["mean"].iloc[-1], METHOD_NAMES[method], style.text_color))
     axes.set_xlim(0, last)
