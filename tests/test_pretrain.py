@@ -184,8 +184,8 @@ def test_optimise_lowers_the_loss_of_a_fixed_problem_in_the_steps_it_was_given(c
 
 
 def test_a_base_is_built_into_a_folder_that_loads_with_its_manifest(tmp_path: Path, monkeypatch) -> None:
-    settings = config.Base(vision_steps=2, practice_steps=1, practice_batch_size=2, vision_batch_size=2, align_steps=2, language_steps=3, early_steps=1,
-                           batch_size=2, turns=2)
+    settings = config.Base(vision_steps=2, vision_batch_size=2, align_steps=2, language_steps=3, early_steps=1, batch_size=2,
+                           turns=2, practice_steps=1, practice_batch_size=2)
     measure = pretrain.measure_base
     monkeypatch.setattr(pretrain, "measure_base", lambda model, processor: measure(model, processor, num_items=4))
     manifest = pretrain.build_base("svlm", 5, settings, tmp_path / "svlm-s5")
