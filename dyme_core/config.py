@@ -19,9 +19,8 @@ SPLITS = ("train", "validation", "test", "unseen")
 
 @dataclass(frozen=True)
 class World:
-    """The mini chart world: how many tables and questions each split draws, and which picture they are drawn on."""
+    """The mini chart world: how many tables and questions each split draws."""
 
-    image_size: int = 96  # pixels a side: 6 x 6 patches of 16 (MINI.md)
     train_questions: int = 2048
     validation_questions: int = 200
     test_questions: int = 400  # each of the two test sets (in-style, unseen style)
@@ -61,7 +60,7 @@ class LargeBase(Base):
 
 @dataclass(frozen=True)
 class Training:
-    """One post-training run; every method shares every number here except the learning rates, each tuned on validation."""
+    """One post-training run; every method shares every number here (learning rates: Profile)."""
 
     steps: int = 150
     prompts_per_step: int = 4  # public code, chart: 32 prompts a step on 8 cards
@@ -137,7 +136,6 @@ PROFILES = {
     "mini": Profile("mini", learning_rates=_LEARNING_RATES),
     "smoke": Profile("smoke", learning_rates=_LEARNING_RATES,
                      world=World(train_questions=64, validation_questions=16, test_questions=16),
-                     base=Base(vision_steps=20, language_steps=20, batch_size=8),
                      training=Training(steps=4, prompts_per_step=2, num_generations=4, evaluate_every=2)),
 }
 
