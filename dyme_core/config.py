@@ -31,31 +31,25 @@ class World:
 class Base:
     """How the base VLM is pre-trained from nothing (vision tower on column reading, then language)."""
 
-    vision_steps: int = 2000
+    vision_steps: int = 1500
     vision_batch_size: int = 32
     vision_learning_rate: float = 2e-3
-    align_steps: int = 400
-    language_cycles: int = 1  # of language_steps each, with a learning rate that rises and falls
-    language_steps: int = 1200
-    early_steps: int = 400  # captions alone: they teach where to look
+    align_steps: int = 200
+    language_steps: int = 1100
+    early_steps: int = 300  # captions alone: they teach where to look
     batch_size: int = 24
     turns: int = 3  # questions about one picture in one row
+    sums: int = 8  # rows without a picture in each step, of eight sums each
     learning_rate: float = 2e-3
-    practice_cycles: int = 2
-    practice_steps: int = 500  # sums without a picture, at half the learning rate
-    practice_batch_size: int = 128
 
 
 @dataclass(frozen=True)
 class LargeBase(Base):
     """The larger sibling sees fewer conversations (a step costs six times the SVLM's) at half the learning rate."""
 
-    language_cycles: int = 2
-    language_steps: int = 480
+    language_steps: int = 600
     early_steps: int = 160
     learning_rate: float = 1e-3
-    practice_cycles: int = 1
-    practice_steps: int = 150
 
 
 @dataclass(frozen=True)

@@ -86,16 +86,14 @@ def lay_out(table: Table, style: Style) -> Layout:
     values, marks = {}, {}
     for place, column in enumerate(columns):
         heights = [round(row[place] / largest * (bottom - top)) for row in table.values]
-        if style.form == "bars":
-            for number, height in enumerate(heights):
-                cell = column + SNAP * number
+        for number, height in enumerate(heights):
+            cell = column + SNAP * number
+            if style.form == "bars":
                 marks[number, place] = cell * CELL_WIDTH + 3, bottom - max(1, height)
                 values[number, place] = cell, marks[number, place][1] // CELL_HEIGHT - 1
-        else:
-            tops = sorted((bottom - max(3 * CELL_HEIGHT, height), number) for number, height in enumerate(heights))
-            for rank, (y, number) in enumerate(tops):  # the upper mark's value stands above it, the lower one's below
-                marks[number, place] = column * CELL_WIDTH + 3, y
-                values[number, place] = column, (y - 1) // CELL_HEIGHT - 1 if rank == 0 else (y + 2) // CELL_HEIGHT + 1
+            else:  # the first series' value stands left of its point, the second's right of it
+                marks[number, place] = column * CELL_WIDTH + 9, bottom - max(CELL_HEIGHT, height)
+                values[number, place] = cell, marks[number, place][1] // CELL_HEIGHT
     legend = (3, 15) if len(table.series) == 2 else (9,)
     return Layout(values, [(column, label_row) for column in columns], [(column, legend_row) for column in legend], marks,
                   top, bottom)
@@ -128,8 +126,7 @@ def render(table: Table, style: Style, scale: int = 1) -> Image.Image:
         if style.form == "lines":  # no line runs through a value
             x, y = cell[0] * CELL_WIDTH, cell[1] * CELL_HEIGHT
             draw.rectangle((x - 1, y - 1, x + 2 * CELL_WIDTH - 1, y + CELL_HEIGHT - 1), fill=style.background)
-        colour = "#000000" if style.form == "bars" else style.colours[number]
-        _write(draw, cell, str(table.values[number][place]), colour)
+        _write(draw, cell, str(table.values[number][place]), "#000000")
     for group, cell in zip(table.groups, layout.groups, strict=True):
         _write(draw, cell, group, "#000000")
     return image.resize((SIZE * scale, SIZE * scale), Image.Resampling.NEAREST) if scale > 1 else image

@@ -113,7 +113,7 @@ def shared_arguments(run: Run, steps: int, learning_rate: float, folder: Path) -
     """The settings that every method's trainer shares."""
     training = run.profile.training
     return dict(output_dir=str(folder), max_steps=steps, learning_rate=learning_rate, seed=run.seed, optim="adamw_torch",
-                lr_scheduler_type="constant_with_warmup", warmup_steps=training.warmup_steps, weight_decay=0.0,
+                lr_scheduler_type="linear", warmup_steps=training.warmup_steps, weight_decay=0.0,
                 max_grad_norm=1.0, logging_steps=1, save_strategy="no", report_to="none", disable_tqdm=True,
                 use_cpu=not torch.cuda.is_available(), bf16=False, gradient_checkpointing=False,
                 dataloader_pin_memory=False, remove_unused_columns=False)
