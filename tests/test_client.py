@@ -7,11 +7,8 @@ import logging
 import re
 import time
 import traceback
-from datetime import UTC, datetime
 from pathlib import Path
 
-import httpx2
-import openai
 import pytest
 from pydantic import BaseModel
 from scripted_server import (
@@ -37,8 +34,6 @@ from dyme_core.client import (
     Request,
     SupervisionError,
 )
-from dyme_core.endpoint import retry_after_s
-from dyme_core.limits import Breaker, Rates, estimated_tokens
 
 HIGH, LOW = '{"rating": "high"}', '{"rating": "low"}'
 
@@ -139,15 +134,6 @@ def test_retry_after_is_waited_for_and_capped() -> None:
                 assert low <= time.monotonic() - start < high
 
 
-@pytest.mark.parametrize(("text", "seconds"), [
-    ("7", 7.0), ("0.5", 0.5), ("-3", 0.0), ("Wed, 21 Oct 2026 07:28:09 GMT", 9.0), ("Wed, 21 Oct 2026 07:27:00 GMT", 0.0),
-    ("soon", None), ("", None), ("nan", None), ("inf", None)])
-def test_retry_after_is_read_as_seconds_or_date(text: str, seconds: float | None) -> None:
-    response = httpx2.Response(429, headers={"retry-after": text}, request=httpx2.Request("POST", "http://x"))
-    error = openai.RateLimitError("slow down", response=response, body=None)
-    assert retry_after_s(error, datetime(2026, 10, 21, 7, 28, tzinfo=UTC)) == seconds
-
-
 def test_a_quota_that_is_used_up_is_not_asked_again() -> None:
     quota = body_of_status(429, '{"error": {"message": "pay first", "code": "insufficient_quota"}}')
     with ScriptedServer([quota]) as server, client_of(server) as client:
@@ -231,7 +217,6 @@ def test_pictures_are_sent_as_they_are() -> None:
         assert client.ask_all([request(content=content)]) == [Verdict(rating="high")]
     assert server.seen[0].body["messages"][0]["content"] == content
     assert server.seen[1].body["messages"][0]["content"][:2] == content
-    assert estimated_tokens(request(content=content).messages, {"max_tokens": 50}) == 3 + 1000 + 50
 
 
 def test_no_more_calls_than_allowed_are_under_way() -> None:
@@ -250,20 +235,6 @@ def test_equal_requests_under_way_are_asked_once() -> None:
     assert (first.item, second.item) == ("a", "b") and type(second) is SupervisionError
 
 
-def test_rates_let_a_tenth_of_a_minute_out_at_once_and_no_more() -> None:
-    async def seconds(rates: Rates, *max_tokens: int) -> float:
-        start = time.monotonic()
-        for number in max_tokens:
-            await rates.wait(({"role": "user", "content": ""},), {"max_tokens": number})
-        return time.monotonic() - start
-
-    assert asyncio.run(seconds(Rates(1200, None), *[1] * 120)) < 0.1
-    assert 0.2 < asyncio.run(seconds(Rates(1200, None), *[1] * 126)) < 0.6  # 6 more at 20 a second
-    assert 0.25 < asyncio.run(seconds(Rates(None, 600_000), 57_000, 6_000)) < 0.6  # 3,000 too many at 10,000 a second
-    assert 0.25 < asyncio.run(seconds(Rates(None, 600_000), 63_000)) < 0.6  # more than may ever go out at once
-    assert asyncio.run(seconds(Rates(None, None), *[10**9] * 9)) < 0.1
-
-
 def test_the_circuit_opens_lets_one_trial_through_and_closes() -> None:
     script = [status(503)] * 3 + [answer(HIGH, after_s=0.1)]
     with ScriptedServer(script) as server:
@@ -279,19 +250,6 @@ def test_the_circuit_opens_lets_one_trial_through_and_closes() -> None:
             assert ask("g", "h") == [Verdict, Verdict]
             assert len(server.seen) == 5
             assert client.counts()["refused"] == 3 and client.counts()["failures"] == 6 and client.counts()["calls"] == 5
-
-
-def test_while_a_trial_is_under_way_no_other_call_goes() -> None:
-    now = [0.0]
-    breaker = Breaker(failures=1, cooldown_s=10, clock=lambda: now[0])
-    assert breaker.refuse_for_s() is None
-    breaker.settle(False)
-    now[0] = 4.0
-    assert breaker.refuse_for_s() == 6.0
-    now[0] = 11.0
-    assert breaker.refuse_for_s() is None and breaker.refuse_for_s() == 0.0
-    breaker.settle(True)
-    assert breaker.refuse_for_s() is None and breaker.refuse_for_s() is None
 
 
 @pytest.mark.parametrize("act", [answer("no"), status(400)], ids=["invalid replies", "requests too long"])
@@ -381,17 +339,6 @@ def test_the_key_is_sent_and_appears_nowhere_else(tmp_path: Path, monkeypatch: p
     assert [text for text in texts if "Bearer sk" in text] == []
 
 
-def test_nothing_is_sent_unless_a_server_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="no server is named, so nothing is sent; set OPENAI_BASE_URL"):
-        Client(Endpoint(model="gpt-4o"))
-    with pytest.raises(ValueError, match="set OPENAI_MODEL"):
-        Endpoint()
-    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
-    monkeypatch.setenv("OPENAI_MODEL", "tiny")
-    assert (Endpoint().model, Endpoint().base_url) == ("tiny", "http://127.0.0.1:1/v1")
-    assert Endpoint(model="mine").model == "mine"
-
-
 def test_a_local_server_is_never_reached_through_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     with ScriptedServer([answer(LOW)]) as proxy, ScriptedServer([answer(HIGH)]) as server:
         for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
@@ -399,19 +346,3 @@ def test_a_local_server_is_never_reached_through_a_proxy(monkeypatch: pytest.Mon
         with client_of(server) as client:
             assert client.ask_all([request()]) == [Verdict(rating="high")]
         assert proxy.seen == []
-
-
-@pytest.mark.parametrize(("settings", "advice"), [
-    ({"base_url": f"http://me:{SECRET}@host/v1"}, "put the key into OPENAI_API_KEY"),
-    ({"base_url": "localhost:80"}, "must be like"), ({"max_tries": 0}, "max_tries must be above 0"),
-    ({"tokens_per_minute": 0}, "or None for no limit")])
-def test_settings_that_cannot_work_are_refused(settings: dict, advice: str) -> None:
-    with pytest.raises(ValueError, match=advice) as caught:
-        Endpoint(model="m", **settings)
-    assert SECRET not in str(caught.value)
-
-
-def test_a_model_named_by_its_folder_is_recorded_by_its_last_part() -> None:
-    assert Endpoint(model="/models here/SmolLM2-135M/").name == "SmolLM2-135M"
-    assert Endpoint(model="org/name").name == "org/name"
-    assert Endpoint(model="/x/y", known_as="judge").name == "judge"
