@@ -15,6 +15,10 @@ METHODS = ("base", "sft", "grpo", "sft_grpo", "pure_dyme", "full_dyme")
 METHOD_NAMES = {"base": "Base", "sft": "CoT-SFT", "grpo": "GRPO", "sft_grpo": "SFT then GRPO",
                 "pure_dyme": "Pure DyME", "full_dyme": "Full DyME"}
 SPLITS = ("train", "validation", "test", "unseen")
+PRICES_DATE = "2026-03"  # list prices of the standard tier as quoted then; check the provider's page before citing a cost
+PRICES_USD_PER_MILLION = {  # model: (input tokens, output tokens); a model that is not here has no known cost
+    "gpt-4o": (2.50, 10.00), "gpt-4o-mini": (0.15, 0.60), "gpt-4.1": (2.00, 8.00), "gpt-4.1-mini": (0.40, 1.60),
+    "gpt-4.1-nano": (0.10, 0.40), "gpt-5": (1.25, 10.00), "gpt-5-mini": (0.25, 2.00), "gpt-5-nano": (0.05, 0.40)}
 
 
 @dataclass(frozen=True)
