@@ -67,7 +67,8 @@ def same_label(first: str, second: str) -> bool:
         return True
     if re.sub(r"\D", "", first) != re.sub(r"\D", "", second) or min(len(first), len(second)) < 4:
         return False
-    return difflib.SequenceMatcher(None, first, second, autojunk=False).ratio() >= SIMILAR
+    is_as_long = abs(len(first) - len(second)) <= 1  # "satisfied" is not a slip of "dissatisfied"
+    return is_as_long and difflib.SequenceMatcher(None, first, second, autojunk=False).ratio() >= SIMILAR
 
 
 def decimals(value: float) -> int:
