@@ -111,11 +111,11 @@ def read_trace(text: str, facts: tuple[Fact, ...], question: str = "") -> Readin
         at = word.end
         if word.kind != "number":
             reader.name(word, is_taken=id(word) in taken)
-        elif place != closing and not is_no_claim(word, text, chains, results):
+        elif place != closing and not is_no_claim(words, place, text, chains, results):
             reader.number(word, owned.get(place, []))
     reader.flush()
     working = min((chain.start for chain in chains), default=None)
-    return Reading(tuple(reader.claims), is_right, working, conclusion(words, text))
+    return Reading(tuple(reader.claims), is_right, working, conclusion(words, text, chains))
 
 
 @dataclass
@@ -123,7 +123,7 @@ class _Reader:
     """Walks over the words and gives each number its entity and series.
 
     Attributes:
-        entities: named since the last number; those of an earlier sentence (`is_old`) hold until others are named.
+        entities: the name, or list of names, before the number; those of an earlier sentence (`is_old`) hold until others are named.
         series: named since the last number; they go on to the next entity where they came before the first (`leads`).
         run: claims since the last entity, not yet judged.
     """
@@ -150,7 +150,7 @@ class _Reader:
             self.flush()
             self.entities = []
             self.series = self.series if self.leads else []
-        self.entities = [word.name] if self.is_old else [*self.entities, word.name]
+        self.entities = [*self.entities, word.name] if word.is_listed and not self.is_old else [word.name]
         self.is_old = False
 
     def _name_series(self, name: str) -> None:

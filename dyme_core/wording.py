@@ -25,20 +25,32 @@ NO_CLAIM_AFTER = re.compile(r"\s{1,3}(?:of|values|bars|groups|numbers|labels|mar
 
 _OWNER = re.compile(r"\s{0,3}%?\s{0,3}(?:\w{1,12}\s{1,3})?(?:(?:in|for|at|during|by)\s{1,3}(?:the\s{1,3})?|\(\s{0,3})", re.I)
 _GLUE = re.compile(r"[\s,%]{0,6}(?:(?:and|or|respectively)\b|&)?[\s,]{0,6}", re.I)
-_CLOSING = re.compile(r"(?:\b(?:is|are|was|equals|approximately|about|of|gives|makes|yields|reaches|to|be)|[=:])[\s*`$]{0,4}$", re.I)
+_CLOSING = re.compile(r"(?:\b(?:is|are|was|equals|approximately|about|of|gives|makes|yields|reaches|to|be|in)|[=:])[\s*`$]{0,4}$", re.I)
 _STATES = re.compile(r"[\s*`]{0,4}(?:has|had|have|is|was|are|shows|showed|stands|stood|with|at|reaches|reached|[:=(])", re.I)
+_STATES_NUMBER = re.compile(_STATES.pattern + r"\s{0,3}(?:\w{1,20}\s)?\d", re.I)
+_CONCLUDES = re.compile(r"\W{0,5}(?:therefore|so|thus|hence|finally|this shows|the answer)\b", re.I)
+_VERDICT = re.compile(r"\b(yes|no)\b[^\w]{0,20}$", re.I)
 _SENTENCE_END = re.compile(r"[.;!?](?=\s|$)|\n")
 
 
 @dataclass(frozen=True)
 class Word:
-    """One word: `kind` is "entity", "attribute", "number" or "stranger"; `name` as the facts spell it."""
+    """One word.
+
+    Attributes:
+        kind: "entity", "attribute", "number" or "stranger".
+        name: as the facts spell it.
+        start, end: its place.
+        value: of a number.
+        is_listed: only a comma or "and" stands between the name before and this one.
+    """
 
     kind: str
     name: str
     start: int
     end: int
     value: float = 0.0
+    is_listed: bool = False
 
 
 def find_words(text: str, entities: Mapping[str, str], attributes: Mapping[str, str], question: str = "") -> list[Word]:
@@ -55,11 +67,11 @@ def find_words(text: str, entities: Mapping[str, str], attributes: Mapping[str, 
         low = match.group().lower()
         if match["number"]:
             words.append(Word("number", match.group(), match.start(), match.end(), _signed(text, match)))
-        elif match["name"]:
-            kind = "entity" if low in entities else "attribute"
-            words.append(Word(kind, entities.get(low) or attributes[low], match.start(), match.end()))
-        elif low not in usual and _may_be_label(text, match, words):
-            words.append(Word("stranger", match.group(), match.start(), match.end()))
+        elif match["name"] or low not in usual and _may_be_label(text, match, words):
+            kind = "stranger" if match["word"] else "entity" if low in entities else "attribute"
+            is_listed = bool(words) and words[-1].kind != "number" and _GLUE.fullmatch(text, words[-1].end, match.start())
+            name = entities.get(low) or attributes.get(low) or match.group()
+            words.append(Word(kind, name, match.start(), match.end(), is_listed=bool(is_listed)))
     return words
 
 
@@ -80,12 +92,12 @@ def _signed(text: str, match: re.Match) -> float:
 
 
 def _may_be_label(text: str, match: re.Match, words: Sequence[Word]) -> bool:
-    """False for units ("287 TWh") and for a sentence's first word, unless it states something or is all in capitals."""
+    """False for units ("287 TWh") and for a sentence's first word, unless it states a number or is all in capitals."""
     if words and words[-1].kind == "number" and not text[words[-1].end: match.start()].strip(" %"):
         return False
     before = text[max(0, match.start() - 4): match.start()].rstrip(" *`")
     is_first = not before or before[-1] in ".;:!?\n"
-    return not is_first or match.group().isupper() or bool(_STATES.match(text, match.end()))
+    return not is_first or match.group().isupper() or bool(_STATES_NUMBER.match(text, match.end()))
 
 
 def ends_sentence(text: str, start: int, end: int) -> bool:
@@ -145,29 +157,68 @@ def _chained(words: Sequence[Word], place: int, text: str) -> list[Word]:
 
 def closing_place(words: Sequence[Word], text: str, results: set[float]) -> int | None:
     """Place of the number that the text closes on ("... is 8.3"), None where it closes on a name or states a fact last."""
-    if not words or words[-1].kind != "number" or not _CLOSING.search(text, max(0, words[-1].start - 30), words[-1].start):
+    place = max((place for place, word in enumerate(words) if _may_close(word, text)), default=None)
+    if place is None or words[place].kind != "number" or not _is_led_to(words[place], text):
         return None
-    number = words[-1]
-    states = len(words) > 1 and words[-2].kind in ("entity", "stranger") and _STATES.match(text, words[-2].end, number.start)
-    return None if states and abs(number.value) not in results else len(words) - 1
+    number = words[place]
+    states = place and words[place - 1].kind in ("entity", "stranger") and _STATES.match(text, words[place - 1].end, number.start)
+    return None if states and abs(number.value) not in results else place
 
 
-def conclusion(words: Sequence[Word], text: str) -> str:
-    """The yes or no, number or name that the text ends on; a stranger only where "is" or "in" leads to it."""
-    verdict = re.search(r"\b(yes|no)\b\W{0,20}$", text[-40:], re.IGNORECASE)
+def _is_led_to(word: Word, text: str) -> bool:
+    return bool(_CLOSING.search(text, max(0, word.start - 30), word.start))
+
+
+def _may_close(word: Word, text: str) -> bool:
+    """A stranger closes a text only where "is" or "in" leads to it; behind the conclusion anything may be written."""
+    return word.kind != "stranger" or bool(re.search(r"\b(?:is|in)[\s*`]{1,4}$", text[max(0, word.start - 8): word.start]))
+
+
+def conclusion(words: Sequence[Word], text: str, chains: Sequence[Chain] = ()) -> str:
+    """The yes or no, number or name that the text concludes on.
+
+    That is what the last sentence with "therefore", "so", "the answer" leads to, whatever is written behind it; without
+    such a sentence, the last word.
+    """
+    for start, end in reversed(_sentences(text)):
+        if _CONCLUDES.match(text, start):
+            verdict = _VERDICT.search(text, max(start, end - 40), end)
+            inside = [word for word in words if start <= word.start < end and _may_close(word, text)]
+            if verdict or inside and _is_led_to(inside[-1], text) and not _is_in(inside[-1], chains):
+                return verdict[1] if verdict else text[inside[-1].start: inside[-1].end]
+    verdict = _VERDICT.search(text, max(0, len(text) - 40))
     if verdict:
         return verdict[1]
-    for word in reversed(words):
-        if word.kind != "stranger" or re.search(r"\b(?:is|in)[\s*`]{1,4}$", text[max(0, word.start - 8): word.start]):
-            return text[word.start: word.end]
-    return ""
+    return next((text[word.start: word.end] for word in reversed(words) if _may_close(word, text)), "")
 
 
-def is_no_claim(word: Word, text: str, chains: Sequence[Chain], results: set[float]) -> bool:
-    """True for numbers of the working, results told again, bounds ("above 50"), counts ("3 bars") and list numbers ("1. ")."""
-    if any(chain.start <= word.start < chain.end for chain in chains):
+def _sentences(text: str) -> list[tuple[int, int]]:
+    ends = [match.end() for match in _SENTENCE_END.finditer(text)]
+    return list(zip([0, *ends], [*ends, len(text)], strict=True))
+
+
+def _is_in(word: Word, chains: Sequence[Chain]) -> bool:
+    return any(chain.start <= word.start < chain.end for chain in chains)
+
+
+def is_no_claim(words: Sequence[Word], place: int, text: str, chains: Sequence[Chain], results: set[float]) -> bool:
+    """True for numbers that state nothing of the picture.
+
+    Those are numbers of the working, results told again, bounds ("above 50"), counts ("3 bars"), list numbers ("1. "), and
+    answers: what "therefore ... is" or "the answer is" leads to without a name.
+    """
+    word = words[place]
+    if _is_in(word, chains) or _is_answer(words, place, text):
         return True
     is_retold = abs(word.value) in results and any(chain.end <= word.start for chain in chains)
-    starts_line = text[:word.start].rpartition("\n")[2].strip(" (") == ""
+    starts_line = not text[max(0, word.start - 8): word.start].rpartition("\n")[2].strip(" (")
     return bool(is_retold or NO_CLAIM_BEFORE.search(text, max(0, word.start - 20), word.start)
                 or NO_CLAIM_AFTER.match(text, word.end) or starts_line and re.match(r"[.)]\s", text[word.end: word.end + 2]))
+
+
+def _is_answer(words: Sequence[Word], place: int, text: str) -> bool:
+    word = words[place]
+    start = max(0, word.start - 200)
+    start = max((end.end() for end in _SENTENCE_END.finditer(text, start, word.start)), default=start)
+    has_name = place > 0 and words[place - 1].start >= start and words[place - 1].kind != "number"
+    return bool(not has_name and _CONCLUDES.match(text, start) and _is_led_to(word, text))
