@@ -84,11 +84,10 @@ def check(chains: Iterable[Chain], shown: Iterable[float]) -> tuple[bool, set[fl
         values = [_evaluate(side) for side in chain.sides]
         for place, relation in enumerate(chain.relations):
             is_right &= _holds(values[place], relation, values[place + 1], chain.sides[place + 1])
-            if relation == "=":
-                results.add(abs(values[place + 1]))
+        results.update(abs(right) for right, relation in zip(values[1:], chain.relations, strict=True) if relation == "=")
         operands = [_number(number) for side in chain.sides if re.search(r"\d[^\d.,]*[+*/-]", side)
                     for number in re.findall(NUMBER, side)]
-        is_right &= all(value in known | results or value <= SMALL_COUNT for value in operands)
+        is_right &= all(value in known or value in results or value <= SMALL_COUNT for value in operands)
     return bool(is_right), results
 
 

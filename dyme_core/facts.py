@@ -6,12 +6,14 @@ in 2010"), and pairs lists ("for Latvia, Portugal and Romania: 3.0, 8.9 and 13.0
 """
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 
 from dyme_core.arithmetic import check, find_chains, into_signs
 from dyme_core.charts import Table
+from dyme_core.conclusions import closing_place, conclusion, is_no_claim
 from dyme_core.quantities import decimals
-from dyme_core.wording import Word, closing_place, conclusion, ends_sentence, find_words, is_no_claim, owners_after
+from dyme_core.wording import Word, ends_sentence, find_words, owners_after
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,8 @@ class _Reader:
     """Walks over the words and gives each number its entity and series.
 
     Attributes:
-        entities: the name, or list of names, before the number; those of an earlier sentence (`is_old`) hold until others are named.
+        entities: the name, or list of names, before the number; those of an earlier sentence (`is_old`) hold until others
+            are named.
         series: named since the last number; they go on to the next entity where they came before the first (`leads`).
         run: claims since the last entity, not yet judged.
     """
@@ -182,14 +185,16 @@ class _Reader:
         is_list = len(self.entities) > 1 and len(self.entities) == len(self.run)
         owners = self.entities if is_list else [self.entities[-1] if self.entities else None] * len(self.run)
         unused = list(self.facts)
+        counts = Counter(owners)
         for owner, claim in zip(owners, self.run, strict=True):
-            self.claims.append(_judge(replace(claim, entity=owner), unused, is_bare=owners.count(owner) > 1))
+            self.claims.append(_judge(replace(claim, entity=owner), unused, is_bare=counts[owner] > 1))
         self.run = []
 
 
 def _judge(claim: Claim, unused: list[Fact], is_bare: bool) -> Claim:
     """Compare with the facts that are not yet claimed, and take the one that this claim is about out of them."""
-    candidates = [fact for fact in unused if claim.entity in (None, fact.entity) and claim.attribute in (None, fact.attribute)]
+    candidates = [fact for fact in unused
+                  if claim.entity in (None, fact.entity) and claim.attribute in (None, fact.attribute)]
     if is_bare and claim.entity and claim.attribute is None:
         candidates = candidates[:1]  # several bare values of one entity stand in the legend's order
     match = next(filter(claim.agrees, candidates), None)

@@ -81,3 +81,9 @@ def same_value(first: float, second: float) -> bool:
     places = min(decimals(first), decimals(second))
     is_close = abs(first - second) <= LARGEST_ROUNDING * max(abs(first), abs(second))
     return first == second or is_close and abs(first - second) <= 0.5 * 10.0**-places + 1e-9
+
+
+def same_answer(said: str, wanted: str) -> bool:
+    """True for equal texts, case aside, and for two spellings of one number ("8.30", "8.3", "1,234")."""
+    first, second = read_quantity(said), read_quantity(wanted)
+    return said.lower() == wanted.lower() or bool(first and second and first.value == second.value)

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from dyme_core.facts import Fact, Reading, facts_from_rows, read_trace, write_facts
 from dyme_core.prompts import MIN_THINKING_WORDS
-from dyme_core.quantities import read_quantity
+from dyme_core.quantities import same_answer
 
 SCORES = {"low": 0.0, "medium": 0.5, "high": 1.0}  # the rubric's three grades
 SLOTS = ("labels", "facts", "working", "conclusion")
@@ -99,14 +99,8 @@ def _faults(reading: Reading, item: Item, right: int, wrong: int):
         yield "the arithmetic does not hold"
     if reading.working_start is not None and any(c.start > reading.working_start for c in reading.claims if not c.is_right):
         yield "claims after the working"
-    if not _is_same_answer(reading.conclusion, item.answer):
+    if not same_answer(reading.conclusion, item.answer):
         yield f"closes on {reading.conclusion or 'nothing'!r}, not on the answer {item.answer!r}"
-
-
-def _is_same_answer(conclusion: str, answer: str) -> bool:
-    """True for equal texts, case aside, and for two spellings of one number ("8.30", "8.3", "1,234")."""
-    said, wanted = read_quantity(conclusion), read_quantity(answer)
-    return conclusion.lower() == answer.lower() or bool(said and wanted and said.value == wanted.value)
 
 
 @dataclass(frozen=True)

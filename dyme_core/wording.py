@@ -1,7 +1,6 @@
 """The words of a trace that matter, in order: names of the chart, numbers, and strangers (names that the chart does not have).
 
-Also how words belong together: which name follows its number ("62 in 2010"), which numbers are no claims, where the text
-closes. All patterns are bounded, so that time grows in proportion to the text.
+Also which name follows its number and owns it ("62 in 2010"). All patterns are bounded: time grows with the text's length.
 """
 from __future__ import annotations
 
@@ -9,28 +8,24 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from dyme_core.arithmetic import NUMBER, Chain
+from dyme_core.arithmetic import NUMBER
 
 # Capitalised words that are no labels; any other that owns a number is taken for an entity which the picture does not show.
 COMMON = frozenset("""about above add adding all also an and answer anyway are as at average bar bars because below both but by
     calculate calculation chart compare comparing comparison compute conclusion count counting difference each extract figure
-    final finally first for from gap given graph greater grader hence here highest how however if ignore image important in is it
-    its largest last later left let look looking lowest maximum mean median minimum next no not note now number of on only our
-    over per percent picture please question rate rating ratio read reading reason result right same second see share since
+    final finally first for from gap given graph greater grader hence here highest how however if ignore image important in
+    is it its largest last later left let look looking lowest maximum mean median minimum next no not note now number of on only
+    our over per percent picture please question rate rating ratio read reading reason result right same second see share since
     smallest so step still subtract subtracting sum system taking that the their them then there therefore these they thinking
     third this those thus to together total trace trust under value values we what when where which who with year years
     yes""".split())
-NO_CLAIM_BEFORE = re.compile(r"\b(?:step|above|below|over|under|than|exceed(?:s|ing)?|threshold of|limit of)\s{0,3}$", re.I)
-NO_CLAIM_AFTER = re.compile(r"\s{1,3}(?:of|values|bars|groups|numbers|labels|marks|categories|countries|months)\b", re.I)
+
 
 _OWNER = re.compile(r"\s{0,3}%?\s{0,3}(?:\w{1,12}\s{1,3})?(?:(?:in|for|at|during|by)\s{1,3}(?:the\s{1,3})?|\(\s{0,3})", re.I)
 _GLUE = re.compile(r"[\s,%]{0,6}(?:(?:and|or|respectively)\b|&)?[\s,]{0,6}", re.I)
-_CLOSING = re.compile(r"(?:\b(?:is|are|was|equals|approximately|about|of|gives|makes|yields|reaches|to|be|in)|[=:])[\s*`$]{0,4}$", re.I)
-_STATES = re.compile(r"[\s*`]{0,4}(?:has|had|have|is|was|are|shows|showed|stands|stood|with|at|reaches|reached|[:=(])", re.I)
-_STATES_NUMBER = re.compile(_STATES.pattern + r"\s{0,3}(?:\w{1,20}\s)?\d", re.I)
-_CONCLUDES = re.compile(r"\W{0,5}(?:therefore|so|thus|hence|finally|this shows|the answer)\b", re.I)
-_VERDICT = re.compile(r"\b(yes|no)\b[^\w]{0,20}$", re.I)
-_SENTENCE_END = re.compile(r"[.;!?](?=\s|$)|\n")
+STATES = re.compile(r"[\s*`]{0,4}(?:has|had|have|is|was|are|shows|showed|stands|stood|with|at|reaches|reached|[:=(])", re.I)
+STATES_NUMBER = re.compile(STATES.pattern + r"\s{0,3}(?:\w{1,20}\s)?\d", re.I)
+SENTENCE_END = re.compile(r"[.;!?](?=\s|$)|\n")
 
 
 @dataclass(frozen=True)
@@ -86,7 +81,7 @@ def _pattern(names: Sequence[str]) -> re.Pattern:
 def _signed(text: str, match: re.Match) -> float:
     """The number's value; a minus that touches it and follows no number or bracket is its sign."""
     before = text[max(0, match.start() - 4): match.start()]
-    is_negative = before.endswith("-") and not re.search(r"[\w)%]\s*-$", before.replace("and", "   "))
+    is_negative = before.endswith("-") and not re.search(r"(?:[\d)%]\s*|\w)-$", before)
     value = float(match.group().replace(",", ""))
     return -value if is_negative else value
 
@@ -97,16 +92,19 @@ def _may_be_label(text: str, match: re.Match, words: Sequence[Word]) -> bool:
         return False
     before = text[max(0, match.start() - 4): match.start()].rstrip(" *`")
     is_first = not before or before[-1] in ".;:!?\n"
-    return not is_first or match.group().isupper() or bool(_STATES_NUMBER.match(text, match.end()))
+    return not is_first or match.group().isupper() or bool(STATES_NUMBER.match(text, match.end()))
 
 
 def ends_sentence(text: str, start: int, end: int) -> bool:
     """True where a sentence ends between two places."""
-    return bool(_SENTENCE_END.search(text, start, end))
+    return bool(SENTENCE_END.search(text, start, end))
 
 
 def owners_after(words: Sequence[Word], text: str) -> dict[int, list[Word]]:
-    """Places of numbers -> the names that follow and own them: "62 in 2010", "62 for FAV in 2010", "3, 9 and 13 for A, B and C"."""
+    """Places of numbers -> the names that follow and own them.
+
+    "62 in 2010", "62 for FAV in 2010", and lists: "3, 9 and 13 for A, B and C", "62 and 36 in 2010".
+    """
     owned: dict[int, list[Word]] = {}
     for run in _runs(words, text):
         names = _names_after(words, run[-1], text)
@@ -153,72 +151,3 @@ def _chained(words: Sequence[Word], place: int, text: str) -> list[Word]:
             break
         names.append(word)
     return names
-
-
-def closing_place(words: Sequence[Word], text: str, results: set[float]) -> int | None:
-    """Place of the number that the text closes on ("... is 8.3"), None where it closes on a name or states a fact last."""
-    place = max((place for place, word in enumerate(words) if _may_close(word, text)), default=None)
-    if place is None or words[place].kind != "number" or not _is_led_to(words[place], text):
-        return None
-    number = words[place]
-    states = place and words[place - 1].kind in ("entity", "stranger") and _STATES.match(text, words[place - 1].end, number.start)
-    return None if states and abs(number.value) not in results else place
-
-
-def _is_led_to(word: Word, text: str) -> bool:
-    return bool(_CLOSING.search(text, max(0, word.start - 30), word.start))
-
-
-def _may_close(word: Word, text: str) -> bool:
-    """A stranger closes a text only where "is" or "in" leads to it; behind the conclusion anything may be written."""
-    return word.kind != "stranger" or bool(re.search(r"\b(?:is|in)[\s*`]{1,4}$", text[max(0, word.start - 8): word.start]))
-
-
-def conclusion(words: Sequence[Word], text: str, chains: Sequence[Chain] = ()) -> str:
-    """The yes or no, number or name that the text concludes on.
-
-    That is what the last sentence with "therefore", "so", "the answer" leads to, whatever is written behind it; without
-    such a sentence, the last word.
-    """
-    for start, end in reversed(_sentences(text)):
-        if _CONCLUDES.match(text, start):
-            verdict = _VERDICT.search(text, max(start, end - 40), end)
-            inside = [word for word in words if start <= word.start < end and _may_close(word, text)]
-            if verdict or inside and _is_led_to(inside[-1], text) and not _is_in(inside[-1], chains):
-                return verdict[1] if verdict else text[inside[-1].start: inside[-1].end]
-    verdict = _VERDICT.search(text, max(0, len(text) - 40))
-    if verdict:
-        return verdict[1]
-    return next((text[word.start: word.end] for word in reversed(words) if _may_close(word, text)), "")
-
-
-def _sentences(text: str) -> list[tuple[int, int]]:
-    ends = [match.end() for match in _SENTENCE_END.finditer(text)]
-    return list(zip([0, *ends], [*ends, len(text)], strict=True))
-
-
-def _is_in(word: Word, chains: Sequence[Chain]) -> bool:
-    return any(chain.start <= word.start < chain.end for chain in chains)
-
-
-def is_no_claim(words: Sequence[Word], place: int, text: str, chains: Sequence[Chain], results: set[float]) -> bool:
-    """True for numbers that state nothing of the picture.
-
-    Those are numbers of the working, results told again, bounds ("above 50"), counts ("3 bars"), list numbers ("1. "), and
-    answers: what "therefore ... is" or "the answer is" leads to without a name.
-    """
-    word = words[place]
-    if _is_in(word, chains) or _is_answer(words, place, text):
-        return True
-    is_retold = abs(word.value) in results and any(chain.end <= word.start for chain in chains)
-    starts_line = not text[max(0, word.start - 8): word.start].rpartition("\n")[2].strip(" (")
-    return bool(is_retold or NO_CLAIM_BEFORE.search(text, max(0, word.start - 20), word.start)
-                or NO_CLAIM_AFTER.match(text, word.end) or starts_line and re.match(r"[.)]\s", text[word.end: word.end + 2]))
-
-
-def _is_answer(words: Sequence[Word], place: int, text: str) -> bool:
-    word = words[place]
-    start = max(0, word.start - 200)
-    start = max((end.end() for end in _SENTENCE_END.finditer(text, start, word.start)), default=start)
-    has_name = place > 0 and words[place - 1].start >= start and words[place - 1].kind != "number"
-    return bool(not has_name and _CONCLUDES.match(text, start) and _is_led_to(word, text))
