@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from dyme_core.quantities import clean_label, is_year
-from dyme_core.tokens import TOLERANCE, Mark, Token, clusters, find_ticks, join_lines, sort_tokens, split_inline
+from dyme_core.tokens import LINE_GAP, TOLERANCE, Mark, Token, clusters, find_ticks, join_lines, sort_tokens, split_inline
 
 REACH_ACROSS, REACH_UPRIGHT = 0.45, 0.4  # of the distance between names: how far a number may lie from its name's middle
+SAME_ROW = 5  # pixels; no two lines of print are closer
 Cells = list[tuple[Token, Mark]]
 Offset = Callable[[Token, Mark], float]
 
@@ -70,7 +71,8 @@ def _right(name: Token, mark: Mark) -> float:
 
 def _pitch(places: list[float]) -> float:
     """Usual distance between neighbouring places."""
-    steps = [after - before for before, after in zip(sorted(places), sorted(places)[1:], strict=False) if after - before > 1]
+    places = sorted(places)
+    steps = [step for before, after in zip(places, places[1:], strict=False) if (step := after - before) > SAME_ROW]
     return statistics.median(steps) if steps else 0.0
 
 
@@ -88,8 +90,14 @@ def _across(texts: list[Token], marks: list[Mark]) -> Cells:
 
 
 def _merge_rows(column: list[Token], rows: float) -> list[Token]:
-    """Join lines of one name: those that lie closer together than the rows of numbers do."""
-    groups = clusters(column, lambda text: text.y, lambda text: 0.6 * rows)
+    """Join lines of one name: those that touch, and lie closer together than the rows of numbers do."""
+    groups: list[list[Token]] = []
+    for line in sorted(column, key=lambda text: text.y):
+        last = groups[-1][-1] if groups else None
+        if last and line.y - last.y < 0.6 * rows and line.top - last.bottom <= LINE_GAP * line.height:
+            groups[-1].append(line)
+        else:
+            groups.append([line])
     return [join_lines(group) for group in groups]
 
 
@@ -119,8 +127,10 @@ def _nearest(marks: list[Mark], names: list[Token], offset: Offset, reach: float
     if len(counts) < 2:
         return []
     usual = statistics.mode(counts.values())
-    kept = [pair for name in names for pair in
-            sorted((pair for pair in pairs if pair[0] == name), key=lambda pair: abs(offset(*pair)))[:usual]]
+    # Of equally near numbers the one at the left: at the right stand the icons of a web page.
+    kept = [pair for name in names for pair in sorted(
+        (pair for pair in pairs if pair[0] == name),
+        key=lambda pair: (abs(offset(*pair)) // (TOLERANCE * pair[1].token.height), pair[1].token.left))[:usual]]
     return sorted(kept, key=lambda pair: (names.index(pair[0]), pair[1].token.left, pair[1].token.top))
 
 

@@ -16,7 +16,7 @@ SIMILAR = 0.85  # share of characters two spellings of one label must have in co
 LARGEST_ROUNDING = 0.05  # of the value: 0.71 is not "printed as 1"
 
 _QUANTITY = re.compile(rf"(?P<sign>[{MINUS_SIGNS}+]?)(?P<front>[$€£¥%]?)\s?(?P<inner>[{MINUS_SIGNS}]?)"
-                       r"(?P<number>\d{1,3}(?:[,\u202f\u00a0]\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
+                       r"(?P<number>\d{1,3}(?:[, \u202f\u00a0]\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
                        r"\s?(?P<unit>%|[^\W\d_][^\W\d_/]{0,11})?")
 
 
@@ -38,7 +38,7 @@ def read_quantity(text: str) -> Quantity | None:
     match = None if text.lower() in MISSING else _QUANTITY.fullmatch(text)
     if match is None:
         return None
-    digits = re.sub(r"[,\u202f\u00a0]", "", match["number"])
+    digits = re.sub(r"[, \u202f\u00a0]", "", match["number"])
     if re.fullmatch(r"0\d+", digits):
         digits = f"0.{digits[1:]}"
     is_negative = (match["sign"] or match["inner"]) in tuple(MINUS_SIGNS)

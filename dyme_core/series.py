@@ -9,11 +9,10 @@ import numpy as np
 from dyme_core.facts import Fact
 from dyme_core.layout import Chart
 from dyme_core.quantities import clean_label
-from dyme_core.tokens import Mark, Token, clusters, merge_lines
+from dyme_core.tokens import LINE_GAP, Mark, Token, clusters, merge_lines
 
 Colour = np.ndarray
 SAME_COLOUR = 45.0  # Euclidean distance in RGB (0..255) below which a number wears a series' colour
-LINE_GAP = 0.3  # of a text's height: lines of one heading
 WHITE, BLACK = 225, 40  # paper and ink: no series' colour
 
 
@@ -68,8 +67,9 @@ def _title(texts: Sequence[Token]) -> str:
     """The topmost text with the lines below it that are as tall and start at the same edge."""
     lines: list[Token] = []
     for text in sorted(texts, key=lambda text: text.top):
-        if not lines or (text.height >= 0.87 * lines[0].height and abs(text.left - lines[0].left) <= 5
-                         and text.top - lines[-1].bottom <= LINE_GAP * text.height):
+        is_first = not lines and sum(map(str.isalpha, text.text)) > 2  # no icon
+        if is_first or lines and (text.height >= 0.87 * lines[0].height and abs(text.left - lines[0].left) <= 5
+                                  and text.top - lines[-1].bottom <= LINE_GAP * text.height):
             lines.append(text)
     return clean_label(" ".join(line.text for line in lines))
 

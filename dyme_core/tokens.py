@@ -12,6 +12,7 @@ from dyme_core.quantities import Quantity, is_year, read_quantity
 DIGIT_ASPECT = 1.1  # width of one digit by its height; what is wider is a mark of a line, not a digit
 LEAST_SCORE = 0.6  # of a text that may be a name; numbers are checked by their shape
 TOLERANCE = 0.5  # of a text's height: what still counts as aligned
+LINE_GAP = 0.3  # of a text's height: largest space between the lines of one text
 
 _INLINE = re.compile(r"[\W_]*(?P<name>\w.*?)\s+(?P<number>(?:\d )?\d+(?:\.\d+)?\s?%)")  # OCR sets digits apart ("1 3%")
 

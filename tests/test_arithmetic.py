@@ -20,8 +20,8 @@ def holds(text: str) -> bool:
 @pytest.mark.parametrize("text", [
     "62 - 36 = 26 < 65 - 35 = 30", "62 \u2212 36 = 26", "62% - 36% = 26%", "(3.0 + 8.9 + 13.0) / 3 = 8.3",
     "62 minus 36 equals 26", "62 plus 36 is equal to 98", "the sum of 62 and 36 is 98", "Subtracting 36 from 62 gives 26",
-    "62 is greater than 36", "the difference between 36 and 62 is 26", "adding 62 to 36 makes 98", "62 exceeds 36", "36 < 62",
-    "3 - -3.9 = 6.9",
+    "62 is greater than 36", "the difference between 36 and 62 is 26", "adding 62 to 36 makes 98", "62 exceeds 36",
+    "36 < 62", "3 - -3.9 = 6.9",
     "-3.9 + 3 = -0.9", "62 - 36 = 26, 26 - 3 = 23", "412 - 398 = 14", "no working at all", "$62 - $36 = 26", ""])
 def test_what_holds_in_signs_or_words_holds(text: str) -> None:
     assert holds(text)
