@@ -50,7 +50,7 @@ def read_chart(tokens: Sequence[Token]) -> Chart:
     marks = [mark for mark in marks if mark not in ticks]
     tries = {"across": _across(texts, marks), "upright": _upright(texts, marks), "beside": _beside(texts, marks)}
     weight = {"across": _regular(tries["across"], _down), "upright": _regular(tries["upright"], _right),
-              "beside": len(tries["beside"])}
+              "beside": 2 * len(tries["beside"])}
     form = max(tries, key=weight.__getitem__)
     cells = tries[form]
     used = {mark for _, mark in cells}
@@ -140,14 +140,18 @@ def _most_regular(tries: list[Cells], offset: Offset) -> Cells:
 
 
 def _regular(cells: Cells, offset: Offset) -> int:
-    """How many numbers lie as far from their name as the number of the same rank does from the other names."""
+    """How many numbers lie as far from their name as the number of the same rank does from the other names.
+
+    Numbers right beside their name count twice: every third label of a column is regular too.
+    """
+    aligned = sum(abs(offset(name, mark)) <= 0.6 * mark.token.height for name, mark in cells)
     by_name: dict[Token, list[tuple[float, float]]] = {}
     for name, mark in cells:
         by_name.setdefault(name, []).append((offset(name, mark), mark.token.height))
     full = max(map(len, by_name.values()), default=0)
     ranks = list(zip(*(sorted(found) for found in by_name.values() if len(found) == full), strict=True))
     usual = [statistics.median(place for place, _ in rank) for rank in ranks]
-    return sum(min(abs(place - middle) for middle in usual) <= 0.6 * height if len(found) < full
+    return aligned + sum(min(abs(place - middle) for middle in usual) <= 0.6 * height if len(found) < full
                else abs(place - usual[rank]) <= 0.6 * height
                for found in by_name.values() for rank, (place, height) in enumerate(sorted(found)))
 

@@ -103,6 +103,13 @@ def test_a_pie_has_names_over_before_or_in_one_text_with_its_numbers() -> None:
     assert {fact[::2] for fact in facts(inline)} == {("Comfortable", 29), ("Somewhat poorly", 13), ("Very well", 58)}
 
 
+def test_every_row_of_a_dense_column_keeps_its_own_number_although_every_third_label_starts_alike() -> None:
+    names = ("Ohio", "Texas", "Florida", "Iowa", "Maine", "Georgia", "Utah", "Idaho", "Indiana")
+    tokens = [token for row, name in enumerate(names)
+              for token in (ending(name, 90, 30 + 24 * row), at(str(90 - row), 340 - 20 * row, 30 + 24 * row))]
+    assert {fact[::2] for fact in facts(tokens)} == {(name, 90 - row) for row, name in enumerate(names)}
+
+
 def test_a_number_that_fits_no_name_stays_loose_inside_the_field_and_goes_outside() -> None:
     tokens = [ending("Latvia", 90, 60), at("30", 200, 60), ending("Romania", 90, 180), at("13", 150, 180), at("99", 180, 118),
               at("66", 390, 118)]
