@@ -97,6 +97,11 @@ def test_facts_are_counted_against_gold(found: tuple[Fact, ...], right: int, con
                                     "num_contradicted": contradicted, "num_values_right": values}
 
 
+def test_one_found_value_matches_one_gold_value_only() -> None:
+    gold = (Fact("a", "", 5.0), Fact("b", "", 5.0))
+    assert compare((Fact("", "", 5.0),), gold)["num_values_right"] == 1
+
+
 def test_the_name_of_a_single_series_does_not_count() -> None:
     assert compare((Fact("DK", "Strong support", 3.0),), (Fact("DK", "Value", 3.0),))["num_right"] == 1
 

@@ -71,6 +71,15 @@ def test_standing_bars_take_their_series_from_the_legends_colours() -> None:
         ("Boomers", "Lost weight", -1.4), ("Total", "Gained weight", 3.5), ("Total", "Lost weight", -0.8)}
 
 
+def test_a_number_of_another_colour_than_the_legends_gets_no_series() -> None:
+    tokens = [at("Gained", 160, 280), at("Lost", 300, 280), at("Gen Z", 80, 250), at("Boomers", 180, 250)]
+    tokens += [at("30", 80, 110), at("19", 80, 190), at("22", 180, 110), at("14", 180, 190)]
+    patches = [(121, 274, 133, 286, BLUE), (268, 274, 280, 286, NAVY), (55, 90, 105, 170, BLUE), (55, 170, 105, 215, NAVY),
+               (155, 90, 205, 170, BLUE), (155, 170, 205, 215, ORANGE)]
+    assert facts(tokens, painted(*patches)) == {
+        ("Gen Z", "Gained", 30), ("Gen Z", "Lost", 19), ("Boomers", "Gained", 22), ("Boomers", "", 14)}
+
+
 def test_where_no_colour_tells_the_series_the_entity_is_still_known() -> None:
     tokens = [token for x, name in ((80, "A1x"), (180, "B2x"))
               for token in (at("31", x, 100), at("52", x, 150), at(name, x, 250))]

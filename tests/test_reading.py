@@ -75,7 +75,8 @@ def claims_of(text: str, facts: tuple[Fact, ...]) -> tuple:
     return read_trace(text, facts).claims
 
 
-@pytest.mark.parametrize("text", ["Step 1 is to look.", "62 - 36 = 26, a gap of 26.", "Those above 50 count.",
+@pytest.mark.parametrize("text", ["Step 1 is to look.", "62 - 36 = 26, a gap of 26.", "62 - 36 = 26. With 26 it leads.",
+                                  "Those above 50 count.",
                                   "The 3 bars differ.",
                                   "So the answer is 62."])
 def test_numbers_of_working_steps_bounds_counts_and_answers_are_no_claims(text: str) -> None:
