@@ -1,7 +1,8 @@
 """Traces written by hand on seven hand-made charts, to measure a checker on wording that it was not made for.
 
-The rule checker was worked on with `labelled.labelled_set` alone and never changed for a trace of this set. A trace changed
-after a checker failed on it would measure nothing: they stay as they are.
+Written before the rule checker's reader was rewritten, by the same author, who so knew the wording; what failed afterwards
+was not worked on. Before: 51 of 62 right, after: 60. A trace changed after a checker failed on it would measure nothing:
+they stay as they are.
 """
 from __future__ import annotations
 
