@@ -4,13 +4,12 @@ Rows are {imgname, query, label}. A gold table gives the picture's facts; the st
 """
 from __future__ import annotations
 
-import csv
 import json
-import math
 from pathlib import Path
 
 from dyme_core.data import NO_SUPERVISION, DataError, Record
-from dyme_core.facts import Fact, facts_to_rows
+from dyme_core.facts import facts_to_rows
+from dyme_core.tabular import table_facts
 
 KINDS = ("human", "augmented")
 FIELDS = ("imgname", "query", "label")
@@ -52,25 +51,3 @@ def _record(folder: Path, split: str, kind: str, place: int, row: dict) -> Recor
         supervision = json.dumps({"facts": facts_to_rows(table_facts(table)), "evidence": []})
     return Record(item, str(row["query"]).strip(), str(row["label"]).strip(), kind, SOURCE,
                   {"val": "validation"}.get(split, split), image, supervision, f"chartqa {image.stem}")
-
-
-def table_facts(path: Path) -> tuple[Fact, ...]:
-    """Facts of a gold table: first column entities, the others attributes; cells without a number are left out."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        header, *rows = csv.reader(file)
-    found = []
-    for row in rows:
-        for attribute, cell in zip(header[1:], row[1:], strict=False):
-            value = _number(cell)
-            if value is not None:
-                unit = "%" if cell.strip().endswith("%") else ""
-                found.append(Fact(row[0].strip(" *"), attribute.strip(" *"), value, unit))
-    return tuple(found)
-
-
-def _number(cell: str) -> float | None:
-    try:
-        value = float(cell.strip().rstrip("%").replace(",", ""))
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None

@@ -1,20 +1,19 @@
 """Visual facts: what can be read from a chart, and which of it a text states, rightly or wrongly.
 
 A fact is (entity, attribute, value, unit). `read_trace` finds the claims of a thinking trace without a model: it walks over
-names and numbers in order, gives each number to the entity and attribute named last, and pairs lists ("for Latvia,
-Portugal and Romania: 3.0, 8.9 and 13.0") by position.
+names and numbers in order, gives each number to the entity and series named last ("2010 has FAV 62") or right after it ("62
+in 2010"), and pairs lists ("for Latvia, Portugal and Romania: 3.0, 8.9 and 13.0") by position.
 """
 from __future__ import annotations
 
-import re
-from dataclasses import asdict, dataclass
+from collections import Counter
+from dataclasses import asdict, dataclass, field, replace
 
+from dyme_core.arithmetic import check, find_chains, into_signs
 from dyme_core.charts import Table
-
-_NUMBER = r"\d+(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?"
-_OPERATORS = "-+*/=<>"  # the minus first: these stand inside a character class
-_LEVELS = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b,
-           "/": lambda a, b: a / b if b else float("nan")}
+from dyme_core.conclusions import closing_place, conclusion, is_no_claim
+from dyme_core.quantities import decimals
+from dyme_core.wording import Word, ends_sentence, find_words, owners_after
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,15 @@ class Claim:
     start: int
     end: int
     is_right: bool
+
+    def agrees(self, fact: Fact) -> bool:
+        """True where the fact is of this entity and series, as far as they are named, and has this value.
+
+        A long decimal (a ratio of 0.483871) may be claimed rounded to two places or more.
+        """
+        places = decimals(self.value)
+        is_value = fact.value == self.value or 2 <= places < decimals(fact.value) and round(fact.value, places) == self.value
+        return is_value and self.entity in (None, fact.entity) and self.attribute in (None, fact.attribute)
 
 
 @dataclass(frozen=True)
@@ -82,111 +90,114 @@ def write_facts(facts: tuple[Fact, ...]) -> str:
     return ", ".join(f"{entity} has {' and '.join(values)}" for entity, values in by_entity.items())
 
 
-def _names(facts: tuple[Fact, ...]) -> re.Pattern:
-    names = sorted({f.entity for f in facts} | {f.attribute for f in facts if f.attribute}, key=len, reverse=True)
-    alternatives = "|".join(re.escape(name) for name in names) or r"(?!)"
-    return re.compile(rf"(?<!\w)(?P<name>{alternatives})(?!\w)|(?<![\w.])(?<!step )(?P<number>{_NUMBER})(?![\w])"
-                      rf"|(?P<operator>[{_OPERATORS}])", re.IGNORECASE)
-
-
-def read_trace(text: str, facts: tuple[Fact, ...]) -> Reading:
+def read_trace(text: str, facts: tuple[Fact, ...], question: str = "") -> Reading:
     """Find what `text` claims of the picture that `facts` describes.
 
-    Numbers beside an operator are working, not claims, but an operand must be a fact or an earlier result; the last number
-    after "is" is the conclusion. A claim is right where a fact of its entity (and attribute, where one is named) has its
-    value; every fact can be claimed once under a bare entity.
+    Working ("62 - 36 = 26", in signs or words) is computed again and its numbers are no claims; the number, name, yes or no
+    that the text ends on is its conclusion. A claim is right where a fact of its entity (and series, where one is named)
+    has its value; several bare values of one entity stand in the legend's order. A number that belongs to a name which
+    neither facts nor `question` know is a wrong claim of that name.
     """
-    text = text.replace("**", "  ")  # Markdown bold is no multiplication; two spaces keep every place
-    entities = {fact.entity.lower(): fact.entity for fact in facts}
+    text = into_signs(text)
     attributes = {fact.attribute.lower(): fact.attribute for fact in facts if fact.attribute}
-    marks = list(_names(facts).finditer(text))
-    conclusion_at = _conclusion_index(marks, text)
-    claims: list[Claim] = []
-    waiting: list[str] = []  # entities named since the last number
-    run: list[Claim] = []  # numbers since the last entity
-    attribute, working = None, []
-    for index, mark in enumerate(marks):
-        name = (mark["name"] or "").lower()
-        if name in attributes and not (name in entities and attribute):
-            attribute = attributes[name]
-        elif name:
-            if run:
-                claims += _pair(waiting, run, facts)
-                waiting, run, attribute = [], [], None
-            waiting.append(entities[name])
-        elif mark["number"] and _is_working(marks, index, text):
-            working.append(mark)
-        elif mark["number"] and index != conclusion_at:
-            run.append(Claim(None, attribute, _to_float(mark["number"]), mark.start(), mark.end(), False))
-    claims += _pair(waiting, run, facts)
-    is_right = _check_working(text, facts)
-    last = next((m.group() for m in reversed(marks) if not m["operator"]), "")
-    verdict = re.search(r"\b(yes|no)\b\W*$", text, re.IGNORECASE)
-    return Reading(tuple(claims), is_right, working[0].start() if working else None, verdict[1] if verdict else last)
+    words = find_words(text, {fact.entity.lower(): fact.entity for fact in facts if fact.entity}, attributes, question)
+    chains = find_chains(text, [(word.start, word.end) for word in words if word.kind != "number"])
+    is_right, results = check(chains, {fact.value for fact in facts})
+    owned, closing = owners_after(words, text), closing_place(words, text, results)
+    taken = {id(name) for names in owned.values() for name in names}
+    reader = _Reader(facts, attributes)
+    at = 0
+    for place, word in enumerate(words):
+        if ends_sentence(text, at, word.start):
+            reader.end_sentence()
+        at = word.end
+        if word.kind != "number":
+            reader.name(word, is_taken=id(word) in taken)
+        elif place != closing and not is_no_claim(words, place, text, chains, results):
+            reader.number(word, owned.get(place, []))
+    reader.flush()
+    working = min((chain.start for chain in chains), default=None)
+    return Reading(tuple(reader.claims), is_right, working, conclusion(words, text, chains))
 
 
-def _to_float(number: str) -> float:
-    return float(number.replace(",", ""))
+@dataclass
+class _Reader:
+    """Walks over the words and gives each number its entity and series.
+
+    Attributes:
+        entities: the name, or list of names, before the number; those of an earlier sentence (`is_old`) hold until others
+            are named.
+        series: named since the last number; they go on to the next entity where they came before the first (`leads`).
+        run: claims since the last entity, not yet judged.
+    """
+
+    facts: tuple[Fact, ...]
+    attributes: dict[str, str]
+    claims: list[Claim] = field(default_factory=list)
+    entities: list[str] = field(default_factory=list)
+    series: list[str] = field(default_factory=list)
+    run: list[Claim] = field(default_factory=list)
+    is_old: bool = False
+    leads: bool = False
+    is_taken: bool = False  # a number has taken the series named last
+
+    def name(self, word: Word, is_taken: bool = False) -> None:
+        """An entity, stranger or series; one that is taken belongs to the number before it alone."""
+        if is_taken:
+            return
+        is_series = word.kind == "attribute" or word.name.lower() in self.attributes and not self.series
+        if is_series:
+            self._name_series(word.name)
+            return
+        if self.run:
+            self.flush()
+            self.entities = []
+            self.series = self.series if self.leads else []
+        self.entities = [*self.entities, word.name] if word.is_listed and not self.is_old else [word.name]
+        self.is_old = False
+
+    def _name_series(self, name: str) -> None:
+        if self.is_taken or not self.series:
+            self.leads = not self.entities or self.is_old
+            self.series, self.is_taken = [], False
+        if name not in self.series:
+            self.series.append(name)
+
+    def number(self, word: Word, owners: list[Word]) -> None:
+        """A claim, of the names that own it or else of those named before."""
+        claim = Claim(None, self.series[-1] if len(self.series) == 1 else None, word.value, word.start, word.end, False)
+        self.is_taken = True
+        for owner in owners:
+            claim = replace(claim, **{"attribute" if owner.kind == "attribute" else "entity": owner.name})
+        if claim.entity is None:
+            self.run.append(claim)
+        else:
+            self.claims.append(replace(claim, is_right=any(map(claim.agrees, self.facts))))
+
+    def end_sentence(self) -> None:
+        self.flush()
+        self.series, self.is_old, self.leads, self.is_taken = [], True, False, False
+
+    def flush(self) -> None:
+        """Judge the numbers since the last entity."""
+        if len(self.series) > 1 and len(self.series) == len(self.run):
+            self.run = [replace(claim, attribute=name) for claim, name in zip(self.run, self.series, strict=True)]
+        is_list = len(self.entities) > 1 and len(self.entities) == len(self.run)
+        owners = self.entities if is_list else [self.entities[-1] if self.entities else None] * len(self.run)
+        unused = list(self.facts)
+        counts = Counter(owners)
+        for owner, claim in zip(owners, self.run, strict=True):
+            self.claims.append(_judge(replace(claim, entity=owner), unused, is_bare=counts[owner] > 1))
+        self.run = []
 
 
-def _conclusion_index(marks: list[re.Match], text: str) -> int | None:
-    """Index of the last number, where it closes the text and "is" or "approximately" leads to it."""
-    if not marks or not marks[-1]["number"] or not re.fullmatch(r"[%\W]*", text[marks[-1].end():]):
-        return None
-    return len(marks) - 1 if re.search(r"\b(is|equals|approximately|about|of)\s*$", text[: marks[-1].start()]) else None
-
-
-def _is_working(marks: list[re.Match], index: int, text: str) -> bool:
-    """True where an operator stands right beside the number (brackets do not count as distance)."""
-    for neighbour in (index - 1, index + 1):
-        if 0 <= neighbour < len(marks) and marks[neighbour]["operator"]:
-            first, second = sorted((marks[neighbour], marks[index]), key=lambda mark: mark.start())
-            if re.fullmatch(r"[\s()%$]*", text[first.end(): second.start()]):
-                return True
-    return False
-
-
-def _pair(entities: list[str], run: list[Claim], facts: tuple[Fact, ...]) -> list[Claim]:
-    """Give each number of a run its entity, and compare it with the facts."""
-    owners = entities if len(entities) > 1 and len(entities) == len(run) else [entities[-1] if entities else None] * len(run)
-    unused = list(facts)
-    judged = []
-    for owner, claim in zip(owners, run, strict=True):
-        candidates = [fact for fact in unused if owner in (None, fact.entity) and claim.attribute in (None, fact.attribute)]
-        if owner and claim.attribute is None and owners.count(owner) > 1:
-            candidates = candidates[:1]  # several bare values of one entity stand in the legend's order
-        match = next((fact for fact in candidates if fact.value == claim.value), None)
-        if candidates and owner is not None:
-            unused.remove(match or candidates[0])
-        judged.append(Claim(owner, claim.attribute, claim.value, claim.start, claim.end, match is not None))
-    return judged
-
-
-def _check_working(text: str, facts: tuple[Fact, ...]) -> bool:
-    """Recompute every "a op b = c" and every "a < b"; operands must be facts, earlier results or small counts."""
-    flat = text.replace("(", "").replace(")", "")
-    known = {fact.value for fact in facts}
-    is_right = True
-    for chain in re.findall(rf"(?:{_NUMBER})(?:\s*[{_OPERATORS}]\s*(?:{_NUMBER}))+", flat):
-        parts = re.split(r"\s*([=<>])\s*", chain)
-        sides, relations = parts[::2], parts[1::2]
-        values = [_evaluate(side) for side in sides]
-        for place, relation in enumerate(relations):
-            left, right = values[place], values[place + 1]
-            holds = {"=": abs(left - right) <= 0.05 * max(1.0, abs(right)) / 10, "<": left < right, ">": left > right}
-            # "26 < 65 - 35 = 30" chains: "=" and "<" both compare neighbouring sides
-            is_right &= holds[relation]
-            if relation == "=":
-                known.add(right)
-        operands = [_to_float(n) for side in sides if re.search(r"[+*/-]", side) for n in re.findall(_NUMBER, side)]
-        is_right &= all(value in known or value <= 10 for value in operands)
-    return bool(is_right)
-
-
-def _evaluate(side: str) -> float:
-    """Value of "a op b op c", left to right (sums come before one division in a bracketed mean)."""
-    numbers, operators = re.findall(_NUMBER, side), re.findall(r"[+*/-]", side)
-    total = _to_float(numbers[0])
-    for operator, number in zip(operators, numbers[1:], strict=False):
-        total = _LEVELS[operator](total, _to_float(number))
-    return total
+def _judge(claim: Claim, unused: list[Fact], is_bare: bool) -> Claim:
+    """Compare with the facts that are not yet claimed, and take the one that this claim is about out of them."""
+    candidates = [fact for fact in unused
+                  if claim.entity in (None, fact.entity) and claim.attribute in (None, fact.attribute)]
+    if is_bare and claim.entity and claim.attribute is None:
+        candidates = candidates[:1]  # several bare values of one entity stand in the legend's order
+    match = next(filter(claim.agrees, candidates), None)
+    if candidates and claim.entity is not None:
+        unused.remove(match or candidates[0])
+    return replace(claim, is_right=match is not None)

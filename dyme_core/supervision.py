@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from dyme_core.facts import Fact, Reading, facts_from_rows, read_trace, write_facts
 from dyme_core.prompts import MIN_THINKING_WORDS
+from dyme_core.quantities import same_answer
 
 SCORES = {"low": 0.0, "medium": 0.5, "high": 1.0}  # the rubric's three grades
 SLOTS = ("labels", "facts", "working", "conclusion")
@@ -73,9 +74,9 @@ class RuleChecker:
     """
 
     def judge(self, thinking: str, item: Item) -> Judgement:
-        reading = read_trace(thinking, item.facts)
-        right = sum(claim.is_right for claim in reading.claims)
-        wrong = len(reading.claims) - right
+        reading = read_trace(thinking, item.facts, item.question)
+        right = sum(claim.is_right and claim.entity is not None for claim in reading.claims)
+        wrong = sum(not claim.is_right for claim in reading.claims)
         reasons = tuple(_faults(reading, item, right, wrong))
         rating = "low" if right == 0 or wrong > right else "medium" if reasons else "high"
         return Judgement(rating, reasons, reading)
@@ -98,7 +99,7 @@ def _faults(reading: Reading, item: Item, right: int, wrong: int):
         yield "the arithmetic does not hold"
     if reading.working_start is not None and any(c.start > reading.working_start for c in reading.claims if not c.is_right):
         yield "claims after the working"
-    if reading.conclusion.lower() != item.answer.lower():
+    if not same_answer(reading.conclusion, item.answer):
         yield f"closes on {reading.conclusion or 'nothing'!r}, not on the answer {item.answer!r}"
 
 

@@ -15,9 +15,8 @@ from PIL import Image
 from trl import SFTConfig, SFTTrainer
 
 from dyme_core import charts, data, decoding, models, prompts
-from dyme_core.chartqa import chartqa_records, table_facts
+from dyme_core.chartqa import chartqa_records
 from dyme_core.config import SPLITS
-from dyme_core.facts import Fact
 from dyme_core.questions import KINDS
 from dyme_core.supervision import RuleChecker, RuleRefiner, item_of
 from dyme_core.trainer import DyMETrainer
@@ -171,13 +170,6 @@ def test_a_faulty_chartqa_row_is_named(tmp_path: Path, row: dict, reason: str) -
 def test_a_folder_without_chartqa_says_what_was_expected(tmp_path: Path) -> None:
     with pytest.raises(data.DataError, match="test_human.json or test_augmented.json"):
         chartqa_records(tmp_path)
-
-
-def test_a_gold_table_gives_facts_and_skips_cells_without_a_number(tmp_path: Path) -> None:
-    path = tmp_path / "t.csv"
-    path.write_bytes(b'Year,"Sales, net",Share\r\n2010*,"1,234",5%\r\n2011,nan,-2.5\r\n2012,,0\r\n')
-    assert table_facts(path) == (Fact("2010", "Sales, net", 1234.0), Fact("2010", "Share", 5.0, "%"),
-                                 Fact("2011", "Share", -2.5), Fact("2012", "Share", 0.0))
 
 
 @needs_chartqa

@@ -47,7 +47,7 @@ def carried_files() -> list[Path]:
 
 def test_every_direct_dependency_is_pinned_exactly() -> None:
     extras = project()["optional-dependencies"]
-    assert extras.keys() == {"gpu", "llm", "dev"}
+    assert extras.keys() == {"gpu", "llm", "ocr", "dev"}
     pins = [*project()["dependencies"], *(pin for group in extras.values() for pin in group)]
     assert [pin for pin in pins if not PIN.fullmatch(pin)] == []
 

@@ -1,0 +1,118 @@
+"""The labelled set, the held-out traces, and how far the rule checker agrees with them."""
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dyme_core import questions
+from dyme_core.agreement import agreement, confusion, record_of
+from dyme_core.facts import Fact, Reading
+from dyme_core.heldout import held_out_set
+from dyme_core.labelled import EXPECTED, HOSTILE, LabelledTrace, labelled_set
+from dyme_core.supervision import FIRST_TEMPLATE, Item, Judgement, RuleChecker, RuleRefiner, item_of
+
+ITEM = Item("What is A in 2010?", "5", (Fact("2010", "A", 5.0), Fact("2011", "A", 7.0)), (Fact("2010", "A", 5.0),), ("2010",),
+            "", "the value is 5")
+
+
+@pytest.fixture(scope="module")
+def labelled() -> list[LabelledTrace]:
+    return labelled_set(seed=0)
+
+
+class Always:
+    """A checker that gives one rating, by `judge`."""
+
+    def __init__(self, rating: str) -> None:
+        self.rating = rating
+
+    def judge(self, thinking: str, item: Item) -> Judgement:
+        return Judgement(self.rating, ("because",), Reading((), True, None, ""))
+
+
+class Scorer:
+    """A checker that only scores records: 1 where the trace says high."""
+
+    def score(self, thinking: str, record: dict) -> float:
+        assert item_of(record) == ITEM
+        return float("high" in thinking)
+
+
+def test_the_set_is_large_covers_all_kinds_and_classes_and_is_the_same_each_time(labelled) -> None:
+    assert len(labelled) >= 210
+    counts = Counter(trace.label for trace in labelled)
+    assert set(counts) == set(EXPECTED) and min(counts.values()) >= 30
+    assert labelled == labelled_set(seed=0) and labelled != labelled_set(seed=1)
+    starts = {"gap": "Which has the greater gap", "peak": "Which has the highest", "count": "How many", "compare": "Is ",
+              "sum": "What is the sum", "difference": "What is the difference", "lookup": "What is the value"}
+    assert starts.keys() == questions.KINDS.keys()
+    assert all(any(trace.item.question.startswith(start) for trace in labelled) for start in starts.values())
+
+
+def test_a_trace_made_wrong_differs_from_the_right_ones(labelled) -> None:
+    right = {(trace.item, trace.thinking) for trace in labelled if trace.label == "right"}
+    assert not [trace for trace in labelled if trace.label not in ("right", "hostile_right") and
+                (trace.item, trace.thinking) in right]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_rule_checker_rates_at_least_98_percent_of_the_set_rightly(seed: int) -> None:
+    *classes, total = confusion(agreement(RuleChecker(), labelled_set(seed=seed)))
+    assert total["share_right"] >= 0.98
+    assert min(row["share_right"] for row in classes) >= 0.95
+
+
+def test_the_rule_checker_rates_most_held_out_traces_rightly_and_no_wrong_one_high() -> None:
+    rows = agreement(RuleChecker(), held_out_set())
+    assert len(rows) >= 60 and confusion(rows)[-1]["share_right"] >= 0.95
+    assert not [row for row in rows if row["label"] != "right" and row["rating"] == "high"]
+
+
+def test_no_hostile_text_at_either_end_raises_a_score(labelled) -> None:
+    checker = RuleChecker()
+    for trace in [trace for trace in labelled if not trace.base][::5]:
+        score = checker.judge(trace.thinking, trace.item).score
+        for text in HOSTILE:
+            for hostile in (f"{trace.thinking} {text}", f"{text}\n{trace.thinking}"):
+                assert checker.judge(hostile, trace.item).score <= score, hostile
+
+
+def test_agreement_counts_what_a_checker_says() -> None:
+    traces = [LabelledTrace(ITEM, "x", "right", EXPECTED["right"]), LabelledTrace(ITEM, "y", "altered", EXPECTED["altered"])]
+    rows = agreement(Always("high"), traces)
+    assert [(row["label"], row["expected"], row["is_right"]) for row in rows] == [
+        ("right", "high", 1), ("altered", "low/medium", 0)]
+    assert confusion(rows) == [
+        {"label": "right", "num": 1, "low": 0, "medium": 0, "high": 1, "num_right": 1, "share_right": 1.0},
+        {"label": "altered", "num": 1, "low": 0, "medium": 0, "high": 1, "num_right": 0, "share_right": 0.0},
+        {"label": "all", "num": 2, "low": 0, "medium": 0, "high": 2, "num_right": 1, "share_right": 0.5}]
+
+
+def test_a_hostile_text_that_raises_the_score_is_wrong_even_where_any_rating_is_expected() -> None:
+    raised = LabelledTrace(ITEM, "x high", "hostile_right", EXPECTED["hostile_right"], "x")
+    lowered = LabelledTrace(ITEM, "x", "hostile_right", EXPECTED["hostile_right"], "x high")
+    rows = agreement(Scorer(), [raised, lowered])
+    assert [(row["base_rating"], row["rating"], row["is_right"]) for row in rows] == [("low", "high", 0), ("high", "low", 1)]
+
+
+def test_an_item_survives_as_a_record() -> None:
+    assert item_of(record_of(ITEM)) == ITEM
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.data())
+def test_a_refined_target_scores_one_and_any_one_other_figure_costs_it(seed: int, draw) -> None:
+    trace = labelled_set(num_items=7, seed=seed % 40)[0] if seed % 2 else draw.draw(st.sampled_from(held_out_set()))
+    item = trace.item
+    if RuleChecker().judge(FIRST_TEMPLATE.fill(item), item).score < 1:
+        pytest.fail(f"target of {item.question}")
+    assert RuleChecker().judge(RuleRefiner().refine(item), item).score == 1
+    target = draw.draw(st.sampled_from(item.evidence))
+    value = draw.draw(st.integers(0, 999).map(float).filter(lambda number: number != target.value))
+    wrong = dataclasses.replace(item, evidence=tuple(dataclasses.replace(fact, value=value) if fact == target else fact
+                                                     for fact in item.evidence))
+    assert RuleChecker().judge(FIRST_TEMPLATE.fill(wrong), item).score < 1
