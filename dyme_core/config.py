@@ -44,16 +44,16 @@ class Base:
     batch_size: int = 24
     turns: int = 3  # questions about one picture in one row
     sums: int = 8  # rows without a picture in each step, of eight sums each
-    learning_rate: float = 2e-3
+    learning_rate: float = 6e-3
 
 
 @dataclass(frozen=True)
 class LargeBase(Base):
     """The larger sibling sees fewer conversations (a step costs six times the SVLM's) at half the learning rate."""
 
-    language_steps: int = 600
-    early_steps: int = 160
-    learning_rate: float = 1e-3
+    language_steps: int = 500
+    early_steps: int = 140
+    learning_rate: float = 3e-3
 
 
 @dataclass(frozen=True)

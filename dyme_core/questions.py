@@ -3,7 +3,9 @@
 Seven kinds, after the poster and ChartQA. A kind is one function: (rng, table) -> Question, or None where the table does
 not allow it (a tie, one or two series needed). Questions on two series use both values of a group, the others are asked of
 charts with one series: picking one of two series by name is a circuit that the mini model did not learn within its budget
-(results/LOG.md).
+(results/LOG.md). A working can be written from left to right: each sign and figure follows from what stands before it, so that
+every token of it is a small step ("43 - 42 = 1 < 50 - 30 = 20", the poster's form, asks for the sign before the second
+difference is known).
 """
 from __future__ import annotations
 
@@ -38,6 +40,10 @@ class Question:
     conclusion: str
 
 
+def _sign(left: int, right: int) -> str:
+    return "<" if left < right else ">" if left > right else "="
+
+
 def _fact(table: Table, group: str, series: str) -> Fact:
     return Fact(group, series, float(table.value(group, series)), table.unit)
 
@@ -65,22 +71,25 @@ def gap(rng: random.Random, table: Table) -> Question | None:
     if gaps[0] == gaps[1]:
         return None
     winner = first if gaps[0] > gaps[1] else second
-    sign = ">" if gaps[0] > gaps[1] else "<"
     evidence = tuple(_fact(table, group, series) for group in (first, second) for series in table.series)
     return Question("gap", f"Which has the greater gap between {table.series[0]} and {table.series[1]}, {first} or {second}?",
-                    winner, evidence, (first, second), f"{shown[0]} {sign} {shown[1]}", f"the greater gap is in {winner}")
+                    winner, evidence, (first, second), f"{shown[0]}, {shown[1]}, {gaps[0]} {_sign(*gaps)} {gaps[1]}",
+                    f"the greater gap is in {winner}")
 
 
 def peak(rng: random.Random, table: Table) -> Question | None:
     if len(table.series) > 1:
         return None
     [series] = table.series
-    ranked = sorted(((table.value(group, series), group) for group in table.groups), reverse=True)
-    if ranked[0][0] == ranked[1][0]:
+    values = [table.value(group, series) for group in table.groups]
+    if values.count(max(values)) > 1:
         return None
+    winner = table.groups[values.index(max(values))]
+    steps = [(max(values[:place]), values[place]) for place in range(1, len(values))]  # the highest so far against the next
     evidence = tuple(_fact(table, group, series) for group in table.groups)
-    return Question("peak", f"Which has the highest {series}?", ranked[0][1], evidence, (series,),
-                    f"{ranked[0][0]} > {ranked[1][0]}", f"the highest is {ranked[0][1]}")
+    return Question("peak", f"Which has the highest {series}?", winner, evidence, (series,),
+                    ", ".join(f"{highest} {_sign(highest, value)} {value}" for highest, value in steps),
+                    f"the highest is {winner}")
 
 
 def total(rng: random.Random, table: Table) -> Question | None:
@@ -110,13 +119,13 @@ def count(rng: random.Random, table: Table) -> Question | None:
     [series] = table.series
     values = [table.value(group, series) for group in table.groups]
     limit = 5 * rng.randint(1, max(1, max(values) // 5))
-    above = [value for value in values if value > limit]
-    if not 0 < len(above) < len(values):
+    num_above = sum(value > limit for value in values)
+    if not 0 < num_above < len(values):
         return None
-    working = ", ".join(f"{value} > {limit}" for value in above)
+    working = ", ".join(f"{value} {_sign(value, limit)} {limit}" for value in values)
     evidence = tuple(_fact(table, group, series) for group in table.groups)
-    return Question("count", f"How many have {series} above {limit}?", str(len(above)), evidence, (series,), working,
-                    f"the count is {len(above)}")
+    return Question("count", f"How many have {series} above {limit}?", str(num_above), evidence, (series,), working,
+                    f"the count is {num_above}")
 
 
 def compare(rng: random.Random, table: Table) -> Question | None:
@@ -130,7 +139,7 @@ def compare(rng: random.Random, table: Table) -> Question | None:
     answer = "Yes" if a > b else "No"
     return Question("compare", f"Is {series} in {first} greater than in {second}?", answer,
                     (_fact(table, first, series), _fact(table, second, series)), (first, second),
-                    f"{a} {'>' if a > b else '<'} {b}", f"the answer is {answer}")
+                    f"{a} {_sign(a, b)} {b}", f"the answer is {answer}")
 
 
 KINDS: dict[str, Callable[[random.Random, Table], Question | None]] = {
