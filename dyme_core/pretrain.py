@@ -318,8 +318,8 @@ def _share_of_sums(model: nn.Module, processor: models.MiniProcessor, count: int
 def measure_base(model: nn.Module, processor: models.MiniProcessor, num_items: int = 200) -> dict[str, float]:
     """Base quality on validation charts, all shares in [0, 1].
 
-    Captions (exact match), sums (exact match) and look-ups (direct answers) are greedy; in thinking mode one response a question is sampled at
-    temperature 1: its format rate, its strict accuracy, and the share that is both.
+    Captions (exact match), sums (exact match) and look-ups (direct answers) are greedy; in thinking mode one response a
+    question is sampled at temperature 1: its format rate, its strict accuracy, and the share that is both.
     """
     lookups = [record for record in mini_records("validation", len(KINDS) * num_items, seed=1) if record.kind == "lookup"]
     captions = [replace(record, question=prompts.CAPTION_INSTRUCTION) for record in lookups]

@@ -1,6 +1,7 @@
 """Several runs side by side: one process each, two at a time, with progress and time left; finished ones are not repeated."""
 from __future__ import annotations
 
+import ast
 import json
 import logging
 import os
@@ -19,9 +20,6 @@ PROCESSES = 2  # cores of the machine that the mini profile is made for; each pr
 POLL_S = 1.0
 NO_BARS = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}  # the last line is shown live
 SHARES = {"base": 0.08, "sft": 0.35, "sft_grpo": 0.7}  # rough duration of a method against a GRPO run, for the order
-# Rooms that no run loads: what reads its rows, draws or orders them may change without training again.
-NOT_IN_A_RUN = {"pretrain", "gradients", "scheduler", "statistics", "tables", "figures", "plots", "traces", "report",
-                "progress", "execution", "stamps", "runner"}
 
 
 class RunFailed(RuntimeError):
@@ -31,9 +29,26 @@ class RunFailed(RuntimeError):
 def fingerprint(run: Run) -> str:
     """What a run's result depends on: its settings, the core's sources and the base."""
     root = run.paths.root
-    rooms = (path for path in (root / "dyme_core").glob("*.py") if path.stem not in NOT_IN_A_RUN)
-    sources = [*rooms, *base_folder(run.paths, run.model, run.seed).glob("*")]
+    sources = [*rooms_of("experiment", root / "dyme_core"), *base_folder(run.paths, run.model, run.seed).glob("*")]
     return provenance.hash_json([repr(run), provenance.hash_files(sources, root)])
+
+
+def rooms_of(room: str, folder: Path) -> set[Path]:
+    """The sources of a room and of every room that it loads, itself or through another, read from their imports: what only
+    reads a run's rows, draws or orders them may change without training again."""
+    found: set[Path] = set()
+    waiting = [room]
+    while waiting:
+        path = folder / f"{waiting.pop()}.py"
+        if path in found or not path.is_file():
+            continue
+        found.add(path)
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module == "dyme_core":
+                waiting += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("dyme_core."):
+                waiting.append(node.module.removeprefix("dyme_core."))
+    return found
 
 
 def is_finished(run: Run) -> bool:

@@ -198,3 +198,15 @@ def test_the_report_draws_every_table_and_figure_from_stored_rows_and_always_the
     shutil.rmtree(results / "tables")
     assert drawn() == first
     assert not (root / "paper_figures").exists(), "those are of the default profile"
+
+
+def test_what_a_run_depends_on_is_read_from_its_imports_through_every_room(tmp_path: Path) -> None:
+    for room, source in {"experiment": "from dyme_core import data\nfrom dyme_core.trainer import Thing\nimport json\n",
+                         "data": "from dyme_core.facts import Fact\n", "facts": "", "trainer": "from dyme_core import data\n",
+                         "figures": "from dyme_core import data\n"}.items():
+        (tmp_path / f"{room}.py").write_text(source)
+    assert {path.stem for path in scheduler.rooms_of("experiment", tmp_path)} == {"experiment", "data", "facts", "trainer"}
+    core = Path(scheduler.__file__).parent
+    loaded = {path.stem for path in scheduler.rooms_of("experiment", core)}
+    assert {"objective", "trainer", "supervision", "facts", "drawing"} <= loaded
+    assert not {"figures", "runner", "scheduler", "pretrain"} & loaded
