@@ -192,15 +192,27 @@ def optimise(modules: list[nn.Module], loss_of: Callable[[int], Tensor], steps: 
                         pace * (steps - step - 1))
 
 
-def draw_turn(rng: random.Random, table: charts.Table, is_early: bool) -> tuple[str, str]:
-    """One question and reply of the base's training conversations; early ones are captions of all or of named groups, which
-    teach to find a group by its name."""
-    weights = (40, 60, 0, 0) if is_early else (12, 20, 32, 36)
-    kind = rng.choices(("caption", "named", "lookup", "other"), weights)[0]
+def draw_turns(rng: random.Random, table: charts.Table, is_early: bool) -> list[tuple[str, str]]:
+    """One or two questions and replies of the base's training conversations.
+
+    Early ones are captions of all or of named groups, which teach to find a group by its name. Two turns describe groups and
+    then work with what was said: together what thinking needs, but never in one reply.
+    """
+    weights = (40, 60, 0, 0, 0) if is_early else (8, 14, 26, 30, 22)
+    kind = rng.choices(("caption", "named", "lookup", "other", "described"), weights)[0]
     if kind == "caption":
-        return prompts.CAPTION_INSTRUCTION, write_facts(facts_of(table)) + "."
+        return [(prompts.CAPTION_INSTRUCTION, write_facts(facts_of(table)) + ".")]
     if kind == "named" or kind == "lookup" and len(table.series) > 1:
-        return _describe_named(rng, table)
+        return [_describe(table, rng.sample(table.groups, rng.randint(1, len(table.groups))))]
+    if kind == "described":
+        question = draw_question(rng, table, OTHER_KINDS)
+        return [_describe(table, list(dict.fromkeys(fact.entity for fact in question.evidence))),
+                (question.text, _work(question))]
+    return [_answer(rng, table, kind)]
+
+
+def _answer(rng: random.Random, table: charts.Table, kind: str) -> tuple[str, str]:
+    """A look-up or another question, answered with or without thinking; only that of a look-up states figures."""
     question = draw_question(rng, table, ("lookup",) if kind == "lookup" else OTHER_KINDS)
     answer = f"{prompts.ANSWER_OPEN}{question.answer}{prompts.ANSWER_CLOSE}"
     if rng.random() < (0.5 if kind == "lookup" else 0.3):
@@ -212,10 +224,13 @@ def draw_turn(rng: random.Random, table: charts.Table, is_early: bool) -> tuple[
     return prompts.question_text(question.text), answer
 
 
-def _describe_named(rng: random.Random, table: charts.Table) -> tuple[str, str]:
-    names = rng.sample(table.groups, rng.randint(1, len(table.groups)))
+def _describe(table: charts.Table, names: list[str]) -> tuple[str, str]:
     facts = facts_of(table)
     return f"Describe {' and '.join(names)}.", write_facts(tuple(f for name in names for f in facts if f.entity == name)) + "."
+
+
+def _work(question: Question) -> str:
+    return f"{question.working}, {question.conclusion}."
 
 
 def draw_sum(rng: random.Random, split: str = "train") -> tuple[str, str]:
@@ -224,10 +239,10 @@ def draw_sum(rng: random.Random, split: str = "train") -> tuple[str, str]:
     The base so brings both halves of thinking, reading figures off a picture and working with figures that it was told,
     but has never seen them put together.
     """
-    if rng.random() < 0.7:
+    if rng.random() < 0.5:
         table = charts.draw_table(rng, split, values=(1, charts.UNSEEN_VALUES[1]))
         question = draw_question(rng, table, OTHER_KINDS)
-        return f"{write_facts(question.evidence)}. {question.text}", f"{question.working}, {question.conclusion}."
+        return f"{write_facts(question.evidence)}. {question.text}", _work(question)
     high, low = sorted((rng.randint(1, 80), rng.randint(1, 80)), reverse=True)
     sign = rng.choices("-+<", (45, 40, 15))[0]
     if sign == "<":
@@ -240,13 +255,16 @@ def draw_sum(rng: random.Random, split: str = "train") -> tuple[str, str]:
 
 def conversation_batch(rng: random.Random, processor: models.MiniProcessor, size: int, turns: int, is_early: bool
                        ) -> dict[str, Tensor]:
-    """Pictures with `turns` questions and replies each; labels are -100 but on the replies and their end tokens."""
+    """Pictures with `turns` (or one more) questions and replies each; labels are -100 but on the replies and their end tokens."""
     pictures, rows = [], []
     for _ in range(size):
         table, style = draw_chart(rng, "train")
         pictures.append(drawing.render(table, style))
         image = [processor.image_token_id] * (2 * SIDE * SIDE + SIDE)  # base view, tile, one newline a row
-        rows.append(_tokens(processor, [draw_turn(rng, table, is_early) for _ in range(turns)], image))
+        talk: list[tuple[str, str]] = []
+        while len(talk) < turns:
+            talk += draw_turns(rng, table, is_early)
+        rows.append(_tokens(processor, talk, image))
     return {**_padded(processor, rows),
             "pixel_values": to_pixels(pictures)[:, None].repeat(1, 2, 1, 1, 1),  # base view and its one tile are the same
             "image_sizes": torch.full((size, 2), drawing.SIZE)}

@@ -103,7 +103,7 @@ def test_labels_cover_exactly_the_replies_and_their_end_tokens(turns: int, is_ea
     for ids, labels in zip(batch["input_ids"].tolist(), batch["labels"].tolist(), strict=True):
         found = turns_of(ids)
         replies = {place for _, reply in found for place in reply}
-        assert len(found) == turns
+        assert len(found) == turns or not is_early and len(found) == turns + 1
         assert labels == [token if place in replies else -100 for place, token in enumerate(ids)]
 
 
@@ -112,9 +112,11 @@ def test_a_conversation_is_what_the_processor_makes_of_it_with_a_feature_for_eac
     rng, model = random.Random("processor"), models.build_model("svlm", PROCESSOR, 0)
     for place, ids in enumerate(batch["input_ids"].tolist()):
         table, style = pretrain.draw_chart(rng, "train")
-        asked, said = pretrain.draw_turn(rng, table, is_early=False)
+        (asked, said), *more = pretrain.draw_turns(rng, table, is_early=False)
         messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": asked}]},
                     {"role": "assistant", "content": said}]
+        messages += [{"role": role, "content": text} for turn in more for role, text in zip(("user", "assistant"), turn,
+                                                                                            strict=True)]
         text = PROCESSOR.apply_chat_template(messages, tokenize=False)
         whole = PROCESSOR(images=[drawing.render(table, style)], text=[text], return_tensors="pt")
         assert whole["input_ids"][0].tolist() == [token for token in ids if token != TOKENIZER.pad_token_id]
@@ -129,11 +131,13 @@ def test_no_question_but_a_look_up_is_ever_thought_through_with_figures() -> Non
     rng, thought = random.Random("turns"), Counter()
     for _ in range(4000):
         table, _ = pretrain.draw_chart(rng, "train")
-        question, reply = pretrain.draw_turn(rng, table, is_early=False)
+        (question, reply), *more = pretrain.draw_turns(rng, table, is_early=False)
         thinking, answer = prompts.split_response(reply)
-        if answer is None:  # a description
+        if answer is None:  # a description, and perhaps a working with what it said in a reply of its own
             assert question.startswith("Describe") and describes(reply, table)
+            assert all(" has " not in work and read_trace(work, facts_of(table)).is_arithmetic_right for _, work in more)
             continue
+        assert not more
         is_lookup = question.startswith("What is the value of")
         thought[is_lookup, bool(thinking)] += 1
         if thinking and not is_lookup:
@@ -173,7 +177,7 @@ def test_early_turns_are_true_descriptions_alone() -> None:
     rng, whole = random.Random("early"), 0
     for _ in range(300):
         table, _ = pretrain.draw_chart(rng, "train")
-        question, reply = pretrain.draw_turn(rng, table, is_early=True)
+        [(question, reply)] = pretrain.draw_turns(rng, table, is_early=True)
         assert describes(reply, table)
         whole += question == prompts.CAPTION_INSTRUCTION and reply.count(" has ") == len(table.groups)
     assert whole > 50, "whole charts among them"
