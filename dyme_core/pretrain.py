@@ -255,7 +255,7 @@ def draw_sum(rng: random.Random, split: str = "train") -> tuple[str, str]:
 
 def conversation_batch(rng: random.Random, processor: models.MiniProcessor, size: int, turns: int, is_early: bool
                        ) -> dict[str, Tensor]:
-    """Pictures with `turns` (or one more) questions and replies each; labels are -100 but on the replies and their end tokens."""
+    """Pictures with `turns` (or one more) questions and replies; labels are -100 but on the replies and their end tokens."""
     pictures, rows = [], []
     for _ in range(size):
         table, style = draw_chart(rng, "train")
