@@ -16,12 +16,12 @@ from typing import Any
 from pydantic import BaseModel
 
 from dyme_core.client import Client, Request, SupervisionError
+from dyme_core.config import POLICIES
 from dyme_core.facts import Fact
 from dyme_core.rubric import CheckReply, FactRow, check_messages
 from dyme_core.supervision import Item, Judgement, RuleChecker, item_of
 
 logger = logging.getLogger(__name__)
-POLICIES = ("rule", "raise", "skip")
 PARAMETERS = {"temperature": 0.0, "max_tokens": 400}
 
 

@@ -9,12 +9,13 @@ import pytest
 
 CORE = Path(__file__).resolve().parents[1] / "dyme_core"
 # The rooms in reading order; an import may only point to an earlier one.
-ROOMS = ("config", "provenance", "prompts", "asking", "rubric", "replies", "recording", "ledger", "endpoint", "limits", "transport",
-         "calls", "bulk", "client", "charts", "drawing", "facts", "questions", "supervision", "judges", "drafts", "rewards", "data", "chartqa",
-         "objective", "models", "decoding", "preflight", "pretrain", "trainer", "gradients", "evaluate", "experiment",
-         "scheduler", "statistics", "tables", "figures", "plots", "traces", "report", "progress", "execution", "stamps",
-         "runner")
-LOADS_TORCH = {"objective", "models", "decoding", "preflight", "pretrain", "trainer", "gradients", "evaluate", "experiment"}
+ROOMS = ("config", "provenance", "prompts", "asking", "rubric", "replies", "recording", "ledger", "endpoint", "limits",
+         "transport", "calls", "bulk", "client", "charts", "drawing", "facts", "questions", "supervision", "judges", "drafts",
+         "rewards", "data", "chartqa", "objective", "models", "decoding", "preflight", "pretrain", "trainer", "gradients",
+         "evaluate", "experts", "experiment", "scheduler", "statistics", "tables", "figures", "plots", "traces", "report",
+         "progress", "execution", "stamps", "runner")
+LOADS_TORCH = {"objective", "models", "decoding", "preflight", "pretrain", "trainer", "gradients", "evaluate", "experts",
+               "experiment"}
 HEAVY = {"torch", "transformers", "trl", "accelerate", "peft", "unsloth", "torchvision"}
 FORBIDDEN_MODULES = {"pickle", "cloudpickle", "dill", "shelve", "marshal"}
 FORBIDDEN_CALLS = {"eval", "exec", "print", "breakpoint"}
