@@ -59,7 +59,7 @@ class Expert:
         except SupervisionError as error:
             if self.policy == "raise":
                 raise
-            self._say_once(f"{type(error).__name__} {type(error.__cause__).__name__}", error)
+            self._say_once(f"{type(error).__name__} {_root(error)}", error)
             return None
 
     def _say_once(self, reason: str, error: Exception) -> None:
@@ -131,6 +131,11 @@ class LLMChecker(Expert):
         self._counts["capped"] += is_capped
         reasons = (*reply.reasons, *(f"capped: {reason}" for reason in by_rule.reasons if is_capped))
         return Judgement("medium" if is_capped else reply.rating, reasons, by_rule.reading)
+
+
+def _root(error: BaseException) -> str:
+    """The kind of fault at the bottom of an error, the same for all that share it."""
+    return type(error).__name__ if error.__cause__ is None else _root(error.__cause__)
 
 
 def fact_rows(facts: Sequence[Fact]) -> list[FactRow]:
