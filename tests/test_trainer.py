@@ -163,6 +163,21 @@ def test_a_target_takes_the_place_of_the_first_rollout_and_of_no_other(tmp_path:
     assert batch["advantages"][:G] == [1, 0, 0, 0] and batch["advantages"][G] > 0 > batch["advantages"][G + 1]
 
 
+def test_a_prompt_without_a_target_teaches_nothing_and_is_counted(tmp_path: Path) -> None:
+    trainer, gradients = build(tmp_path, [[WRONG] * 3 * G], per_device_train_batch_size=3 * G)
+    calls, write = [], trainer.refine
+    trainer.refine = lambda rows: (calls.append(len(rows)), [None, *write(rows)[1:]])[1]
+    direct = cross_entropy_gradient(trainer.model, [(row, target_of(row)) for row in ROWS[1:3]])
+    trainer.train()
+    assert calls == [3], "all prompts of a step are refined in one go"
+    batch, log = trainer.batches[0], logged(trainer)
+    assert batch["advantages"] == [0] * G + [1, 0, 0, 0] * 2 and (log["memorize"], log["without_target"]) == (3, 1)
+    first = PROCESSOR.tokenizer.decode(batch["completion_ids"][0], skip_special_tokens=True)
+    assert first.strip() == WRONG, "the rollout stays as it was sampled"
+    expected = {name: gradient * 2 / (3 * G) for name, gradient in direct.items()}
+    assert relative_error(gradients.steps[0], expected) < 1e-5
+
+
 def test_the_logged_modes_and_rates_are_those_of_the_rewards(tmp_path: Path) -> None:
     bare = f"<answer>{ROWS[3]['answer']}</answer>"  # right, but without thinking: not correct
     right = [target_of(row) for row in ROWS]
