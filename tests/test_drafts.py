@@ -92,3 +92,10 @@ def test_prefetched_drafts_come_while_others_are_waited_for_and_are_not_asked_tw
         assert len(server.seen) == 2 and client.counts()["waited_s"] < 0.4
         refiner.refine_all([RECORD])
         assert refiner.counts()["asked"] == 3, "a draft is used once: the template may be another by then"
+
+
+def test_the_bank_learns_from_traces_rated_high_alone() -> None:
+    bank = TemplateBank()
+    with ScriptedServer(judge("medium")) as server, client_of(server) as client:
+        assert LearningChecker(LLMChecker(client), bank).score_all([GOOD], [RECORD]) == [0.5]
+    assert bank == TemplateBank()

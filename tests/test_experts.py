@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -277,6 +278,21 @@ def test_experts_of_rules_score_every_thinking_and_ask_nobody(tmp_path: Path) ->
         assert refine([row]) == [write_response(TARGETS[RECORDS[0].item], row["answer"])]
         assert by_rule.take_counts() == {} and by_rule.summary() == {"backend": "rule", "bank": by_rule.bank.state_dict()}
     assert not list(tmp_path.iterdir())
+
+
+def test_experts_behind_an_api_ask_for_the_targets_of_failed_prompts_while_rewards_are_computed(tmp_path: Path) -> None:
+    with ScriptedServer(judge("high", draft_of)) as server:
+        settings = config.Supervision(backend="api", model="m", base_url=server.base_url)
+        with Experts(settings, config.Paths(tmp_path, "smoke"), tmp_path) as by_api:
+            functions, refine = by_api.online(config.Training(num_generations=2))
+            rows = [record.row for record in RECORDS[:2]]
+            texts = [WRONG, WRONG, write_response(TARGETS[rows[1]["item"]], rows[1]["answer"]), WRONG]
+            assert functions[2].on_all_wrong == by_api.refiner.prefetch
+            scores = functions[2](texts, **{name: [rows[0][name]] * 2 + [rows[1][name]] * 2 for name in rows[0]})
+            assert all(map(math.isnan, scores[:2])) and scores[2:] == [1.0, 0.0]
+            assert refine(rows[:1]) == [write_response(TARGETS[rows[0]["item"]], rows[0]["answer"])]
+            assert (num_checks(server), num_drafts(server), by_api.refiner.counts()["asked"]) == (1, 1, 1)
+            assert by_api.take_counts()["supervision_calls"] == 2
 
 
 @pytest.fixture(autouse=True, scope="module")
