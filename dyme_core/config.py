@@ -15,6 +15,10 @@ METHODS = ("base", "sft", "grpo", "sft_grpo", "pure_dyme", "full_dyme")
 METHOD_NAMES = {"base": "Base", "sft": "CoT-SFT", "grpo": "GRPO", "sft_grpo": "SFT then GRPO",
                 "pure_dyme": "Pure DyME", "full_dyme": "Full DyME"}
 SPLITS = ("train", "validation", "test", "unseen")
+SUPERVISORS = ("rule", "api", "replay")
+POLICIES = ("rule", "raise", "skip")  # what a call without a usable reply comes to (judges.py)
+ENDPOINT_SETTINGS = ("model", "base_url", "known_as", "max_concurrency", "requests_per_minute", "tokens_per_minute",
+                     "total_timeout_s", "max_tries", "breaker_failures", "breaker_cooldown_s")
 PRICES_DATE = "2026-03"  # list prices of the standard tier as quoted then; check the provider's page before citing a cost
 PRICES_USD_PER_MILLION = {  # model: (input tokens, output tokens); a model that is not here has no known cost
     "gpt-4o": (2.50, 10.00), "gpt-4o-mini": (0.15, 0.60), "gpt-4.1": (2.00, 8.00), "gpt-4.1-mini": (0.40, 1.60),
@@ -74,6 +78,39 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Supervision:
+    """Who checks and refines. The API key is read from $OPENAI_API_KEY and stands in no setting.
+
+    Attributes:
+        backend: "rule"; "api", an OpenAI-compatible server; or "replay", a recording of one, without any network.
+        policy: where a call fails, "rule" lets the rules take over, "raise" stops, "skip" goes on without a score or target.
+        recording: file of replies, relative to the repository; "" is supervision.sqlite in the profile's `runs` folder.
+        model, base_url, known_as: as in endpoint.Endpoint; None reads $OPENAI_MODEL and $OPENAI_BASE_URL.
+        parameters: sent with each request.
+    """
+
+    backend: str = "rule"  # the paper's: Qwen2.5-7B, Qwen2.5-14B or GPT-4o behind an API
+    policy: str = "rule"
+    recording: str = ""
+    model: str | None = None
+    base_url: str | None = None
+    known_as: str | None = None
+    max_concurrency: int = 8
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
+    total_timeout_s: float = 60.0
+    max_tries: int = 4
+    breaker_failures: int = 5
+    breaker_cooldown_s: float = 30.0
+    parameters: dict[str, Any] = field(default_factory=lambda: {"temperature": 0.0, "max_tokens": 400})
+
+    def __post_init__(self) -> None:
+        for name, choices in (("backend", SUPERVISORS), ("policy", POLICIES)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"supervision.{name} must be one of {choices}: got {getattr(self, name)!r}")
+
+
+@dataclass(frozen=True)
 class Profile:
     """All settings of one way to run the artifact."""
 
@@ -82,6 +119,7 @@ class Profile:
     base: Base = field(default_factory=Base)
     large_base: LargeBase = field(default_factory=LargeBase)
     training: Training = field(default_factory=Training)
+    supervision: Supervision = field(default_factory=Supervision)
     learning_rates: dict[str, float] = field(default_factory=dict)
     model: str = "mini"  # "mini", a local folder or a hub id
     backend: str = "transformers"  # or "unsloth", on a CUDA GPU

@@ -21,8 +21,9 @@ from dyme_core import charts, drawing, prompts
 from dyme_core.facts import facts_of, facts_to_rows
 from dyme_core.provenance import write_atomic
 from dyme_core.questions import KINDS, Question
-from dyme_core.supervision import VisualRefiner, item_of
+from dyme_core.supervision import VisualRefiner
 
+Refine = Callable[[Sequence[dict[str, Any]]], list[str | None]]  # data rows to targets, None where there is none
 NO_SUPERVISION = json.dumps({"facts": [], "evidence": []})
 COLUMNS = ("answer", "question", "item", "kind", "supervision")  # what rewards and refiner get of a record
 LICENCES = (  # beginning of a source, what its package says of it
@@ -127,22 +128,28 @@ def to_dataset(records: Sequence[Record]) -> datasets.Dataset:
     return _dataset(records, {"prompt": [messages(record.question) for record in records]})
 
 
-def sft_dataset(records: Sequence[Record], refine: Callable[[dict[str, Any]], str]) -> datasets.Dataset:
+def sft_dataset(records: Sequence[Record], refine: Refine) -> datasets.Dataset:
     """The records as TRL's SFTTrainer takes them: prompt, completion, image; its loss is then on the completion only.
 
     The token ids are the prompt's, the target's and the end token: what DyMETrainer writes into a memorize row.
 
     Args:
         records: the training set.
-        refine: gives a record's target from its row, as for DyMETrainer (see `target_writer`).
+        refine: gives the records' targets from their rows, as for DyMETrainer (see `target_writer`); a record that it has
+            none for is left out.
     """
-    targets = [[{"role": "assistant", "content": refine(record.row)}] for record in records]
-    return _dataset(records, {"prompt": [messages(record.question) for record in records], "completion": targets})
+    pairs = [(record, target) for record, target in zip(records, refine([record.row for record in records]), strict=True)
+             if target is not None]
+    kept = [record for record, _ in pairs]
+    return _dataset(kept, {"prompt": [messages(record.question) for record in kept],
+                           "completion": [[{"role": "assistant", "content": target}] for _, target in pairs]})
 
 
-def target_writer(refiner: VisualRefiner) -> Callable[[dict[str, Any]], str]:
-    """Give the function from a data row to its target's text (thinking, newline, answer line) that trainers take."""
-    return lambda row: prompts.write_response(refiner.refine(item_of(row)), row["answer"])
+def target_writer(refiner: VisualRefiner) -> Refine:
+    """Give the function from data rows to their targets' texts (thinking, newline, answer line; None for none) that
+    trainers take."""
+    return lambda rows: [None if thinking is None else prompts.write_response(thinking, row["answer"])
+                         for thinking, row in zip(refiner.refine_all(rows), rows, strict=True)]
 
 
 def _dataset(records: Sequence[Record], columns: dict[str, list]) -> datasets.Dataset:

@@ -21,16 +21,18 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 from trl import GRPOConfig, SFTConfig, SFTTrainer
 
 from dyme_core import config, models, provenance
-from dyme_core.data import Record, mini_records, sft_dataset, target_writer, to_dataset
+from dyme_core.data import Record, mini_records, sft_dataset, to_dataset
 from dyme_core.evaluate import evaluate, summarise, write_rows
+from dyme_core.experts import BankKeeper, Experts, describe, save_bank, too_long
 from dyme_core.preflight import preflight
 from dyme_core.rewards import reward_functions
-from dyme_core.supervision import LearningChecker, RuleChecker, RuleRefiner, TemplateBank
+from dyme_core.supervision import RuleChecker
 from dyme_core.trainer import DyMEConfig, DyMETrainer, MeasuredGRPOTrainer
 
 logger = logging.getLogger(__name__)
 LOGGED = ("loss", "memorize", "explore", "mastered", "format", "accuracy", "correct", "thinking", "zero_variance",
-          "thinking_tokens", "truncated", "generate_s", "score_s", "update_s")
+          "thinking_tokens", "truncated", "without_target", "generate_s", "score_s", "update_s")
+UNSUPERVISED = ("base", "grpo")  # methods that ask no expert for anything that is learned
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,12 @@ class Run:
 class StepLog(TrainerCallback):
     """Collects one row per optimisation step and, every `evaluate_every` steps, one of greedy validation.
 
-    `steps_before` are the steps of an earlier phase (SFT then GRPO).
+    `steps_before` are the steps of an earlier phase (SFT then GRPO); calls of `experts` are counted per step.
     """
 
-    def __init__(self, run: Run, validation: list[Record], processor, steps_before: int = 0):
+    def __init__(self, run: Run, validation: list[Record], processor, steps_before: int = 0, experts: Experts | None = None):
         self.run, self.validation, self.processor, self.steps_before = run, validation, processor, steps_before
+        self.experts = experts
         self.rows: list[dict[str, Any]] = []
         self.tokens = self._phase_tokens = 0  # prompts and completions; TRL counts anew in each phase
         self.evaluate_s = self.evaluate_cpu_s = 0.0
@@ -86,10 +89,13 @@ class StepLog(TrainerCallback):
         step, self._phase_tokens = state.global_step + self.steps_before, int(logs["num_tokens"])
         row = {"event": "step", **self.run.columns, "step": step, "seconds": self._step_s,
                **{name: logs[name] for name in LOGGED if name in logs}}
+        asked = self.experts.take_counts() if self.experts is not None else {}
+        row |= asked
         self.rows.append(row)
         left = (state.max_steps - state.global_step) * (time.perf_counter() - self._start) / state.global_step
         modes = f", memorize {row['memorize']:.0f} explore {row['explore']:.0f} mastered {row['mastered']:.0f}" \
             if "memorize" in row else ""
+        modes += f", {describe(asked)}" if asked else ""
         logger.info("%s: step %d of %d, loss %.4f%s, %.2f s a step, about %.0f s left", self.run.name, step,
                     state.max_steps + self.steps_before, row["loss"], modes, self._step_s, left)
         if step % self.run.profile.training.evaluate_every == 0:
@@ -127,11 +133,12 @@ def grpo_arguments(run: Run, processor) -> dict[str, Any]:
                 num_iterations=1, generation_kwargs={"suppress_tokens": models.suppressed_ids(processor)})
 
 
-def train_sft(run: Run, model, processor, records: list[Record], log: StepLog, steps: int, learning_rate: float, folder: Path):
+def train_sft(run: Run, experts: Experts, model, processor, records: list[Record], log: StepLog, steps: int,
+              learning_rate: float, folder: Path):
     """CoT-SFT with TRL's SFTTrainer on the refined targets, one target a prompt, as many prompts a step as the others."""
     arguments = SFTConfig(**shared_arguments(run, steps, learning_rate, folder), max_length=None,
                           per_device_train_batch_size=run.profile.training.prompts_per_step)
-    _train(SFTTrainer(model, args=arguments, train_dataset=sft_dataset(records, target_writer(RuleRefiner())),
+    _train(SFTTrainer(model, args=arguments, train_dataset=sft_dataset(records, experts.offline(records)),
                       processing_class=processor, callbacks=[log]))
 
 
@@ -140,7 +147,8 @@ def _train(trainer: Trainer) -> None:
     trainer.train()
 
 
-def train_grpo(run: Run, model, processor, records: list[Record], log: StepLog, steps: int, learning_rate: float, folder: Path):
+def train_grpo(run: Run, experts: Experts, model, processor, records: list[Record], log: StepLog, steps: int,
+               learning_rate: float, folder: Path):
     """GRPO as TRL has it, on format and accuracy; the checker's score is measured with weight 0 (it is DyME's supervision)."""
     arguments = GRPOConfig(**shared_arguments(run, steps, learning_rate, folder), **grpo_arguments(run, processor),
                            reward_weights=[1.0, 1.0, 0.0])
@@ -149,22 +157,18 @@ def train_grpo(run: Run, model, processor, records: list[Record], log: StepLog, 
                                correct_needs_format=run.profile.training.correct_needs_format))
 
 
-def train_dyme(run: Run, model, processor, records: list[Record], log: StepLog, steps: int, learning_rate: float, folder: Path):
-    """DyME. Pure: targets written once, before training. Full: checker and refiner at work during training, the template
-    bank learning from rollouts rated "high"."""
+def train_dyme(run: Run, experts: Experts, model, processor, records: list[Record], log: StepLog, steps: int,
+               learning_rate: float, folder: Path):
+    """DyME. Pure: targets written once, before training, thinking scored by rule. Full: checker and refiner at work during
+    training, the template bank learning from rollouts rated "high"."""
     training = run.profile.training
     arguments = DyMEConfig(**shared_arguments(run, steps, learning_rate, folder), **grpo_arguments(run, processor),
                            memorize_weight=training.memorize_weight, mastered=training.mastered,
                            reward_gate=training.reward_gate, correct_needs_format=training.correct_needs_format)
-    if run.method == "pure_dyme":
-        write = target_writer(RuleRefiner())
-        targets = {record.item: write(record.row) for record in records}
-        checker, refine = RuleChecker(), lambda row: targets[row["item"]]
-    else:
-        bank = TemplateBank()
-        checker, refine = LearningChecker(RuleChecker(), bank), target_writer(RuleRefiner(bank))
+    rewards, refine = (reward_functions(RuleChecker()), experts.offline(records)) if run.method == "pure_dyme" else \
+        experts.online(training)
     _train(DyMETrainer(model, args=arguments, train_dataset=to_dataset(records), processing_class=processor,
-                       reward_funcs=reward_functions(checker), refine=refine, callbacks=[log]))
+                       reward_funcs=rewards, refine=refine, callbacks=[log, BankKeeper(experts.bank)]))
 
 
 def phases(run: Run) -> list[tuple[Callable, int, float]]:
@@ -185,21 +189,27 @@ def execute(run: Run, splits: tuple[str, ...] = ("validation", "test", "unseen")
         splits: the splits to answer at the end; tuning passes ("validation",) and leaves the test sets closed.
     """
     torch.set_num_threads(1)
+    model, processor = models.load_policy(base_folder(run.paths, run.model, run.seed))
+    settings = config.Supervision() if run.method in UNSUPERVISED else run.profile.supervision
+    objection = too_long(processor.tokenizer, run.profile.training.max_completion_tokens)
+    with Experts(settings, run.paths, run.paths.runs / run.name, objection) as experts:
+        return _execute(run, splits, experts, model, processor)
+
+
+def _execute(run: Run, splits: tuple[str, ...], experts: Experts, model, processor) -> dict[str, Any]:
     world, training = run.profile.world, run.profile.training
-    base = base_folder(run.paths, run.model, run.seed)
-    model, processor = models.load_policy(base)
     records = mini_records("train", world.train_questions, run.seed, world.real_share)
     counts = {"validation": world.validation_questions, "test": world.test_questions, "unseen": world.test_questions}
     held_out = {split: mini_records(split, counts[split], 0, world.real_share) for split in counts}
     preflight(records, processor, model, others=[record for rest in held_out.values() for record in rest],
               max_new_tokens=training.max_completion_tokens)
-    log = StepLog(run, held_out["validation"], processor)
+    log = StepLog(run, held_out["validation"], processor, experts=experts)
     log.measure(model, 0)
     # What training takes is counted from here, without the evaluations in between.
     start, cpu_start = time.perf_counter() - log.evaluate_s, time.process_time() - log.evaluate_cpu_s
     checkpoint = run.paths.runs / run.name
     for train, steps, learning_rate in phases(run):
-        train(run, model, processor, records, log, steps, learning_rate, checkpoint / "trainer")
+        train(run, experts, model, processor, records, log, steps, learning_rate, checkpoint / "trainer")
         log.steps_before += steps
     train_s = time.perf_counter() - start - log.evaluate_s
     cpu_s = time.process_time() - cpu_start - log.evaluate_cpu_s
@@ -207,12 +217,14 @@ def execute(run: Run, splits: tuple[str, ...] = ("validation", "test", "unseen")
             evaluate(model, processor, held_out[split], max_new_tokens=training.max_completion_tokens,
                      run_columns={**run.columns, "step": log.steps_before})]
     models.save_policy(model, processor, checkpoint / "policy")
+    save_bank(experts.bank, checkpoint)
     steps = [row for row in log.rows if row["event"] == "step"]
-    manifest = {**run.columns, "profile": run.profile.name, "base": base.name, "steps": log.steps_before,
+    manifest = {**run.columns, "profile": run.profile.name, "base": base_folder(run.paths, run.model, run.seed).name,
+                "steps": log.steps_before,
                 "settings": asdict(training) | {"learning_rate": [rate for _, _, rate in phases(run)]},
                 "train_s": train_s, "cpu_s": cpu_s, "tokens": log.tokens, "s_per_step": train_s / max(1, log.steps_before),
                 "rollouts": sum("generate_s" in row for row in steps) * training.prompts_per_step * training.num_generations,
-                **provenance.provenance(run.paths.root)}
+                "supervision": experts.summary(), **provenance.provenance(run.paths.root)}
     write_rows(run.paths.logs / f"{run.name}.jsonl", log.rows)
     write_rows(run.paths.rows / f"{run.name}.jsonl", rows)
     provenance.write_json(run.paths.results / "runs" / f"{run.name}.json", manifest)

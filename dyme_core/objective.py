@@ -47,16 +47,33 @@ def group_modes(is_correct: Tensor, group_size: int) -> Tensor:
     return modes
 
 
-def total_rewards(rewards: Tensor, gate: str) -> Tensor:
+def total_rewards(rewards: Tensor, gate: str, group_size: int) -> Tensor:
     """Sum (format, accuracy, thinking); gate "gated" gives 0 where the format fails, "sum" adds all (the public code).
 
     Args:
-        rewards: (B, 3) in [0, 1], in that order; NaN (a judge that was skipped) adds nothing.
+        rewards: (B, 3) in [0, 1], in that order; NaN is a score that is not known (a judge that was skipped or not asked).
+        gate: "sum" or "gated".
+        group_size: G.
     Returns:
         (B,) in [0, 3].
     """
-    total = rewards.nansum(dim=1)
+    total = fill_unknown(rewards, group_size).sum(dim=1)
     return torch.where(rewards[:, 0] > 0.5, total, torch.zeros_like(total)) if gate == "gated" else total
+
+
+def fill_unknown(rewards: Tensor, group_size: int) -> Tensor:
+    """Put the mean of its group's known scores in place of each NaN, 0 where the group has none.
+
+    A 0 would be a bad mark. The group's mean neither lifts nor lowers a rollout against the others: what it then gains or
+    loses comes from its other rewards alone.
+
+    Args:
+        rewards: (B, F), one column per reward.
+        group_size: G.
+    """
+    groups = _grouped(rewards, group_size)
+    means = groups.nanmean(dim=1, keepdim=True).nan_to_num(0.0)
+    return torch.where(groups.isnan(), means, groups).reshape(rewards.shape)
 
 
 @dataclass(frozen=True)
@@ -94,4 +111,4 @@ def _grouped(rows: Tensor, group_size: int) -> Tensor:
     if group_size < 2 or rows.shape[0] % group_size:
         raise ValueError(f"batch must hold whole groups of at least 2: got {rows.shape[0]} rollouts for "
                          f"group_size={group_size}; use a multiple of {group_size}")
-    return rows.reshape(-1, group_size)
+    return rows.reshape(-1, group_size, *rows.shape[1:])

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
-from dyme_core.data import DataError, Record, target_writer
+from dyme_core.data import DataError, Record, Refine, target_writer
 from dyme_core.decoding import decode, prompt_inputs, render_prompt
 from dyme_core.prompts import is_well_formed
-from dyme_core.supervision import RuleRefiner, item_of
+from dyme_core.supervision import RuleRefiner
 
 ROLLOUT_SEED = 0
 SAME_FOLDER = "load processor and model from the same folder"
@@ -52,7 +52,7 @@ class PreflightReport:
 
 def preflight(records: Sequence[Record], processor: ProcessorMixin, model: PreTrainedModel, *,
               others: Sequence[Record] = (), rollouts: int = 16, max_new_tokens: int = 72,
-              refine: Callable[[dict[str, Any]], str] | None = None) -> PreflightReport:
+              refine: Refine | None = None) -> PreflightReport:
     """Check every record of a training set, and sample a few rollouts.
 
     Args:
@@ -60,7 +60,7 @@ def preflight(records: Sequence[Record], processor: ProcessorMixin, model: PreTr
         others: records of the other splits, which must share no picture and no table with it.
         rollouts: sampled responses (temperature 1, special ids suppressed), on questions spread over the set.
         max_new_tokens: longest rollout; a longer target could never be said.
-        refine: gives a record's target from its row; the rule refiner by default. Without evidence there is no target.
+        refine: gives targets from rows; the rule refiner by default. A record may have none (it then teaches by rewards only).
     Raises:
         DataError: at the first fault, with the row's id, what was expected, what came and what to do.
     """
@@ -176,11 +176,11 @@ def _lengths(processor: ProcessorMixin, texts: list[str]) -> list[int]:
             for text, ids in zip(texts, processor.tokenizer(texts, add_special_tokens=False)["input_ids"], strict=True)]
 
 
-def _targets(records: Sequence[Record], refine: Callable[[dict[str, Any]], str]) -> list[str]:
+def _targets(records: Sequence[Record], refine: Refine) -> list[str]:
     targets = []
-    for record in records:
+    for record in records:  # one by one, to name the record at fault
         try:
-            targets.append(refine(record.row) if item_of(record.row).evidence else "")
+            targets.append(refine([record.row])[0] or "")
         except ValueError as error:
             raise DataError.of(record.item, "a target that passes the checker", f"none ({error})",
                                "correct its supervision or remove the row") from error

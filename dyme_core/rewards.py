@@ -5,8 +5,10 @@ supervision: the thinking reward is built around whatever checker it is given.
 """
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
 from typing import Any, Protocol
 
 from dyme_core import prompts
@@ -23,10 +25,10 @@ _THOUSANDS_COMMA = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 
 
 class Checker(Protocol):
-    """Anything that scores a thinking text against a data record."""
+    """Anything that scores thinking texts against their data records."""
 
-    def score(self, thinking: str, record: dict[str, Any]) -> float:
-        """Return a score in [0, 1]; raise where no score can be had (never None, never 0 for a failure)."""
+    def score_all(self, thinkings: Sequence[str], records: Sequence[dict[str, Any]]) -> list[float]:
+        """Return scores in [0, 1], in order; NaN or an error where no score can be had (never None, never 0 for a failure)."""
 
 
 def relaxed_accuracy(prediction: str, target: str, tolerance: float = RELAXED_TOLERANCE) -> float:
@@ -107,33 +109,75 @@ def accuracy_reward(completions: Sequence[Completion], answer: Sequence[str], **
 class ThinkingReward:
     """TRL reward function: the checker's score of each well-formed completion's thinking, 0.0 for the others.
 
-    The checker is not asked about a malformed completion: it has no thinking that leads to an answer. What the checker
-    raises is passed on, for a failed judge must never become a reward of 0.
+    The checker is not asked about a malformed completion: it has no thinking that leads to an answer. A score of NaN (not
+    asked, or a judge that was skipped) is no reward of 0: `objective.total_rewards` makes it neutral inside its group. What the
+    checker raises is passed on.
+
+    Args:
+        checker: is asked about all completions of a batch at once.
+        group_size: G, to ask only about groups whose scores can teach something (METHOD.md: the mixed ones); a group that this
+            process holds a part of counts as mixed. None asks about every well-formed completion: right for a checker that
+            costs nothing, and where thinking is to be measured.
+        mastered: as for the switch; "explore" asks about groups that are all correct, too.
+        correct_needs_format: as for the switch.
+        on_all_wrong: given the record of each all-wrong prompt before the checker is asked, so that targets can be under way
+            meanwhile.
     """
 
     __name__ = "thinking_reward"  # TRL names its metrics by it
 
-    def __init__(self, checker: Checker) -> None:
-        self.checker = checker
+    def __init__(self, checker: Checker, *, group_size: int | None = None, mastered: str = "skip",
+                 correct_needs_format: bool = True, on_all_wrong: Callable[[list[dict[str, Any]]], None] | None = None) -> None:
+        self.checker, self.group_size, self.mastered = checker, group_size, mastered
+        self.correct_needs_format, self.on_all_wrong = correct_needs_format, on_all_wrong
 
     def __call__(self, completions: Sequence[Completion], **columns: Any) -> list[float]:
-        """Score the completions; every data column given as a list with one value per completion joins the record."""
-        records = _records(columns, len(completions))
-        return [self._score(completion_text(completion), record)
-                for completion, record in zip(completions, records, strict=True)]
+        """Score the completions; every data column given as a list with one value per completion joins the record.
 
-    def _score(self, text: str, record: dict[str, Any]) -> float:
-        if not prompts.is_well_formed(text):
-            return 0.0
-        score = self.checker.score(prompts.split_response(text)[0], record)
-        if score is None or not 0.0 <= score <= 1.0:
-            raise ValueError(f"checker must score in [0, 1]: got {score!r} for {record.get('item', record)!r}")
-        return float(score)
+        Raises:
+            ValueError: for a score outside [0, 1], and for a checker that does not give one score per trace.
+        """
+        texts, records = [completion_text(completion) for completion in completions], _records(columns, len(completions))
+        is_formed = [prompts.is_well_formed(text) for text in texts]
+        is_wanted = self._is_wanted(texts, is_formed, records)
+        asked = [place for place, both in enumerate(zip(is_formed, is_wanted, strict=True)) if all(both)]
+        scores = [math.nan if formed else 0.0 for formed in is_formed]
+        found = self.checker.score_all([prompts.split_response(texts[place])[0] for place in asked],
+                                       [records[place] for place in asked]) if asked else []
+        for place, score in zip(asked, found, strict=True):
+            scores[place] = _checked(score, records[place])
+        return scores
+
+    def _is_wanted(self, texts: list[str], is_formed: list[bool], records: list[dict[str, Any]]) -> list[bool]:
+        """Which completions belong to a group whose thinking is to be scored; tells the hook of the all-wrong ones."""
+        if self.group_size is None:
+            return [True] * len(texts)
+        right = accuracy_reward(texts, [record["answer"] for record in records])
+        is_correct = [score > 0.5 and (formed or not self.correct_needs_format)
+                      for score, formed in zip(right, is_formed, strict=True)]
+        is_wanted, all_wrong = [], []
+        for _, places in groupby(range(len(texts)), key=lambda place: records[place]["item"]):
+            group = list(places)
+            num_correct, is_whole = sum(is_correct[place] for place in group), len(group) == self.group_size
+            if is_whole and num_correct == 0:
+                all_wrong.append(records[group[0]])
+            teaches = 0 < num_correct < len(group) or (num_correct > 0 and self.mastered == "explore")
+            is_wanted += [teaches or not is_whole] * len(group)
+        if all_wrong and self.on_all_wrong is not None:
+            self.on_all_wrong(all_wrong)
+        return is_wanted
 
 
-def reward_functions(checker: Checker) -> list[Callable[..., list[float]]]:
-    """Give the three reward functions of DyME in the order [format, accuracy, thinking]."""
-    return [format_reward, accuracy_reward, ThinkingReward(checker)]
+def reward_functions(checker: Checker, **options: Any) -> list[Callable[..., list[float]]]:
+    """Give the three reward functions of DyME in the order [format, accuracy, thinking]; options as for ThinkingReward."""
+    return [format_reward, accuracy_reward, ThinkingReward(checker, **options)]
+
+
+def _checked(score: float | None, record: dict[str, Any]) -> float:
+    if score is None or not (math.isnan(score) or 0.0 <= score <= 1.0):
+        raise ValueError(f"checker must score in [0, 1], or NaN for a score it has not: got {score!r} for "
+                         f"{record.get('item', record)!r}")
+    return float(score)
 
 
 def _records(columns: Mapping[str, Any], count: int) -> list[dict[str, Any]]:

@@ -1,13 +1,14 @@
 """Visual supervision: the checker scores a thinking trace against the picture's facts, the refiner writes the target to
 memorize, the template bank keeps structures that the model itself says well.
 
-A back end is anything with the two methods of `VisualChecker` or `VisualRefiner`; the rule back ends here need no model and
-are deterministic.
+A back end is anything with the methods of `VisualChecker` or `VisualRefiner`; training asks for whole batches. The rule back
+ends here need no model and are deterministic; those of `judges` ask a language model.
 """
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -50,13 +51,15 @@ class VisualChecker(Protocol):
 
     def judge(self, thinking: str, item: Item) -> Judgement: ...
 
-    def score(self, thinking: str, record: dict[str, Any]) -> float: ...
+    def score_all(self, thinkings: Sequence[str], records: Sequence[dict[str, Any]]) -> list[float]:
+        """A score in {0, 0.5, 1} per trace, in order; NaN where none could be had (never a 0 for a failure)."""
 
 
 class VisualRefiner(Protocol):
-    """Writes the thinking to memorize for an item."""
+    """Writes the thinking to memorize for a question."""
 
-    def refine(self, item: Item) -> str: ...
+    def refine_all(self, records: Sequence[dict[str, Any]]) -> list[str | None]:
+        """A target per data record, in order; None where there is none to be had."""
 
 
 def item_of(record: dict[str, Any]) -> Item:
@@ -81,9 +84,9 @@ class RuleChecker:
         rating = "low" if right == 0 or wrong > right else "medium" if reasons else "high"
         return Judgement(rating, reasons, reading)
 
-    def score(self, thinking: str, record: dict[str, Any]) -> float:
-        """Score in {0, 0.5, 1} of a trace against a data record (what the thinking reward asks for)."""
-        return self.judge(thinking, item_of(record)).score
+    def score_all(self, thinkings: Sequence[str], records: Sequence[dict[str, Any]]) -> list[float]:
+        """Score each trace against its data record (what the thinking reward asks for)."""
+        return [self.judge(thinking, item_of(record)).score for thinking, record in zip(thinkings, records, strict=True)]
 
 
 def _faults(reading: Reading, item: Item, right: int, wrong: int):
@@ -185,6 +188,11 @@ class RuleRefiner:
         raise ValueError(f"no target for {item.question!r} passes the checker: {'; '.join(judgement.reasons)}; check the "
                          f"record's facts, working and answer")
 
+    def refine_all(self, records: Sequence[dict[str, Any]]) -> list[str | None]:
+        """A target per data record, None for one without evidence; raises as `refine` does for one that is wrong."""
+        items = [item_of(record) for record in records]
+        return [self.refine(item) if item.evidence else None for item in items]
+
 
 @dataclass
 class LearningChecker:
@@ -199,5 +207,9 @@ class LearningChecker:
             self.bank.observe(thinking, item)
         return judgement
 
-    def score(self, thinking: str, record: dict[str, Any]) -> float:
-        return self.judge(thinking, item_of(record)).score
+    def score_all(self, thinkings: Sequence[str], records: Sequence[dict[str, Any]]) -> list[float]:
+        scores = self.checker.score_all(thinkings, records)
+        for thinking, record, score in zip(thinkings, records, scores, strict=True):
+            if score == SCORES["high"]:
+                self.bank.observe(thinking, item_of(record))
+        return scores

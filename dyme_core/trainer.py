@@ -101,7 +101,7 @@ class MeasuredGRPOTrainer(GRPOTrainer):
             metrics[name].append(self._rewards[:, place].nanmean().item())
         metrics["correct"].append(self.is_correct().float().mean().item())
         weights = self.reward_weights.to(self._rewards.device)  # a reward of weight 0 is measured, not learned from
-        totals = (self._rewards * weights).nansum(dim=1).reshape(-1, group_size)
+        totals = (objective.fill_unknown(self._rewards, group_size) * weights).sum(dim=1).reshape(-1, group_size)
         metrics["zero_variance"].append((totals == totals[:, :1]).all(dim=1).float().mean().item())
         thinking = [split_response(completion_text(completion))[0] for completion in completions]
         lengths = [len(ids) for ids in self._tokenizer(thinking, add_special_tokens=False)["input_ids"]]
@@ -131,13 +131,15 @@ class MeasuredGRPOTrainer(GRPOTrainer):
 class DyMETrainer(MeasuredGRPOTrainer):
     """GRPO that memorizes a refined target where every rollout of a prompt failed.
 
+    Logged besides: without_target, all-wrong prompts that the refiner had no target for; their groups teach nothing.
+
     Args:
-        refine: called once for each all-wrong prompt with its data row (a dict of columns); returns the target's text,
-            thinking and answer line, without the end token.
+        refine: called once a step with the data rows (dicts of columns) of all-wrong prompts; returns a target's text for
+            each, thinking and answer line without the end token, or None (data.target_writer).
         **kwargs: as for MeasuredGRPOTrainer; `args` must be a DyMEConfig.
     """
 
-    def __init__(self, *args: Any, refine: Callable[[dict[str, Any]], str], **kwargs: Any):
+    def __init__(self, *args: Any, refine: Callable[[list[dict[str, Any]]], list[str | None]], **kwargs: Any):
         super().__init__(*args, **kwargs)
         if not isinstance(self.args, DyMEConfig):
             raise TypeError(f"args must be a DyMEConfig: got {type(self.args).__name__}")
@@ -155,17 +157,25 @@ class DyMETrainer(MeasuredGRPOTrainer):
 
     def _switch(self, inputs: list[dict[str, Any]], batch: dict[str, Any]) -> dict[str, Any]:
         """Apply the switch to the local rows of a generated batch; groups may span processes."""
-        decision = objective.switch(objective.total_rewards(self._rewards, self.args.reward_gate), self.is_correct(),
-                                    self.num_generations, self.memorize_advantage, self.args.mastered)
+        decision = objective.switch(objective.total_rewards(self._rewards, self.args.reward_gate, self.num_generations),
+                                    self.is_correct(), self.num_generations, self.memorize_advantage, self.args.mastered)
         first = self.accelerator.process_index * len(inputs)
-        batch["advantages"] = decision.advantages[first: first + len(inputs)].to(batch["advantages"])
-        for row in (decision.memorize_rows - first).tolist():
-            if 0 <= row < len(inputs):
-                self._write_target(batch, row, self.refine(inputs[row]))
+        batch["advantages"] = decision.advantages[first: first + len(inputs)].to(batch["advantages"]).clone()
+        rows = [row for row in (decision.memorize_rows - first).tolist() if 0 <= row < len(inputs)]
+        self._memorize(batch, rows, self.refine([inputs[row] for row in rows]) if rows else [])
         batch["num_items_in_batch"] = self.accelerator.gather(batch["completion_mask"].sum()).sum()
         if not decision.advantages.any():
             logger.info("step %d: nothing to learn from this batch: %s", self.state.global_step, self._why_nothing(decision))
         return batch
+
+    def _memorize(self, batch: dict[str, Any], rows: list[int], targets: Sequence[str | None]) -> None:
+        for row, target in zip(rows, targets, strict=True):
+            if target is None:
+                batch["advantages"][row] = 0.0
+            else:
+                self._write_target(batch, row, target)
+        num_missing = torch.tensor([sum(target is None for target in targets)], device=batch["advantages"].device)
+        self._metrics["train"]["without_target"].append(self.accelerator.gather(num_missing).sum().item())
 
     def _why_nothing(self, decision: objective.Switched) -> str:
         mastered = int((decision.modes == objective.MASTERED).sum())

@@ -72,7 +72,7 @@ def test_no_two_splits_share_a_table_and_only_unseen_has_the_unseen_values(split
 def test_every_record_carries_facts_and_a_target_that_the_checker_rates_high(splits) -> None:
     write = data.target_writer(RuleRefiner())
     for record in sum(splits.values(), []):
-        item, target = item_of(record.row), write(record.row)
+        item, target = item_of(record.row), write([record.row])[0]
         assert set(item.evidence) <= set(item.facts)
         assert prompts.is_well_formed(target)
         thinking, answer = prompts.split_response(target)
@@ -101,7 +101,7 @@ def test_sft_trains_on_exactly_the_ids_that_dyme_memorizes(splits, processor, tm
     batch = trainer.data_collator([trainer.train_dataset[place] for place in range(4)])
     for place, record in enumerate(records):
         rollout = {name: torch.ones(1, 1, dtype=torch.long) for name in ("completion_ids", "completion_mask")}
-        DyMETrainer._write_target(SimpleNamespace(_tokenizer=processor.tokenizer), rollout, 0, write(record.row))
+        DyMETrainer._write_target(SimpleNamespace(_tokenizer=processor.tokenizer), rollout, 0, write([record.row])[0])
         target = rollout["completion_ids"][0].tolist()
         prompt = decoding.prompt_inputs(processor, [record])["input_ids"][0].tolist()
         assert batch["input_ids"][place][batch["attention_mask"][place] == 1].tolist() == prompt + target

@@ -103,7 +103,7 @@ def test_a_row_has_the_columns_of_the_contract(records, processor, model) -> Non
 
 def test_a_refined_target_scores_full_marks(monkeypatch, records, processor) -> None:
     for record in records:
-        row = score(monkeypatch, processor, record, target_writer(RuleRefiner())(record.row))
+        row = score(monkeypatch, processor, record, target_writer(RuleRefiner())([record.row])[0])
         assert [row[name] for name in ("has_format", "strict", "relaxed", "year_exact", "correct")] == [1] * 5
         assert (row["thinking"], row["groundedness"], row["wrong_facts"]) == (1.0, 1.0, [])
         assert 0 < row["num_thinking_tokens"] < 50
@@ -115,7 +115,7 @@ def test_a_right_answer_without_thinking_is_strict_but_not_correct(monkeypatch, 
 
 
 def test_wrong_facts_are_listed_as_the_trace_writes_them(monkeypatch, records, processor) -> None:
-    target = target_writer(RuleRefiner())(records[0].row)  # a look-up: "... X has S v. Therefore, the value is v."
+    target = target_writer(RuleRefiner())([records[0].row])[0]  # a look-up: "... X has S v. Therefore, the value is v."
     value = records[0].answer
     row = score(monkeypatch, processor, records[0], target.replace(f" {value}. Therefore", " 97. Therefore"))
     assert row["wrong_facts"] == ["97"] and row["groundedness"] == 0.0 and row["thinking"] == 0.0

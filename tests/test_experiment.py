@@ -28,6 +28,7 @@ ROW = {"run", "method", "model", "seed", "step", "split", "item", "kind", "sourc
 STEP = {"event", "run", "method", "model", "seed", "step", "loss", "seconds"}
 ROLLOUT_STEP = STEP | {"generate_s", "score_s", "update_s", "memorize", "explore", "mastered", "format", "accuracy",
                        "correct", "thinking", "zero_variance", "thinking_tokens", "truncated"}
+DYME_STEP = ROLLOUT_STEP | {"without_target"}
 EVAL = {"event", "run", "method", "model", "seed", "step", "correct", "has_format", "groundedness", "thinking", "num_items"}
 MANIFEST = {"run", "method", "model", "seed", "profile", "commit", "dirty", "steps", "settings", "versions", "cpu",
             "train_s", "s_per_step", "rollouts", "tokens", "cpu_s"}
@@ -74,7 +75,8 @@ def test_a_run_writes_rows_logs_and_manifest_as_tables_and_figures_read_them(roo
     steps = [row for row in log if row["event"] == "step"]
     with_rollouts = {"sft": [], "full_dyme": [1, 2, 3, 4], "sft_grpo": [3, 4]}[method]
     assert [row["step"] for row in steps] == [1, 2, 3, 4]
-    assert [set(row) for row in steps] == [ROLLOUT_STEP if number in with_rollouts else STEP for number in (1, 2, 3, 4)]
+    rollout_step = DYME_STEP if method == "full_dyme" else ROLLOUT_STEP
+    assert [set(row) for row in steps] == [rollout_step if number in with_rollouts else STEP for number in (1, 2, 3, 4)]
     assert all(row["memorize"] + row["explore"] + row["mastered"] == 2 for row in steps if row["step"] in with_rollouts)
     assert [row["step"] for row in log if row["event"] == "eval"] == [0, 2, 4]
     assert all(set(row) >= EVAL and row["num_items"] == 16 for row in log if row["event"] == "eval")
@@ -113,7 +115,8 @@ def test_grpo_is_measured_on_thinking_but_learns_nothing_from_it(root: Path, mon
     model, processor = models.load_policy(root / "bases" / "svlm-s0")
     records = data.mini_records("train", 2, seed=0)
     log = experiment.StepLog(run, [], processor)
-    experiment.train_grpo(run, model, processor, records, log, steps=1, learning_rate=1e-4, folder=tmp_path)
+    experts = experiment.Experts(run.profile.supervision, run.paths, tmp_path)
+    experiment.train_grpo(run, experts, model, processor, records, log, steps=1, learning_rate=1e-4, folder=tmp_path)
     [trainer] = trainers
     said = []
     for record in records:  # all right and well formed; half of them name the facts

@@ -84,12 +84,28 @@ def test_the_switch_leaves_its_inputs_alone() -> None:
 
 def test_the_gate_drops_what_has_no_format() -> None:
     rewards = tensor([[1.0, 1.0, 0.5], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]])  # format, accuracy, thinking
-    assert objective.total_rewards(rewards, "sum").tolist() == [2.5, 1.0, 0.0]
-    assert objective.total_rewards(rewards, "gated").tolist() == [2.5, 0.0, 0.0]
+    assert objective.total_rewards(rewards, "sum", 3).tolist() == [2.5, 1.0, 0.0]
+    assert objective.total_rewards(rewards, "gated", 3).tolist() == [2.5, 0.0, 0.0]
 
 
-def test_a_judge_that_was_skipped_adds_nothing() -> None:
-    assert objective.total_rewards(tensor([[1.0, 1.0, math.nan]]), "sum").tolist() == [2.0]
+def test_an_unknown_score_is_the_mean_of_its_own_groups_known_ones() -> None:
+    # Known thinking scores 1, 0.5 and 0 (malformed): mean 0.5. The second group's 1 must not leak into the first.
+    rewards = tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 0.5], [0.0, 0.0, 0.0], [1.0, 1.0, math.nan],
+                      [1.0, 0.0, 1.0], [1.0, 0.0, math.nan], [1.0, 1.0, math.nan], [1.0, 0.0, 1.0]])
+    assert objective.total_rewards(rewards, "sum", 4).tolist() == [3.0, 1.5, 0.0, 2.5, 2.0, 2.0, 3.0, 2.0]
+    assert objective.fill_unknown(rewards, 4)[3].tolist() == [1.0, 1.0, 0.5] and rewards[3, 2].isnan()
+
+
+def test_an_unknown_score_moves_its_rollout_by_nothing_but_its_other_rewards() -> None:
+    # All equal but for thinking 1, 0 and unknown: the unknown one stands exactly at the mean.
+    advantages = objective.group_advantages(objective.total_rewards(tensor([[1.0, 0, 1], [1.0, 0, 0], [1.0, 0, math.nan]]),
+                                                                    "sum", 3), 3)
+    assert advantages[2] == 0 and advantages[0] == -advantages[1] > 0
+
+
+def test_where_no_score_is_known_thinking_makes_no_difference() -> None:
+    rewards = tensor([[1.0, 1.0, math.nan], [1.0, 0.0, math.nan], [0.0, 0.0, math.nan]])
+    assert objective.total_rewards(rewards, "sum", 3).tolist() == [2.0, 1.0, 0.0]
 
 
 @pytest.mark.parametrize(("rows", "group_size"), [(6, 4), (3, 1)])

@@ -52,7 +52,7 @@ def test_a_sound_data_set_passes_and_is_measured(records, processor, model) -> N
     assert report.image_tokens == (36, 36)  # 16 of the base view, 4 rows of 4 and a newline of the tile
     assert report.format_rate == 0.0  # random weights
     assert records[0].question in report.prompt and report.prompt.count("<image>") == 1
-    assert report.target == target_writer(RuleRefiner())(records[0].row)
+    assert report.target == target_writer(RuleRefiner())([records[0].row])[0]
     assert f"longest_tokens: {report.longest_tokens}" in str(report)
 
 
@@ -62,7 +62,7 @@ def test_the_longest_sample_is_counted_as_the_model_reads_it(records, processor,
     assert report.longest_item == record.item
     asked = report.prompt.replace(records[0].question, record.question)
     ids = processor(images=record.image, text=asked, add_special_tokens=False)["input_ids"][0]
-    target = processor.tokenizer(target_writer(RuleRefiner())(record.row))["input_ids"]
+    target = processor.tokenizer(target_writer(RuleRefiner())([record.row])[0])["input_ids"]
     assert report.longest_tokens == len(ids) + len(target) + 1
 
 

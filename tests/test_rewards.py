@@ -103,9 +103,9 @@ class ScriptedChecker:
     def __init__(self, score: float | None) -> None:
         self.asked, self.reply = [], score
 
-    def score(self, thinking: str, record: dict) -> float:
-        self.asked.append((thinking, record))
-        return self.reply
+    def score_all(self, thinkings: list[str], records: list[dict]) -> list[float | None]:
+        self.asked += zip(thinkings, records, strict=True)
+        return [self.reply] * len(thinkings)
 
 
 @SHAPES
@@ -118,7 +118,7 @@ def test_thinking_reward_asks_the_checker_about_well_formed_completions_alone(sh
     assert checker.asked == [("Germany has 12 and 6 here .", {"item": "a", "facts": ["x"]})]
 
 
-@pytest.mark.parametrize("score", [None, -0.1, 1.5, float("nan")])
+@pytest.mark.parametrize("score", [None, -0.1, 1.5])
 def test_thinking_reward_refuses_a_score_outside_its_range(score) -> None:
     with pytest.raises(ValueError, match=r"in \[0, 1\]"):
         rewards.ThinkingReward(ScriptedChecker(score))([GOOD], item=["a"])
@@ -126,7 +126,7 @@ def test_thinking_reward_refuses_a_score_outside_its_range(score) -> None:
 
 def test_a_failing_checker_is_never_a_reward_of_zero() -> None:
     class Failing:
-        def score(self, thinking: str, record: dict) -> float:
+        def score_all(self, thinkings: list[str], records: list[dict]) -> list[float]:
             raise RuntimeError("server is down")
 
     with pytest.raises(RuntimeError, match="server is down"):
@@ -136,3 +136,63 @@ def test_a_failing_checker_is_never_a_reward_of_zero() -> None:
 def test_trl_can_name_each_reward_function() -> None:
     names = [function.__name__ for function in rewards.reward_functions(ScriptedChecker(1.0))]
     assert names == ["format_reward", "accuracy_reward", "thinking_reward"]
+
+
+GROUPS = {  # G = 3: which completions are asked about, with mastered groups skipped and explored
+    "mixed": ([GOOD, WRONG, BARE], [True, True, False], [True, True, False]),  # BARE has no thinking to score
+    "all wrong": ([WRONG, WRONG, BARE], [False] * 3, [False] * 3),
+    "all right": ([GOOD] * 3, [False] * 3, [True] * 3),
+    "part": ([WRONG, WRONG], [True] * 2, [True] * 2),  # the rest is on another process, and may be right
+}
+
+
+def thinking_of(names: list[str], **options) -> tuple[list[float], ScriptedChecker, list[dict]]:
+    """Scores, checker and the records of all-wrong prompts, for a batch of the named groups."""
+    checker, failed = ScriptedChecker(0.5), []
+    reward = rewards.ThinkingReward(checker, group_size=3, on_all_wrong=failed.extend, **options)
+    texts = [text for name in names for text in GROUPS[name][0]]
+    items = [name for name in names for _ in GROUPS[name][0]]
+    return reward(texts, item=items, answer=["12"] * len(texts)), checker, failed
+
+
+@pytest.mark.parametrize("mastered", ["skip", "explore"])
+@pytest.mark.parametrize("names", [["mixed", "all wrong", "all right"], ["part", "all right", "mixed"], ["all wrong"]])
+def test_only_groups_whose_scores_teach_are_asked_about(names: list[str], mastered: str) -> None:
+    scores, checker, failed = thinking_of(names, mastered=mastered)
+    wanted = [is_asked for name in names for is_asked in GROUPS[name][2 if mastered == "explore" else 1]]
+    texts = [text for name in names for text in GROUPS[name][0]]
+    assert len(checker.asked) == sum(wanted)
+    for score, is_asked, text in zip(scores, wanted, texts, strict=True):
+        assert score == 0.5 if is_asked else score == 0.0 if text == BARE else score != score, "not asked is no 0"
+    assert failed == [{"item": "all wrong", "answer": "12"}] * names.count("all wrong")
+
+
+def test_an_answer_without_thinking_makes_a_group_mixed_only_where_it_counts_as_correct() -> None:
+    for needs_format, num_asked in ((True, 0), (False, 2)):
+        checker = ScriptedChecker(1.0)
+        reward = rewards.ThinkingReward(checker, group_size=3, correct_needs_format=needs_format)
+        reward([WRONG, BARE, WRONG], item=["a"] * 3, answer=["12"] * 3)
+        assert len(checker.asked) == num_asked
+
+
+def test_without_a_group_size_every_well_formed_completion_is_measured() -> None:
+    checker = ScriptedChecker(0.5)
+    assert rewards.ThinkingReward(checker)([WRONG, WRONG, BARE], item=["a"] * 3, answer=["12"] * 3) == [0.5, 0.5, 0.0]
+
+
+def test_targets_are_ordered_before_the_checker_is_waited_for() -> None:
+    order = []
+
+    class Slow(ScriptedChecker):
+        def score_all(self, thinkings: list[str], records: list[dict]) -> list[float | None]:
+            order.append("check")
+            return super().score_all(thinkings, records)
+
+    reward = rewards.ThinkingReward(Slow(0.5), group_size=2, on_all_wrong=lambda records: order.append("refine"))
+    reward([GOOD, WRONG, WRONG, WRONG], item=["a", "a", "b", "b"], answer=["12"] * 4)
+    assert order == ["refine", "check"]
+
+
+def test_a_score_that_is_not_known_is_passed_on_as_unknown() -> None:
+    [score] = rewards.ThinkingReward(ScriptedChecker(float("nan")))([GOOD], item=["a"])
+    assert score != score

@@ -141,7 +141,7 @@ def test_a_record_survives_the_data_set_as_json() -> None:
     assert item.question == record.question and item.answer == record.answer
     assert all(isinstance(fact, Fact) for fact in (*item.facts, *item.evidence))
     assert set(item.evidence) <= set(item.facts)
-    assert CHECKER.score(FIRST_TEMPLATE.fill(item), record.row) == 1
+    assert CHECKER.score_all([FIRST_TEMPLATE.fill(item), ""], [record.row] * 2) == [1, 0]
 
 
 def test_the_bank_puts_the_most_seen_template_first_and_breaks_ties_by_age() -> None:

@@ -28,7 +28,11 @@ WRONG = "We look at the chart.\n<answer>no idea</answer>"
 
 RECORDS = data.mini_records("train", 4, seed=0)
 ROWS = [{**record.row, "prompt": data.messages(record.question), "image": record.image} for record in RECORDS]
-target_of = data.target_writer(supervision.RuleRefiner())
+refine_all = data.target_writer(supervision.RuleRefiner())
+
+
+def target_of(row: dict) -> str:
+    return refine_all([row])[0]
 
 
 def settings(folder: Path, **changes) -> DyMEConfig:
@@ -62,7 +66,7 @@ class Recorder(DyMETrainer):
         super().__init__(*args, **kwargs)
         self.script, self.sampled, self.batches, self.refined = script, [], [], []
         refine = self.refine
-        self.refine = lambda row: (self.refined.append(row["item"]), refine(row))[1]
+        self.refine = lambda rows: (self.refined.extend(row["item"] for row in rows), refine(rows))[1]
 
     def _generate_single_turn(self, prompt_ids, *args):
         if self.script is None:
@@ -85,7 +89,7 @@ def build(folder: Path, script=None, eval_dataset=None, **changes) -> tuple[Reco
     model.model.vision_tower.requires_grad_(False)
     gradients = Gradients()
     trainer = Recorder(model, args=settings(folder, **changes), train_dataset=data.to_dataset(RECORDS),
-                       eval_dataset=eval_dataset, refine=target_of, processing_class=PROCESSOR, script=script,
+                       eval_dataset=eval_dataset, refine=refine_all, processing_class=PROCESSOR, script=script,
                        reward_funcs=rewards.reward_functions(CHECKER), callbacks=[gradients])
     return trainer, gradients
 
@@ -159,6 +163,21 @@ def test_a_target_takes_the_place_of_the_first_rollout_and_of_no_other(tmp_path:
     assert batch["advantages"][:G] == [1, 0, 0, 0] and batch["advantages"][G] > 0 > batch["advantages"][G + 1]
 
 
+def test_a_prompt_without_a_target_teaches_nothing_and_is_counted(tmp_path: Path) -> None:
+    trainer, gradients = build(tmp_path, [[WRONG] * 3 * G], per_device_train_batch_size=3 * G)
+    calls, write = [], trainer.refine
+    trainer.refine = lambda rows: (calls.append(len(rows)), [None, *write(rows)[1:]])[1]
+    direct = cross_entropy_gradient(trainer.model, [(row, target_of(row)) for row in ROWS[1:3]])
+    trainer.train()
+    assert calls == [3], "all prompts of a step are refined in one go"
+    batch, log = trainer.batches[0], logged(trainer)
+    assert batch["advantages"] == [0] * G + [1, 0, 0, 0] * 2 and (log["memorize"], log["without_target"]) == (3, 1)
+    first = PROCESSOR.tokenizer.decode(batch["completion_ids"][0], skip_special_tokens=True)
+    assert first.strip() == WRONG, "the rollout stays as it was sampled"
+    expected = {name: gradient * 2 / (3 * G) for name, gradient in direct.items()}
+    assert relative_error(gradients.steps[0], expected) < 1e-5
+
+
 def test_the_logged_modes_and_rates_are_those_of_the_rewards(tmp_path: Path) -> None:
     bare = f"<answer>{ROWS[3]['answer']}</answer>"  # right, but without thinking: not correct
     right = [target_of(row) for row in ROWS]
@@ -180,7 +199,7 @@ def test_the_logged_modes_and_rates_are_those_of_the_rewards(tmp_path: Path) -> 
 def test_the_logged_seconds_are_those_of_the_whole_step_and_refining_counts_as_scoring(tmp_path: Path) -> None:
     trainer, _ = build(tmp_path, [[WRONG] * 2 * G], per_device_train_batch_size=G, gradient_accumulation_steps=2)
     refine = trainer.refine
-    trainer.refine = lambda row: (time.sleep(0.3), refine(row))[1]
+    trainer.refine = lambda rows: (time.sleep(0.6), refine(rows))[1]
     trainer.train()
     log = logged(trainer)
     assert log["score_s"] >= 0.6 > log["update_s"]

@@ -1,0 +1,157 @@
+"""The checker, refiner and template bank of one run, as the profile's `supervision` says: rules, a language model behind an
+API, or a recording of one.
+"""
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from dyme_core import config, provenance
+from dyme_core.client import Client, Endpoint, Recording
+from dyme_core.data import Record, Refine, target_writer
+from dyme_core.drafts import LLMRefiner
+from dyme_core.judges import LLMChecker
+from dyme_core.rewards import reward_functions
+from dyme_core.supervision import LearningChecker, RuleChecker, RuleRefiner, TemplateBank
+
+logger = logging.getLogger(__name__)
+CHUNK = 256  # records refined together before training: memory stays flat and progress is seen
+BANK_FILE = "bank.json"
+SHOWN = ("calls", "hits", "failures", "waited_s")  # of the client's counts, at each step
+LOST = ("fell_back", "skipped")  # of the experts' counts
+
+
+class Experts:
+    """Who supervises a run; a context manager, which closes what it opened.
+
+    Attributes:
+        client: None where rules supervise.
+        bank: one a run; Full DyME's checker feeds it.
+        checker, refiner: of the chosen back end.
+
+    Args:
+        settings: the back end and its limits.
+        paths: of the profile; the recording lies in its `runs` folder unless one is named.
+        folder: of the run; the ledger of calls is written there.
+        objection: what is wrong with a drafted response, None for nothing (see `too_long`).
+    """
+
+    def __init__(self, settings: config.Supervision, paths: config.Paths, folder: Path,
+                 objection: Callable[[str], str | None] | None = None) -> None:
+        self.settings, self.bank, self.client, self._recording = settings, TemplateBank(), None, None
+        self.checker, self.refiner = RuleChecker(), RuleRefiner(self.bank)
+        if settings.backend != "rule":
+            self._open(paths, folder)
+            options = {"policy": settings.policy, "parameters": settings.parameters}
+            self.checker = LLMChecker(self.client, **options)
+            self.refiner = LLMRefiner(self.client, self.bank, objection=objection, **options)
+        self._before = self.counts()
+
+    def _open(self, paths: config.Paths, folder: Path) -> None:
+        settings, is_replay = self.settings, self.settings.backend == "replay"
+        path = paths.root / settings.recording if settings.recording else paths.runs / "supervision.sqlite"
+        endpoint = Endpoint(**{name: getattr(settings, name) for name in config.ENDPOINT_SETTINGS})
+        self._recording = Recording(path, read_only=is_replay)
+        self.client = Client(endpoint, self._recording, "replay" if is_replay else "live", folder / "ledger.jsonl")
+
+    def online(self, training: config.Training) -> tuple[list[Callable[..., list[float]]], Refine]:
+        """Full DyME: reward functions and refine function that supervise during training.
+
+        A language model is asked about mixed groups alone, and writes targets meanwhile; rules cost nothing, score every
+        thinking and so measure it, too.
+        """
+        checker, options = LearningChecker(self.checker, self.bank), {}
+        if self.client is not None:
+            options = {"group_size": training.num_generations, "mastered": training.mastered,
+                       "correct_needs_format": training.correct_needs_format, "on_all_wrong": self.refiner.prefetch}
+        return reward_functions(checker, **options), target_writer(self.refiner)
+
+    def offline(self, records: Sequence[Record]) -> Refine:
+        """Pure DyME and SFT: write every target once, now; the function returned only looks them up."""
+        write, targets, start = target_writer(self.refiner), {}, time.monotonic()
+        for first in range(0, len(records), CHUNK):
+            rows = [record.row for record in records[first: first + CHUNK]]
+            targets |= zip((row["item"] for row in rows), write(rows), strict=True)
+            left_s = (time.monotonic() - start) / len(targets) * (len(records) - len(targets))
+            if self.client is not None:
+                logger.info("targets: %d of %d, %d without one, %s, about %.0f s left", len(targets), len(records),
+                            list(targets.values()).count(None), describe(self.take_counts()), left_s)
+        return lambda rows: [targets[row["item"]] for row in rows]
+
+    def counts(self) -> dict[str, float]:
+        """Sums since the start under the names that a step's log row has; empty where rules supervise."""
+        if self.client is None:
+            return {}
+        client, experts = self.client.counts(), (self.checker.counts(), self.refiner.counts())
+        return {**{f"supervision_{name}": client[name] for name in SHOWN},
+                **{f"supervision_{name}": sum(counts[name] for counts in experts) for name in LOST}}
+
+    def take_counts(self) -> dict[str, float]:
+        """What was added to `counts` since the last call."""
+        before, self._before = self._before, self.counts()
+        return {name: value - before[name] for name, value in self._before.items()}
+
+    def summary(self) -> dict[str, Any]:
+        """What the run's manifest says of its supervision; no address and no key."""
+        summary = {"backend": self.settings.backend, "bank": self.bank.state_dict()}
+        if self.client is None:
+            return summary
+        return {**summary, "policy": self.settings.policy, "model": self.client.endpoint.name, "client": self.client.counts(),
+                "checker": self.checker.counts(), "refiner": self.refiner.counts()}
+
+    def __enter__(self) -> Experts:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.client is not None:
+            self.client.close()
+            self._recording.close()
+
+
+class BankKeeper(TrainerCallback):
+    """Saves the template bank in every checkpoint, and restores it where training resumes from one."""
+
+    def __init__(self, bank: TemplateBank) -> None:
+        self.bank = bank
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            save_bank(self.bank, _checkpoint(args, state))
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        path = _checkpoint(args, state) / BANK_FILE
+        if state.global_step and path.is_file():
+            self.bank.load_state_dict(json.loads(path.read_text()))
+        elif state.global_step:
+            logger.warning("resumed at step %d, but there is no %s; the template bank starts anew", state.global_step, path)
+
+
+def save_bank(bank: TemplateBank, folder: Path) -> None:
+    """Write the bank's state into a checkpoint folder."""
+    provenance.write_json(folder / BANK_FILE, bank.state_dict())
+
+
+def too_long(tokenizer: Any, max_tokens: int) -> Callable[[str], str | None]:
+    """An objection to responses that the policy could not say in `max_tokens` tokens, the end token included."""
+    def objection(response: str) -> str | None:
+        num_tokens = len(tokenizer(response, add_special_tokens=False)["input_ids"]) + 1
+        return f"it takes {num_tokens} tokens with the answer line, at most {max_tokens} are allowed; be shorter" \
+            if num_tokens > max_tokens else None
+    return objection
+
+
+def describe(counts: dict[str, float]) -> str:
+    """Counts of `take_counts` in words, for the line on the terminal."""
+    parts = "{supervision_calls:.0f} calls, {supervision_hits:.0f} hits, {supervision_failures:.0f} failed, " \
+            "{supervision_waited_s:.1f} s waited"
+    return parts.format(**counts)
+
+
+def _checkpoint(args: Any, state: Any) -> Path:
+    return Path(args.output_dir) / f"checkpoint-{state.global_step}"
