@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dyme_core.facts import facts_to_rows
@@ -13,25 +13,32 @@ from dyme_core.supervision import SCORES, Item, VisualChecker
 TOTAL = "all"  # the label of the last row of a confusion matrix
 
 
-def agreement(checker: VisualChecker, labelled: Iterable[LabelledTrace]) -> list[dict[str, Any]]:
-    """Judge every trace.
+def agreement(checker: VisualChecker, labelled: Sequence[LabelledTrace]) -> list[dict[str, Any]]:
+    """Score every trace, all asked in one batch.
 
     Args:
-        checker: anything with `judge(thinking, item)`, or else with `score(thinking, record)`.
+        checker: any back end.
         labelled: the traces; a trace with a base must not score more than it.
     Returns:
-        one row a trace: question, label, thinking, expected (ratings, joined by "/"), rating, base_rating ("" without a
-        base), is_right (0 or 1), reasons.
+        one row a trace: question, label, thinking, expected (ratings, joined by "/"), rating, base_rating ("" without a base,
+        or where the checker gave no score), is_right (0 or 1).
     """
-    rows = []
-    for trace in labelled:
-        rating, reasons = _rate(checker, trace.thinking, trace.item)
-        base = _rate(checker, trace.base, trace.item)[0] if trace.base else ""
-        is_right = rating in trace.expected and (not base or SCORES[rating] <= SCORES[base])
-        rows.append({"question": trace.item.question, "label": trace.label, "thinking": trace.thinking,
-                     "expected": "/".join(name for name in SCORES if name in trace.expected), "rating": rating,
-                     "base_rating": base, "is_right": int(is_right), "reasons": "; ".join(reasons)})
-    return rows
+    bases = [trace for trace in labelled if trace.base]
+    asked = [(trace.thinking, trace.item) for trace in labelled] + [(trace.base, trace.item) for trace in bases]
+    scores = checker.score_all([thinking for thinking, _ in asked],
+                               [record_of(item, f"trace-{number:04d}") for number, (_, item) in enumerate(asked)])
+    names = {score: rating for rating, score in SCORES.items()}
+    ratings = [names.get(score, "") for score in scores]  # NaN, no score to be had, is no rating
+    base_ratings = iter(ratings[len(labelled):])
+    return [_row(trace, rating, next(base_ratings) if trace.base else "")
+            for trace, rating in zip(labelled, ratings[:len(labelled)], strict=True)]
+
+
+def _row(trace: LabelledTrace, rating: str, base: str) -> dict[str, Any]:
+    is_right = rating in trace.expected and (not base or SCORES[rating] <= SCORES[base])
+    return {"question": trace.item.question, "label": trace.label, "thinking": trace.thinking,
+            "expected": "/".join(name for name in SCORES if name in trace.expected), "rating": rating, "base_rating": base,
+            "is_right": int(is_right)}
 
 
 def confusion(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -44,20 +51,11 @@ def confusion(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [_class_row(label, [row for row in rows if label in (TOTAL, row["label"])]) for label in (*labels, TOTAL)]
 
 
-def record_of(item: Item) -> dict[str, Any]:
-    """The data record that `supervision.item_of` reads `item` from, for checkers that only score records."""
+def record_of(item: Item, name: str) -> dict[str, Any]:
+    """The data record called `name` that `supervision.item_of` reads `item` from."""
     supervision = {"facts": facts_to_rows(item.facts), "evidence": facts_to_rows(item.evidence), "labels": item.labels,
                    "working": item.working, "conclusion": item.conclusion}
-    return {"question": item.question, "answer": item.answer, "item": item.question, "kind": "",
-            "supervision": json.dumps(supervision)}
-
-
-def _rate(checker: VisualChecker, thinking: str, item: Item) -> tuple[str, tuple[str, ...]]:
-    if hasattr(checker, "judge"):
-        judgement = checker.judge(thinking, item)
-        return judgement.rating, judgement.reasons
-    score = checker.score(thinking, record_of(item))
-    return min(SCORES, key=lambda rating: abs(SCORES[rating] - score)), ()
+    return {"question": item.question, "answer": item.answer, "item": name, "kind": "", "supervision": json.dumps(supervision)}
 
 
 def _class_row(label: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 
 import pytest
@@ -9,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dyme_core import questions
-from dyme_core.agreement import agreement, confusion, record_of
-from dyme_core.facts import Fact, Reading
+from dyme_core.agreement import agreement, confusion
+from dyme_core.facts import Fact
 from dyme_core.heldout import held_out_set
 from dyme_core.labelled import EXPECTED, HOSTILE, LabelledTrace, labelled_set
-from dyme_core.supervision import FIRST_TEMPLATE, Item, Judgement, RuleChecker, RuleRefiner, item_of
+from dyme_core.supervision import FIRST_TEMPLATE, Item, RuleChecker, RuleRefiner, item_of
 
 ITEM = Item("What is A in 2010?", "5", (Fact("2010", "A", 5.0), Fact("2011", "A", 7.0)), (Fact("2010", "A", 5.0),), ("2010",),
             "", "the value is 5")
@@ -24,22 +25,13 @@ def labelled() -> list[LabelledTrace]:
     return labelled_set(seed=0)
 
 
-class Always:
-    """A checker that gives one rating, by `judge`."""
-
-    def __init__(self, rating: str) -> None:
-        self.rating = rating
-
-    def judge(self, thinking: str, item: Item) -> Judgement:
-        return Judgement(self.rating, ("because",), Reading((), True, None, ""))
-
-
 class Scorer:
-    """A checker that only scores records: 1 where the trace says high."""
+    """A checker that scores 1 where the trace says high, gives none where it says nothing, else 0."""
 
-    def score(self, thinking: str, record: dict) -> float:
-        assert item_of(record) == ITEM
-        return float("high" in thinking)
+    def score_all(self, thinkings: list[str], records: list[dict]) -> list[float]:
+        assert all(item_of(record) == ITEM for record in records)
+        assert len({record["item"] for record in records}) == len(records), "each request has a name of its own"
+        return [math.nan if "nothing" in thinking else float("high" in thinking) for thinking in thinkings]
 
 
 def test_the_set_is_large_covers_all_kinds_and_classes_and_is_the_same_each_time(labelled) -> None:
@@ -82,8 +74,9 @@ def test_no_hostile_text_at_either_end_raises_a_score(labelled) -> None:
 
 
 def test_agreement_counts_what_a_checker_says() -> None:
-    traces = [LabelledTrace(ITEM, "x", "right", EXPECTED["right"]), LabelledTrace(ITEM, "y", "altered", EXPECTED["altered"])]
-    rows = agreement(Always("high"), traces)
+    traces = [LabelledTrace(ITEM, "high", "right", EXPECTED["right"]),
+              LabelledTrace(ITEM, "high", "altered", EXPECTED["altered"])]
+    rows = agreement(Scorer(), traces)
     assert [(row["label"], row["expected"], row["is_right"]) for row in rows] == [
         ("right", "high", 1), ("altered", "low/medium", 0)]
     assert confusion(rows) == [
@@ -99,8 +92,10 @@ def test_a_hostile_text_that_raises_the_score_is_wrong_even_where_any_rating_is_
     assert [(row["base_rating"], row["rating"], row["is_right"]) for row in rows] == [("low", "high", 0), ("high", "low", 1)]
 
 
-def test_an_item_survives_as_a_record() -> None:
-    assert item_of(record_of(ITEM)) == ITEM
+def test_a_trace_without_a_score_is_no_agreement_and_no_rating() -> None:
+    [row] = agreement(Scorer(), [LabelledTrace(ITEM, "nothing", "altered", EXPECTED["altered"])])
+    assert (row["rating"], row["is_right"]) == ("", 0)
+    assert {name: confusion([row])[-1][name] for name in ("num", "low", "medium", "high")} == dict(num=1, low=0, medium=0, high=0)
 
 
 @settings(max_examples=60, deadline=None)
