@@ -109,6 +109,10 @@ class Experts:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close client and recording; may be called twice."""
         if self.client is not None:
             self.client.close()
             self._recording.close()

@@ -50,7 +50,7 @@ The object holds
 The thinking
 1. names what to look at, then states each value the answer needs, right behind its entity ("2010 has 62 and 36, 2012 has
    65 and 35"), digits as in the facts, and no other value;
-2. then works it out in digits and signs ("62 - 36 = 26 < 65 - 35 = 30"), where there is something to work out;
+2. then works it out in digits and signs ("62 - 36 = 26, 65 - 35 = 30, 26 < 30"), where there is something to work out;
 3. closes with a sentence whose last word is the answer, exactly as given.
 Follow the template, be as short as it is, write plain prose in one paragraph: no markup, no tags, no lists.
 Reply with JSON: "thinking", the text."""

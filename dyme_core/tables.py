@@ -89,6 +89,24 @@ def cost_table(logs: pd.DataFrame, rows: pd.DataFrame, manifests: Iterable[Mappi
     return pd.DataFrame(measured + reported).astype({"Time (s/step)": float, "Seeds": "Int64"})
 
 
+def supervision_table(ledger: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """Build the cost of a language model's supervision from its ledger: a line per purpose, amounts per 1,000 requests.
+
+    Tokens are those of the answer that was used, recorded ones included; seconds are those of calls that were made (none in
+    a replay), each from asking to answer; dollars are known for priced models alone.
+    """
+    lines = []
+    for purpose, rows in pd.DataFrame(ledger).groupby("purpose", sort=True):
+        called = rows[~rows["hit"].astype(bool)]
+        lines.append({"Purpose": purpose, "Requests": len(rows), "Calls": len(called), "Repaired": int(rows["repairs"].sum()),
+                      "Without a usable reply": int((rows["outcome"] != "ok").sum()),
+                      "Tokens in per 1,000": 1000 * rows["tokens_in"].astype(float).mean(),
+                      "Tokens out per 1,000": 1000 * rows["tokens_out"].astype(float).mean(),
+                      "Seconds per 1,000 calls": 1000 * called["seconds"].astype(float).mean(),
+                      "Dollars per 1,000 calls": 1000 * called["cost_usd"].astype(float).mean()})
+    return pd.DataFrame(lines)
+
+
 def write_table(frame: pd.DataFrame, folder: Path, name: str, caption: str) -> dict[str, Path]:
     """Write a table as `<name>.csv`, `.md` and `.tex`; the same frame always gives the same bytes.
 

@@ -18,6 +18,7 @@ from PIL.Image import Image
 
 from dyme_core import statistics
 from dyme_core.figures import BODY, CAPTIONS, GREY, PAGE, RIGHT, SMALL, STYLES, THEME, WRONG, finish, panels, themed
+from dyme_core.supervision import Judgement
 
 LINE = SMALL * 1.35 / 72  # inches from one line of text to the next
 MARGIN = 0.08  # inches
@@ -76,6 +77,14 @@ def kinds_of(text: str, right: Sequence[Mark] = (), wrong: Sequence[Mark] = ()) 
         for start, end in _places(text, marks):
             kinds[start:end] = [kind] * (end - start)
     return kinds
+
+
+def marked(image: Image, question: str, trace: str, judgement: Judgement) -> dict[str, Any]:
+    """One item of `gallery`: a trace with the claims that the checker found right and wrong."""
+    claims = judgement.reading.claims
+    return {"image": image, "question": question, "trace": trace, "score": judgement.score,
+            "right": [(claim.start, claim.end) for claim in claims if claim.is_right],
+            "wrong": [(claim.start, claim.end) for claim in claims if not claim.is_right]}
 
 
 @themed

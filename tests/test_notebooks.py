@@ -76,6 +76,7 @@ def test_every_section_says_what_it_shows_before_it_computes(path: Path) -> None
 @pytest.mark.slow
 def test_notebooks_01_and_02_run_to_their_end_in_a_fresh_kernel(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks", ignore=shutil.ignore_patterns(".*"))
+    (tmp_path / "bases").symlink_to(ROOT / "bases")
     for name in ("pyproject.toml", "requirements.lock"):
         shutil.copy(ROOT / name, tmp_path)
     workspace = Workspace(config.Paths(tmp_path, "smoke"))
