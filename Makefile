@@ -20,16 +20,16 @@ help: ## list these targets
 	@echo "make TARGET [PROFILE=smoke|mini|gpu] [ARGS='...'] [PYTHON=python3.12]"
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "  %-10s%s\n", $$1, $$2 }'
 
-paper: $(READY) ## run all notebooks and write results and figures (mini: about 8 min on two cores; smoke: 3 min)
-	@echo "Running the notebooks of profile '$(PROFILE)': finished ones are skipped (mini takes about 8 minutes, smoke 3)."
+paper: $(READY) ## run all notebooks and write results and figures (mini: about 9 min on two cores; smoke: 2 min)
+	@echo "Running the notebooks of profile '$(PROFILE)': finished ones are skipped (mini takes about 9 minutes, smoke 2)."
 	@$(VENV_PYTHON) -m dyme_core.runner --profile "$(PROFILE)" $(ARGS)
 
 figures: $(READY) ## draw tables and figures again from the stored rows (under a minute)
 	@echo "Drawing tables and figures of profile '$(PROFILE)' from the stored rows; nothing is trained (under a minute)."
 	@$(VENV_PYTHON) -m dyme_core.report --profile "$(PROFILE)" $(ARGS)
 
-base: $(READY) ## build both base checkpoints again from nothing (45 min when last measured)
-	@echo "Pre-training both base models from nothing into bases/ (45 minutes when last measured)."
+base: $(READY) ## build both base checkpoints again from nothing (about 12 min)
+	@echo "Pre-training both base models from nothing into bases/ (about 12 minutes)."
 	@$(VENV_PYTHON) -m dyme_core.pretrain $(ARGS)
 
 test: $(READY) ## run the tests (about 3 min on two cores)

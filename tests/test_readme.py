@@ -56,3 +56,8 @@ def test_every_profile_module_and_file_named_exists() -> None:
         assert (ROOT / "dyme_core" / f"{module}.py").is_file()
     for link in re.findall(r"\]\((?!https)([^)]+)\)", README):
         assert (ROOT / link).is_file(), link
+
+
+def test_the_table_of_results_is_the_stored_one() -> None:
+    shown = README.split("<!-- results/mini/tables/main.md -->\n")[1].split("\n\n")[0]
+    assert shown == (ROOT / "results" / "mini" / "tables" / "main.md").read_text().split("\n\n")[0]

@@ -1,0 +1,107 @@
+"""Targets for 5,000 questions by a language model in one go: memory while it runs, a kill on the way, the resume.
+
+    .venv/bin/python benchmarks/bulk_supervision.py            # writes results/bench/bulk_supervision.json
+
+The model is a scripted server on loopback in a process of its own; it answers after 5 ms and counts what it is asked.
+"""
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+
+from dyme_core import config, provenance
+from dyme_core.data import mini_records
+from dyme_core.experts import Experts
+from dyme_core.facts import facts_from_rows
+from dyme_core.judges import fact_rows
+from dyme_core.supervision import RuleRefiner, item_of
+
+ROOT = Path(__file__).resolve().parents[1]
+COUNT, KILL_AT, DELAY_S = 5000, 0.4, 0.005
+logger = logging.getLogger(__name__)
+
+
+def serve(pipe) -> None:
+    """Answer each draft request with the rule refiner's target of that question; tell the pipe address and count."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    from scripted_judge import judge
+    from scripted_server import ScriptedServer
+
+    refiner, targets = RuleRefiner(), {}
+    for record in mini_records("train", COUNT, 0):
+        item = item_of(record.row)
+        targets[json.dumps([item.question, fact_rows(facts_from_rows(json.loads(record.supervision)["facts"]))])] = \
+            refiner.refine(item)
+    script = judge(draft=lambda data: targets[json.dumps([data["question"], data["facts"]])], after_s=DELAY_S)
+    with ScriptedServer(script) as server:
+        pipe.send(server.base_url)
+        while pipe.recv() != "stop":
+            pipe.send(len(server.seen))
+
+
+def work(folder: Path, base_url: str) -> None:
+    """Write every target, its recording beside it; a line of JSON per chunk: done, resident memory in MiB."""
+    records = mini_records("train", COUNT, 0)
+    settings = config.Supervision("api", "raise", str(folder / "replies.sqlite"), model="scripted", base_url=base_url)
+    done = 0
+    with Experts(settings, config.Paths(ROOT, "mini"), folder) as experts:
+        for first in range(0, COUNT, 250):
+            experts.offline(records[first: first + 250])
+            done += 250
+            memory = psutil.Process().memory_info().rss / 2**20
+            counts = experts.client.counts()
+            sys.stdout.write(json.dumps({"done": done, "rss_mib": round(memory, 1), "calls": counts["calls"],
+                                         "hits": counts["hits"]}) + "\n")
+            sys.stdout.flush()
+
+
+def run(folder: Path, base_url: str, kill_at: int | None) -> tuple[list[dict], float]:
+    """One worker, killed by SIGKILL soon after `kill_at` targets; its lines and seconds."""
+    start, lines = time.monotonic(), []
+    command = [sys.executable, __file__, "work", str(folder), base_url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as worker:
+        for line in worker.stdout:
+            lines.append(json.loads(line))
+            logger.info("%s", line.strip())
+            if kill_at and lines[-1]["done"] >= kill_at:
+                time.sleep(0.2)  # into the next chunk, with calls under way
+                os.kill(worker.pid, signal.SIGKILL)
+    return lines, time.monotonic() - start
+
+
+def main() -> None:
+    """Kill a first worker on the way, let a second one finish, and a third find everything recorded."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    pipe, end = multiprocessing.Pipe()
+    server = multiprocessing.get_context("spawn").Process(target=serve, args=(end,), daemon=True)
+    server.start()
+    base_url, asked, found = pipe.recv(), [], {}
+    with tempfile.TemporaryDirectory() as place:
+        for name, kill_at in (("killed", int(KILL_AT * COUNT)), ("resumed", None), ("again", None)):
+            lines, seconds = run(Path(place), base_url, kill_at)
+            pipe.send("count")
+            asked.append(pipe.recv())
+            found[name] = {"seconds": round(seconds, 1), "requests": asked[-1] - sum(asked[-2:-1]), "lines": lines}
+        pipe.send("stop")
+    rest = found["resumed"]["lines"]
+    distinct = len({(record.question, record.supervision) for record in mini_records("train", COUNT, 0)})
+    result = {"items": COUNT, "distinct": distinct, "requests": asked[-1], "asked_twice": asked[-1] - distinct,
+              "rss_growth_mib": rest[-1]["rss_mib"] - rest[len(rest) // 4]["rss_mib"], **found,
+              **provenance.provenance(ROOT)}
+    provenance.write_json(ROOT / "results" / "bench" / "bulk_supervision.json", result)
+    logger.info("%d items, %d requests, %d asked twice, memory grew by %.1f MiB", COUNT, asked[-1], result["asked_twice"],
+                result["rss_growth_mib"])
+
+
+if __name__ == "__main__":
+    work(Path(sys.argv[2]), sys.argv[3]) if sys.argv[1:2] == ["work"] else main()
