@@ -157,6 +157,8 @@ class TemplateBank:
             text = text.replace(part, f"{{{slot}}}", 1)
         if "{working}" not in text or re.search(r"\d{2}", text) or len(text.split()) < MIN_THINKING_WORDS:
             return False  # a structure without working, or with a figure left in it, is no template
+        if not text.isprintable() or "\ufffd" in text:
+            return False  # bytes that are no text, which a byte-level tokenizer can sample
         self.counts[text] = self.counts.get(text, 0) + 1
         return True
 

@@ -165,7 +165,8 @@ def test_the_refiner_writes_what_the_model_says_well() -> None:
 
 
 @pytest.mark.parametrize("thinking", ["", "the greater gap is in 2010", GOOD.replace("30 - 10", "25 - 5"),
-                                      GOOD + " In 1999 it was so."])
+                                      GOOD + " In 1999 it was so.", GOOD.replace("Comparing", "\ufffd"),
+                                      GOOD.replace("Comparing", "\x07")])
 def test_the_bank_learns_nothing_from_what_is_no_structure(thinking: str) -> None:
     bank = TemplateBank()
     assert not bank.observe(thinking, small_item())
