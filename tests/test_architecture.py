@@ -14,8 +14,9 @@ ROOMS = ("config", "provenance", "prompts", "asking", "replies", "recording", "l
          "tabular", "tokens", "layout", "series", "extraction", "ocr", "matching", "questions", "supervision", "rewards",
          "data", "chartqa", "phrasings", "labelled", "heldout", "agreement", "objective", "models", "decoding", "preflight",
          "pretrain", "trainer", "gradients", "evaluate", "experiment", "scheduler", "statistics", "tables", "figures",
-         "plots", "traces", "report", "progress", "execution", "stamps", "runner")
-LOADS_TORCH = {"objective", "models", "decoding", "preflight", "pretrain", "trainer", "gradients", "evaluate", "experiment"}
+         "plots", "traces", "report", "progress", "execution", "stamps", "weights", "serving", "runner")
+LOADS_TORCH = {"objective", "models", "decoding", "preflight", "pretrain", "trainer", "gradients", "evaluate", "experiment",
+               "weights"}
 HEAVY = {"torch", "transformers", "trl", "accelerate", "peft", "unsloth", "torchvision"}
 FORBIDDEN_MODULES = {"pickle", "cloudpickle", "dill", "shelve", "marshal"}
 FORBIDDEN_CALLS = {"eval", "exec", "print", "breakpoint"}
