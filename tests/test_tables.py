@@ -1,6 +1,7 @@
 """Tables: builders over stored rows, and the three files of each."""
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pandas as pd
@@ -101,3 +102,16 @@ def test_the_same_rows_give_the_same_bytes(rows: pd.DataFrame, tmp_path: Path) -
     second = tables.write_table(tables.main_table(shuffled), tmp_path / "b", "main", "c")
     assert [path.read_bytes() for path in first.values()] == [path.read_bytes() for path in second.values()]
     assert b"\r" not in first["csv"].read_bytes()
+
+
+def test_the_cost_of_supervision_counts_recorded_tokens_but_only_the_seconds_and_dollars_of_calls() -> None:
+    row = {"purpose": "check", "item": "a", "model": "m", "tokens_in": 100, "tokens_out": 10, "seconds": 2.0, "hit": False,
+           "retries": 0, "repairs": 1, "outcome": "ok", "cost_usd": 0.004}
+    ledger = [row, row | {"hit": True, "seconds": 0.0, "cost_usd": 0.0, "repairs": 0},
+              row | {"purpose": "refine", "outcome": "InvalidReply", "tokens_in": None, "tokens_out": None, "cost_usd": None}]
+    check, refine = tables.supervision_table(ledger).to_dict("records")
+    assert check == {"Purpose": "check", "Requests": 2, "Calls": 1, "Repaired": 1, "Without a usable reply": 0,
+                     "Tokens in per 1,000": 100_000, "Tokens out per 1,000": 10_000, "Seconds per 1,000 calls": 2000,
+                     "Dollars per 1,000 calls": 4}
+    assert (refine["Without a usable reply"], refine["Seconds per 1,000 calls"]) == (1, 2000)
+    assert math.isnan(refine["Tokens in per 1,000"]) and math.isnan(refine["Dollars per 1,000 calls"])
