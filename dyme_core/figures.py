@@ -70,6 +70,9 @@ CAPTIONS = {
         "small one is well-formed with wrong facts: the chart shown has the largest gap in groundedness. Right: "
         "groundedness (right facts / stated facts) and pseudo-thinking rate (well-formed traces with a wrong fact), "
         "with 95 % bootstrap intervals.",
+    "scores":
+        "What the rule checker gives the thinking of the base (sampled) and the refiner's targets for the same validation "
+        "charts, mini world: 0 no right fact, 0.5 some, 1 all facts right, in order and leading to the answer.",
     "gallery":
         "Charts with a question and a trace: facts of the chart stated rightly in bold, wrongly in bold and "
         "underlined; the checker's score beneath each.",

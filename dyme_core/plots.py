@@ -1,6 +1,8 @@
 """Figures of numbers: gradients, training curves, accuracy. Data in, Figure out (`figures` says what each carries)."""
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -27,6 +29,7 @@ from dyme_core.figures import (
 
 BOUNDS = {"float64": 1e-12, "float32": 1e-5}  # expected relative error of equal gradients
 DTYPE_STYLES = {"float64": (PALETTE[0], "o"), "float32": (PALETTE[1], "^")}
+SHADES = {0.0: ("#d9d9d9", "black"), 0.5: ("#8fb8d6", "black"), 1.0: (PALETTE[0], "white")}  # colours of bar and number
 ERROR_FLOOR = 1e-18  # an error of exactly 0 is drawn here, on the log axis
 MODES = {"memorize": 1.0, "explore": 0.5, "mastered": 0.2}  # how strong the method's colour is: also told apart in grey
 GAP = 0.08  # between panels side by side, of a panel's width: room for half a number at both ends of an axis
@@ -238,3 +241,29 @@ def _tint(color: str, strength: float) -> tuple[float, ...]:
 
 def _power(value: float) -> str:
     return rf"$10^{{{round(np.log10(value))}}}$"
+
+
+@themed
+def scores(ratings: Mapping[str, Sequence[float]]) -> Figure:
+    """Draw how a checker's scores 0, 0.5 and 1 are shared out, one bar a source of traces.
+
+    Args:
+        ratings: scores by the name of who wrote the traces; NaN (no score) is left out.
+    """
+    found = {name: pd.Series(values).dropna() for name, values in ratings.items()}
+    frame = pd.DataFrame([{"source": name, "score": score, "share": 100 * (values == score).mean(), "num_traces": len(values)}
+                          for name, values in found.items() for score in SHADES])
+    figure, ((axes,),) = panels(1, 1, COLUMN, 0.55 + 0.28 * len(found))
+    for place, name in enumerate(found):
+        left = 0.0
+        for score, (shade, ink) in SHADES.items():
+            share = 100 * float((found[name] == score).mean())
+            axes.barh(place, share, left=left, color=shade, height=0.7)
+            if share >= 8:
+                axes.text(left + share / 2, place, f"{score:g}", ha="center", va="center", color=ink, fontsize=SMALL)
+            left += share
+    axes.set_yticks(range(len(found)), list(found))
+    axes.invert_yaxis()
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("traces (%), by the checker's score")
+    return finish(figure, frame, CAPTIONS["scores"])

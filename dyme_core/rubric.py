@@ -1,6 +1,6 @@
 """What checker, refiner and fact extractor are told, and what they must reply. The grades are METHOD.md's rubric.
 
-All data travel as one JSON object, which is the whole user message: JSON escapes every delimiter, and non-ASCII characters
+All data travel as one JSON object, which is the whole last user message: JSON escapes every delimiter, and non-ASCII characters
 too, so that nothing inside can pass for the end of the data or hide from view. The system message is fixed.
 """
 from __future__ import annotations
@@ -65,6 +65,20 @@ is shown). Copy labels letter by letter. Leave out what you cannot read; never g
 Reply with JSON: "facts", the list of rows, empty where there are none."""
 
 
+# Worked examples, sent as earlier turns: without them a model of 135 M parameters gave no valid reply at all (results/llm).
+_CHART = {"facts": [["2010", "good", 62, ""], ["2010", "bad", 36, ""], ["2012", "good", 65, ""], ["2012", "bad", 35, ""]],
+          "question": "Which year shows a greater divergence, 2010 or 2012?", "answer": "2012"}
+_THINKING = "2010 has 62 and 36, 2012 has 65 and 35. 62 - 36 = 26, 65 - 35 = 30, 26 < 30, the year is 2012."
+CHECK_SHOWN = (
+    (_CHART | {"thinking": "We compare the differences, the year with greater divergence is 2012."},
+     {"reasons": ["it states no value"], "rating": "low"}),
+    (_CHART | {"thinking": "2010 has 62 and 36, 2012 has 66 and 35. 62 - 36 = 26, 66 - 35 = 31, 26 < 31, the year is 2012."},
+     {"reasons": ["2012 has 65, not 66"], "rating": "medium"}),
+    (_CHART | {"thinking": _THINKING}, {"reasons": ["all values and sums are right"], "rating": "high"}))
+REFINE_SHOWN = ((_CHART | {"template": "{facts}. {working}, {conclusion}."},
+                 {"thinking": _THINKING}),)
+
+
 class CheckReply(BaseModel):
     """A grade with its reasons; the reasons come first, so that the grade follows from them."""
 
@@ -95,14 +109,14 @@ class FactsReply(BaseModel):
 
 def check_messages(facts: Sequence[FactRow], question: str, answer: str, thinking: str) -> list[dict[str, Any]]:
     """Ask for the grade of a thinking; the reply is a CheckReply."""
-    return _messages(CHECK_SYSTEM, facts=facts, question=question, answer=answer, thinking=thinking)
+    return _messages(CHECK_SYSTEM, CHECK_SHOWN, facts=facts, question=question, answer=answer, thinking=thinking)
 
 
 def refine_messages(facts: Sequence[FactRow], question: str, answer: str, template: str, rejected: str = "",
                     reasons: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Ask for a target, or for a better one than `rejected`; the reply is a RefineReply."""
     again = {"rejected": rejected, "reasons": list(reasons)} if reasons else {}
-    return _messages(REFINE_SYSTEM, facts=facts, question=question, answer=answer, template=template, **again)
+    return _messages(REFINE_SYSTEM, REFINE_SHOWN, facts=facts, question=question, answer=answer, template=template, **again)
 
 
 def facts_messages(hint: str = "", image_url: str | None = None) -> list[dict[str, Any]]:
@@ -112,11 +126,14 @@ def facts_messages(hint: str = "", image_url: str | None = None) -> list[dict[st
         hint: text that belongs to the chart (title, caption, table).
         image_url: the picture as a data: URI, for a model that sees.
     """
-    system, user = _messages(FACTS_SYSTEM, hint=hint)
+    system, user = _messages(FACTS_SYSTEM, (), hint=hint)
     if image_url is not None:
         user["content"] = [{"type": "text", "text": user["content"]}, {"type": "image_url", "image_url": {"url": image_url}}]
     return [system, user]
 
 
-def _messages(system: str, **data: Any) -> list[dict[str, Any]]:
-    return [{"role": "system", "content": system}, {"role": "user", "content": json.dumps(data)}]
+def _messages(system: str, shown: Sequence[tuple[dict, dict]], **data: Any) -> list[dict[str, Any]]:
+    """The system message, the examples as turns of user and assistant, and the data to work on."""
+    examples = [{"role": role, "content": json.dumps(content)}
+                for turn in shown for role, content in zip(("user", "assistant"), turn, strict=True)]
+    return [{"role": "system", "content": system}, *examples, {"role": "user", "content": json.dumps(data)}]

@@ -40,7 +40,7 @@ RECORD = record_of()
 
 def asked(body: Mapping[str, Any]) -> dict[str, Any]:
     """The data of a request: the JSON object that the user message begins with (the client may ask for JSON behind it)."""
-    system, user = body["messages"]
+    system, *_, user = body["messages"]
     assert (system["role"], user["role"]) == ("system", "user")
     return json.JSONDecoder().raw_decode(user["content"])[0]
 

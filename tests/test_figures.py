@@ -69,6 +69,7 @@ DRAW: dict[str, Callable[[], Figure]] = {
     "stability": lambda: plots.stability(make_logs()), "modes": lambda: plots.modes(make_logs()),
     "thinking": lambda: plots.thinking(make_logs()), "performance": lambda: plots.performance(make_rows()),
     "kinds": lambda: plots.kinds(make_rows()), "gallery": lambda: traces.gallery([ITEM] * 3),
+    "scores": lambda: plots.scores({"base": [0.0] * 17 + [0.5, 1.0, float("nan")], "refiner": [1.0] * 20}),
     "pseudo_thinking": lambda: traces.pseudo_thinking(make_rows(), lambda item: ITEM["image"])}
 EVERY = pytest.mark.parametrize("name", DRAW)
 
@@ -210,3 +211,10 @@ def test_the_large_models_rows_must_be_there() -> None:
     rows = make_rows()
     with pytest.raises(ValueError, match="evaluate both"):
         traces.pseudo_thinking(rows[rows["model"] == "svlm"], lambda item: ITEM["image"])
+
+
+def test_scores_are_shared_out_over_the_traces_that_have_one() -> None:
+    frame = plots.scores({"base": [0.0, 0.0, 1.0, float("nan")], "refiner": [1.0]}).dyme_frame
+    base = frame[frame["source"] == "base"].set_index("score")
+    assert base["share"].round(6).to_dict() == {0.0: 66.666667, 0.5: 0.0, 1.0: 33.333333}
+    assert frame.groupby("source")["num_traces"].first().to_dict() == {"base": 3, "refiner": 1}

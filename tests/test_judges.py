@@ -12,10 +12,10 @@ from scripted_server import ScriptedServer, answer, status
 from dyme_core import data, rewards, rubric
 from dyme_core.client import CircuitOpen, InvalidReply, Recording, SupervisionError
 from dyme_core.drafts import LLMRefiner
-from dyme_core.facts import Fact
+from dyme_core.facts import Fact, facts_from_rows
 from dyme_core.judges import LLMChecker, fact_rows
 from dyme_core.prompts import write_response
-from dyme_core.supervision import FIRST_TEMPLATE, RuleChecker, RuleRefiner, item_of
+from dyme_core.supervision import FIRST_TEMPLATE, Item, RuleChecker, RuleRefiner, item_of
 
 
 def score(checker: LLMChecker, thinking: str) -> float:
@@ -154,15 +154,18 @@ def test_hostile_charts_and_questions_lift_no_bad_trace_and_reach_no_target() ->
 @pytest.mark.parametrize("hostile", HOSTILE)
 def test_no_text_breaks_out_of_the_data(hostile: str) -> None:
     row = [hostile, hostile, 1, hostile]
-    for system, keys, messages in (
-            (rubric.CHECK_SYSTEM, ["facts", "question", "answer", "thinking"],
+    for system, shown, keys, messages in (
+            (rubric.CHECK_SYSTEM, rubric.CHECK_SHOWN, ["facts", "question", "answer", "thinking"],
              rubric.check_messages([row], hostile, hostile, hostile)),
-            (rubric.REFINE_SYSTEM, ["facts", "question", "answer", "template", "rejected", "reasons"],
+            (rubric.REFINE_SYSTEM, rubric.REFINE_SHOWN, ["facts", "question", "answer", "template", "rejected", "reasons"],
              rubric.refine_messages([row], hostile, hostile, hostile, hostile, [hostile])),
-            (rubric.FACTS_SYSTEM, ["hint"], rubric.facts_messages(hostile))):
-        assert [message["role"] for message in messages] == ["system", "user"] and messages[0]["content"] == system
-        assert messages[1]["content"].isascii() and messages[1]["content"].isprintable(), "nothing hides"
-        inside = json.loads(messages[1]["content"])
+            (rubric.FACTS_SYSTEM, (), ["hint"], rubric.facts_messages(hostile))):
+        first, *examples, _ = messages
+        assert first == {"role": "system", "content": system}
+        assert [json.loads(turn["content"]) for turn in examples] == [part for turn in shown for part in turn]
+        assert [turn["role"] for turn in messages[1:]] == ["user", "assistant"] * (len(examples) // 2) + ["user"]
+        assert messages[-1]["content"].isascii() and messages[-1]["content"].isprintable(), "nothing hides"
+        inside = json.loads(messages[-1]["content"])
         assert list(inside) == keys
         assert all(value in (hostile, [row], [hostile]) for value in inside.values())
 
@@ -242,3 +245,14 @@ def test_a_server_error_in_a_batch_costs_its_own_row_only() -> None:
     with ScriptedServer(script) as server, client_of(server) as client:
         scores, _ = step(client, rollouts(3))
         assert scores == [0.5 if place % G != 2 else 1.0 for place in range(256)], "the rule's score where the call failed"
+
+
+def test_the_examples_that_are_shown_are_graded_and_written_as_the_rules_would() -> None:
+    facts = facts_from_rows([dict(zip(("entity", "attribute", "value", "unit"), row, strict=True))
+                             for row in rubric.CHECK_SHOWN[0][0]["facts"]])
+    for told, reply in rubric.CHECK_SHOWN:
+        item = Item(told["question"], told["answer"], facts, facts)
+        assert RuleChecker().judge(told["thinking"], item).rating == rubric.CheckReply.model_validate(reply).rating
+    assert {reply["rating"] for _, reply in rubric.CHECK_SHOWN} == {"low", "medium", "high"}
+    [(_, reply)] = rubric.REFINE_SHOWN
+    assert RuleChecker().judge(rubric.RefineReply.model_validate(reply).thinking, item).rating == "high"
