@@ -17,6 +17,7 @@ METHOD_NAMES = {"base": "Base", "sft": "CoT-SFT", "grpo": "GRPO", "sft_grpo": "S
 SPLITS = ("train", "validation", "test", "unseen")
 SUPERVISORS = ("rule", "api", "replay")
 POLICIES = ("rule", "raise", "skip")  # what a call without a usable reply comes to (judges.py)
+QUALITIES = ("high", "medium", "low")  # of targets
 ENDPOINT_SETTINGS = ("model", "base_url", "known_as", "max_concurrency", "requests_per_minute", "tokens_per_minute",
                      "total_timeout_s", "max_tries", "breaker_failures", "breaker_cooldown_s")
 PRICES_DATE = "2026-03"  # list prices of the standard tier as quoted then; check the provider's page before citing a cost
@@ -33,6 +34,8 @@ class World:
     validation_questions: int = 200
     test_questions: int = 400  # each of the two test sets (in-style, unseen style)
     real_share: float = 0.5  # share of tables drawn from real public statistics
+    train_real_share: float | None = None  # of the training split alone; None: real_share
+    left_out_kinds: tuple[str, ...] = ()  # kinds of questions that the training split does not ask
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,9 @@ class Training:
     num_generations: int = 8  # G; public code, chart
     sft_share: float = 0.5  # of the steps, the first phase of "SFT then GRPO"
     max_completion_tokens: int = 56  # the longest target has 50; public code, chart: 300 of a large tokenizer
-    warmup_steps: int = 10  # the public code has none; the fresh optimiser needs a few steps here (MINI.md)
+    switch: str = "binary"  # one of switches.SWITCHES; "binary" is the paper's
+    switch_value: float | None = None  # the switch's own number; None: its default
+    thinking_weight: float = 1.0  # of the checker's score in DyME's reward; 0 is the ablation without checker
     memorize_weight: str = "group"  # "row" is the public code's; "group" makes one prompt count as one SFT example
     mastered: str = "skip"
     reward_gate: str = "sum"  # public code: trains on the ungated sum
@@ -87,6 +92,8 @@ class Supervision:
         recording: file of replies, relative to the repository; "" is supervision.sqlite in the profile's `runs` folder.
         model, base_url, known_as: as in endpoint.Endpoint; None reads $OPENAI_MODEL and $OPENAI_BASE_URL.
         parameters: sent with each request.
+        quality: of the targets: "high" is the refiner's; "medium" and "low" are `degrade`'s.
+        corruption: share of training questions whose facts are wrong, for checker and refiner alike.
     """
 
     backend: str = "rule"  # the paper's: Qwen2.5-7B, Qwen2.5-14B or GPT-4o behind an API
@@ -103,11 +110,15 @@ class Supervision:
     breaker_failures: int = 5
     breaker_cooldown_s: float = 30.0
     parameters: dict[str, Any] = field(default_factory=lambda: {"temperature": 0.0, "max_tokens": 400})
+    quality: str = "high"
+    corruption: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, choices in (("backend", SUPERVISORS), ("policy", POLICIES)):
+        for name, choices in (("backend", SUPERVISORS), ("policy", POLICIES), ("quality", QUALITIES)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"supervision.{name} must be one of {choices}: got {getattr(self, name)!r}")
+        if not 0 <= self.corruption <= 1:
+            raise ValueError(f"supervision.corruption must be a share in [0, 1]: got {self.corruption!r}")
 
 
 @dataclass(frozen=True)
@@ -120,7 +131,8 @@ class Profile:
     large_base: LargeBase = field(default_factory=LargeBase)
     training: Training = field(default_factory=Training)
     supervision: Supervision = field(default_factory=Supervision)
-    learning_rates: dict[str, float] = field(default_factory=dict)
+    learning_rates: dict[str, float] = field(default_factory=dict)  # by method; "sft_grpo" is its second phase's
+    warmup_steps: dict[str, int] = field(default_factory=dict)  # by method, as above
     model: str = "mini"  # "mini", a local folder or a hub id
     backend: str = "transformers"  # or "unsloth", on a CUDA GPU
     overrides: tuple[tuple[str, Any], ...] = ()  # what was changed against the profile of this name
@@ -164,13 +176,15 @@ class Paths:
         return self.root / "runs" / self.profile
 
 
-_LEARNING_RATES = {"sft": 1e-3, "grpo": 3e-4, "pure_dyme": 1e-3, "full_dyme": 1e-3}  # a grid on validation: results/LOG.md
+# Chosen on validation from one grid for all methods (plan: "tuning"). The public code has no warm-up; the fresh optimiser needs a few steps here.
+_LEARNING_RATES = {"sft": 1e-3, "grpo": 3e-4, "sft_grpo": 3e-4, "pure_dyme": 1e-3, "full_dyme": 1e-3}
+_WARMUP_STEPS = dict.fromkeys(_LEARNING_RATES, 10)
 PROFILES = {
-    "gpu": Profile("gpu", learning_rates=dict.fromkeys(("sft", "grpo", "pure_dyme", "full_dyme"), 1e-5), backend="unsloth",
+    "gpu": Profile("gpu", learning_rates=dict.fromkeys(_LEARNING_RATES, 1e-5), warmup_steps=_WARMUP_STEPS, backend="unsloth",
                    model="llava-hf/llava-onevision-qwen2-0.5b-ov-hf",  # LLaVA-OV-0.5B, the paper's; lr: public code's GRPO, SFT
                    training=Training(max_completion_tokens=300)),
-    "mini": Profile("mini", learning_rates=_LEARNING_RATES),
-    "smoke": Profile("smoke", learning_rates=_LEARNING_RATES,
+    "mini": Profile("mini", learning_rates=_LEARNING_RATES, warmup_steps=_WARMUP_STEPS),
+    "smoke": Profile("smoke", learning_rates=_LEARNING_RATES, warmup_steps=_WARMUP_STEPS,
                      world=World(train_questions=64, validation_questions=16, test_questions=16),
                      training=Training(steps=4, prompts_per_step=2, num_generations=4, evaluate_every=2)),
 }
@@ -193,6 +207,10 @@ def load_profile(name: str, **overrides: Any) -> Profile:
 def _override(settings: Any, key: str, value: Any) -> Any:
     """A copy of `settings` with one field changed; "part.field" reaches into a part."""
     name, _, rest = key.partition(".")
+    if isinstance(settings, dict):
+        if key not in settings:
+            raise ValueError(f"unknown setting {key!r}; known: {', '.join(settings)}")
+        return {**settings, key: value}
     known = [f.name for f in dataclasses.fields(settings)]
     if name not in known:
         raise ValueError(f"unknown setting {name!r} of {type(settings).__name__}; known: {', '.join(known)}")

@@ -26,7 +26,7 @@ from dyme_core.rewards import RELAXED_TOLERANCE, score_answer
 from dyme_core.supervision import Item, Judgement, RuleChecker, item_of
 
 logger = logging.getLogger(__name__)
-RUN_COLUMNS = ("run", "method", "model", "seed", "step")
+RUN_COLUMNS = ("run", "method", "variant", "model", "seed", "step")
 MEASURES = ("relaxed", "strict", "year_exact", "correct", "has_format", "thinking", "groundedness", "is_truncated",
             "num_thinking_tokens", "num_tokens")
 RULES = {"relaxed": f"tolerance {RELAXED_TOLERANCE:.0%}", "strict": "tolerance 0",
@@ -48,7 +48,7 @@ def evaluate(model: PreTrainedModel, processor: ProcessorMixin, records: Sequenc
 
     Args:
         records: of one or more splits.
-        run_columns: exactly run, method, model, seed and step, copied into every row.
+        run_columns: exactly those of RUN_COLUMNS, copied into every row.
         batch_size: records generated together.
         max_new_tokens: longest response.
         checker: rates the thinking where the record has facts; RuleChecker by default.
@@ -135,9 +135,9 @@ def load_records(data: str, limit: int | None) -> list[Record]:
 
 
 def _run_columns(name: str) -> dict[str, Any]:
-    """Run columns from a checkpoint's folder name, "<model>-<method>-s<seed>" (config); any other model is a base."""
-    match = re.fullmatch(rf"(?P<model>.+)-(?P<method>{'|'.join(METHODS)})-s(?P<seed>\d+)", name)
-    found = match.groupdict() if match else {"model": name, "method": "base", "seed": 0}
+    """Run columns from a checkpoint's folder name, "<model>-<method>[-<variant>]-s<seed>" (experiment); any other model is a base."""
+    match = re.fullmatch(rf"(?P<model>.+)-(?P<method>{'|'.join(METHODS)})(-(?P<variant>.+))?-s(?P<seed>\d+)", name)
+    found = match.groupdict(default="") if match else {"model": name, "method": "base", "variant": "", "seed": 0}
     return {"run": name, **found, "seed": int(found["seed"]), "step": 0}
 
 

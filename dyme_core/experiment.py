@@ -37,16 +37,20 @@ UNSUPERVISED = ("base", "grpo")  # methods that ask no expert for anything that 
 
 @dataclass(frozen=True)
 class Run:
-    """What is trained: a method of config.METHODS on a base ("svlm" or "large") with a seed."""
+    """What is trained: a method of config.METHODS on a base ("svlm" or "large") with a seed.
+
+    `variant` names what differs from the profile's own settings (`plan`); "" nothing.
+    """
 
     profile: config.Profile
     method: str
     model: str = "svlm"
     seed: int = 0
+    variant: str = ""
 
     @property
     def name(self) -> str:
-        return f"{self.model}-{self.method}-s{self.seed}"
+        return "-".join(filter(None, (self.model, self.method, self.variant, f"s{self.seed}")))
 
     @property
     def paths(self) -> config.Paths:
@@ -54,7 +58,7 @@ class Run:
 
     @property
     def columns(self) -> dict[str, Any]:
-        return {"run": self.name, "method": self.method, "model": self.model, "seed": self.seed}
+        return {"run": self.name, "method": self.method, "variant": self.variant, "model": self.model, "seed": self.seed}
 
 
 class StepLog(TrainerCallback):
@@ -117,9 +121,8 @@ class StepLog(TrainerCallback):
 
 def shared_arguments(run: Run, steps: int, learning_rate: float, folder: Path) -> dict[str, Any]:
     """The settings that every method's trainer shares."""
-    training = run.profile.training
     return dict(output_dir=str(folder), max_steps=steps, learning_rate=learning_rate, seed=run.seed, optim="adamw_torch",
-                lr_scheduler_type="linear", warmup_steps=training.warmup_steps, weight_decay=0.0,
+                lr_scheduler_type="linear", warmup_steps=run.profile.warmup_steps[run.method], weight_decay=0.0,
                 max_grad_norm=1.0, logging_steps=1, save_strategy="no", report_to="none", disable_tqdm=True,
                 use_cpu=not torch.cuda.is_available(), bf16=False, gradient_checkpointing=False,
                 dataloader_pin_memory=False, remove_unused_columns=False)
@@ -177,7 +180,7 @@ def phases(run: Run) -> list[tuple[Callable, int, float]]:
     dyme, grpo, sft = train_dyme, train_grpo, train_sft
     first = int(steps * run.profile.training.sft_share)
     return {"base": [], "sft": [(sft, steps, rates["sft"])], "grpo": [(grpo, steps, rates["grpo"])],
-            "sft_grpo": [(sft, first, rates["sft"]), (grpo, steps - first, rates["grpo"])],
+            "sft_grpo": [(sft, first, rates["sft"]), (grpo, steps - first, rates["sft_grpo"])],
             "pure_dyme": [(dyme, steps, rates["pure_dyme"])], "full_dyme": [(dyme, steps, rates["full_dyme"])]}[run.method]
 
 
@@ -244,12 +247,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--method", choices=config.METHODS, required=True)
     parser.add_argument("--model", choices=tuple(models.SIZES), default="svlm")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--variant", default="", help="what the settings below are called in the run's name")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of the profile, as JSON values")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     overrides = {key: json.loads(value) for key, _, value in (pair.partition("=") for pair in options.set)}
     profile = config.load_profile(options.profile, **overrides)
-    execute(Run(profile, options.method, options.model, options.seed))
+    execute(Run(profile, options.method, options.model, options.seed, options.variant))
 
 
 if __name__ == "__main__":

@@ -114,7 +114,7 @@ def _start(run: Run) -> _Running:
     _stamp(run).unlink(missing_ok=True)  # from now on the run's results are in the making
     overrides = [f"{key}={json.dumps(value)}" for key, value in run.profile.overrides]
     command = [sys.executable, "-m", "dyme_core.experiment", "--profile", run.profile.name, "--method", run.method,
-               "--model", run.model, "--seed", str(run.seed), "--set", *overrides]
+               "--model", run.model, "--seed", str(run.seed), "--variant", run.variant, "--set", *overrides]
     with _output(run).open("w") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=run.paths.root,
                                    env=os.environ | NO_BARS)

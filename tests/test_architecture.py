@@ -14,7 +14,7 @@ ROOMS = ("config", "provenance", "prompts", "asking", "rubric", "replies", "reco
          "facts", "tabular", "tokens", "layout", "series", "extraction", "readers", "ocr", "matching", "questions",
          "supervision", "judges", "drafts", "rewards", "data", "chartqa", "phrasings", "labelled", "heldout", "agreement",
          "objective", "models", "decoding", "preflight", "lessons", "batches", "pretrain", "trainer", "gradients", "evaluate",
-         "experts", "experiment", "scheduler", "statistics", "tables", "figures", "plots", "traces", "report", "progress",
+         "experts", "experiment", "plan", "scheduler", "statistics", "tables", "figures", "plots", "traces", "report", "progress",
          "execution", "stamps", "weights", "serving", "runner")
 LOADS_TORCH = {"objective", "models", "decoding", "preflight", "batches", "pretrain", "trainer", "gradients", "evaluate",
                "experts", "experiment", "weights"}

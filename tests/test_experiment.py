@@ -21,11 +21,11 @@ CORE = Path(__file__).resolve().parents[1] / "dyme_core"
 METHODS = ("sft", "full_dyme", "sft_grpo")
 SMALL = {"world.train_questions": 64, "world.validation_questions": 16, "world.test_questions": 16, "training.steps": 4,
          "training.evaluate_every": 2, "training.prompts_per_step": 2, "training.num_generations": 4,
-         "training.warmup_steps": 2, "training.sft_share": 0.5}  # smoke's own numbers may change
-ROW = {"run", "method", "model", "seed", "step", "split", "item", "kind", "source", "question", "target", "prediction",
+         "warmup_steps": dict.fromkeys(("sft", "grpo", "sft_grpo", "pure_dyme", "full_dyme"), 2), "training.sft_share": 0.5}  # smoke's own numbers may change
+ROW = {"run", "method", "variant", "model", "seed", "step", "split", "item", "kind", "source", "question", "target", "prediction",
        "answer", "has_format", "strict", "relaxed", "year_exact", "correct", "thinking", "groundedness", "wrong_facts",
        "num_thinking_tokens", "num_tokens", "is_truncated"}
-STEP = {"event", "run", "method", "model", "seed", "step", "loss", "seconds"}
+STEP = {"event", "run", "method", "variant", "model", "seed", "step", "loss", "seconds"}
 ROLLOUT_STEP = STEP | {"generate_s", "score_s", "update_s", "memorize", "explore", "mastered", "format", "accuracy",
                        "correct", "thinking", "zero_variance", "thinking_tokens", "truncated"}
 DYME_STEP = ROLLOUT_STEP | {"without_target"}
@@ -86,7 +86,7 @@ def test_a_run_writes_rows_logs_and_manifest_as_tables_and_figures_read_them(roo
     # A step's seconds are part of the training's, and no evaluation is.
     assert 0 < sum(row["seconds"] for row in steps) <= manifest["train_s"] == 4 * manifest["s_per_step"]
     assert manifest["settings"]["learning_rate"] == [profile.learning_rates[phase] for phase in {
-        "sft": ["sft"], "full_dyme": ["full_dyme"], "sft_grpo": ["sft", "grpo"]}[method]]
+        "sft": ["sft"], "full_dyme": ["full_dyme"], "sft_grpo": ["sft", "sft_grpo"]}[method]]
 
 
 @pytest.mark.parametrize("method", METHODS)
