@@ -14,6 +14,7 @@ from typing import Any
 METHODS = ("base", "sft", "grpo", "sft_grpo", "pure_dyme", "full_dyme")
 METHOD_NAMES = {"base": "Base", "sft": "CoT-SFT", "grpo": "GRPO", "sft_grpo": "SFT then GRPO",
                 "pure_dyme": "Pure DyME", "full_dyme": "Full DyME"}
+DEFAULT = "mini"  # the profile whose figures and claims are the repository's
 SPLITS = ("train", "validation", "test", "unseen")
 SUPERVISORS = ("rule", "api", "replay")
 POLICIES = ("rule", "raise", "skip")  # what a call without a usable reply comes to (judges.py)
@@ -164,7 +165,7 @@ class Paths:
     @property
     def figures(self) -> Path:
         """paper_figures/ is drawn by the default profile alone, so that a smoke run never overwrites it."""
-        return self.root / "paper_figures" if self.profile == "mini" else self.results / "figures"
+        return self.root / "paper_figures" if self.profile == DEFAULT else self.results / "figures"
 
     @property
     def bases(self) -> Path:

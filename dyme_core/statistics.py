@@ -20,6 +20,10 @@ LEVEL = 0.95  # of every interval
 RESAMPLES = 2000
 
 
+class NoRows(ValueError):
+    """What is asked for has not been measured (yet)."""
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A value with its 95 % bootstrap interval, and what it rests on."""
@@ -108,14 +112,27 @@ def paired_bootstrap(first: np.ndarray, second: np.ndarray, seed: int = 0, resam
     Raises:
         ValueError: if the numbers of items differ.
     """
-    first, second = np.atleast_2d(first), np.atleast_2d(second)
-    if first.shape[1] != second.shape[1]:
-        raise ValueError(f"paired methods must share their items: got {first.shape[1]} and {second.shape[1]}")
+    return contrast([first, second], [1, -1], seed, resamples)
+
+
+def contrast(scores: Sequence[np.ndarray], signs: Sequence[int], seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
+    """Estimate a signed sum of several methods' scores on the same items, as `paired_bootstrap` does for two.
+
+    Args:
+        scores: matrices (seeds, items), the items in the same order; the numbers of seeds may differ.
+        signs: 1 or -1 for each matrix; [1, -1, -1, 1] is the difference between two differences.
+    Raises:
+        ValueError: if the numbers of items differ.
+    """
+    scores = [np.atleast_2d(matrix) for matrix in scores]
+    if len({matrix.shape[1] for matrix in scores}) > 1:
+        raise ValueError(f"paired methods must share their items: got {' and '.join(str(m.shape[1]) for m in scores)}")
     generator = np.random.default_rng(seed)
-    means = _resample_items(np.concatenate([first, second]), generator, resamples)
-    values = (_resample_seeds(means[:, :len(first)], generator) - _resample_seeds(means[:, len(first):], generator))
-    difference = interquartile_mean(first.mean(axis=1)) - interquartile_mean(second.mean(axis=1))
-    return _estimate(difference, values, first if len(first) < len(second) else second)
+    means = np.split(_resample_items(np.concatenate(scores), generator, resamples),
+                     np.cumsum([len(matrix) for matrix in scores])[:-1], axis=1)
+    values = sum(sign * _resample_seeds(part, generator) for sign, part in zip(signs, means, strict=True))
+    value = sum(sign * interquartile_mean(matrix.mean(axis=1)) for sign, matrix in zip(signs, scores, strict=True))
+    return _estimate(value, values, min(scores, key=len))
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
@@ -151,10 +168,11 @@ def summarise(rows: pd.DataFrame, metric: str, by: Sequence[str] = ("model", "me
         One line per group, sorted (methods in the order of METHODS): the columns of `by`, then `metric`, value, low,
         high, num_seeds, num_items.
     Raises:
-        ValueError: if there are no rows, or score_matrix refuses them.
+        NoRows: if there are no rows.
+        ValueError: if score_matrix refuses them.
     """
     if rows.empty:
-        raise ValueError(f"no rows to summarise {metric!r} by {tuple(by)}; evaluate this model and split first")
+        raise NoRows(f"no rows to summarise {metric!r} by {tuple(by)}; evaluate this model and split first")
     lines = [dict(zip(by, key, strict=True)) | {"metric": metric} | vars(bootstrap(score_matrix(group, metric), seed))
              for key, group in rows.groupby(list(by), sort=True)]
     return pd.DataFrame(lines).sort_values(list(by), key=method_rank, kind="stable", ignore_index=True)

@@ -17,6 +17,7 @@ MODEL_NAMES = {"svlm": "SVLM", "large": "Large VLM"}
 MEASURED, REPORTED = "measured ({profile}, this machine)", "reported (poster, ChartQA)"
 SHARES = {"strict": "Answer only, strict (%)", "relaxed": "Answer only, 5 % (%)", "has_format": "Format (%)",
           "groundedness": "Groundedness (%)"}
+SPENT = {"rollouts": "Rollouts a run", "tokens": "Tokens a run", "cpu_s": "CPU (s) a run"}  # by key of the manifest
 
 # The poster's table "Lower data construction costs" (METHOD.md): method, external model, seconds a step, accuracy.
 # "offline": used for building the data only.
@@ -67,26 +68,36 @@ def cost_table(logs: pd.DataFrame, rows: pd.DataFrame, manifests: Iterable[Mappi
     The two kinds are of different worlds and hardware: `Source` says which is which; no line mixes them.
 
     Args:
-        logs: training logs; a method's time is the mean of `seconds` over its steps, then over seeds (no evaluation).
+        logs: training logs; a run's time is the mean of `seconds` over its steps (no evaluation), a method's the median.
         rows: per-item rows; accuracy is `correct` on the test set.
-        manifests: run manifests, for `profile` and `settings["external_model"]`.
+        manifests: run manifests (those of variants are left out), for `profile`, `settings["external_model"]`, and rollouts,
+            tokens and cpu_s, of which a method has the median over its seeds.
     """
-    manifests = list(manifests)
+    manifests = [manifest for manifest in manifests if not manifest.get("variant")]
     source = MEASURED.format(profile=" and ".join(sorted({manifest["profile"] for manifest in manifests})))
     external = {manifest["method"]: manifest["settings"].get("external_model") for manifest in manifests
                 if manifest["model"] == "svlm"}
     steps = logs[(logs["event"] == "step") & (logs["model"] == "svlm")]
-    times = steps.groupby(["method", "seed"])["seconds"].mean().groupby("method").mean()
+    times = steps.groupby(["method", "seed"])["seconds"].mean().groupby("method").median()
+    spent = _medians(manifests)
     test = rows[(rows["split"] == "test") & (rows["model"] == "svlm")]
     measured = [{"Method": METHOD_NAMES[line.method],
                  "External model": external.get(line.method) or RULE_EXPERTS.get(line.method, OFFLINE_RULES),
-                 "Time (s/step)": times.get(line.method), "Accuracy (%)": 100 * line.value,
+                 "Time (s/step)": times.get(line.method), **spent.get(line.method, {}), "Accuracy (%)": 100 * line.value,
                  "Accuracy (%) low": 100 * line.low, "Accuracy (%) high": 100 * line.high,
                  "Seeds": line.num_seeds, "Source": source}
                 for line in statistics.summarise(test, "correct", seed=seed).itertuples()]
     reported = [dict(zip(("Method", "External model", "Time (s/step)", "Accuracy (%)", "Source"), (*line, REPORTED),
                          strict=True)) for line in REPORTED_COSTS]
-    return pd.DataFrame(measured + reported).astype({"Time (s/step)": float, "Seeds": "Int64"})
+    return pd.DataFrame(measured + reported).astype(
+        {"Time (s/step)": float, "Seeds": "Int64"} | dict.fromkeys(SPENT.values(), "Int64"))
+
+
+def _medians(manifests: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Medians of SPENT over the SVLM's runs of each method, whole numbers; runs that do not say are left out."""
+    frame = pd.DataFrame([manifest for manifest in manifests if manifest["model"] == "svlm"])
+    medians = frame.reindex(columns=["method", *SPENT]).groupby("method").median().rename(columns=SPENT).round()
+    return medians.to_dict("index")
 
 
 def supervision_table(ledger: Iterable[Mapping[str, Any]]) -> pd.DataFrame:

@@ -126,7 +126,7 @@ def pseudo_thinking(rows: pd.DataFrame, image_of: Callable[[str], Image], seed: 
         rows: per-item rows; method "sft" of the models "large" and "svlm" on the test split is read.
         image_of: gives the chart of an item id.
     Raises:
-        ValueError: if the two models share no test item.
+        NoRows: if the two models share no test item.
     """
     rows = rows[(rows["method"] == "sft") & (rows["split"] == "test") & rows["model"].isin(list(MODELS))]
     rows = rows.assign(pseudo=((rows["has_format"] == 1) & (rows["wrong_facts"].str.len() > 0)).astype(int))
@@ -164,7 +164,7 @@ def _choose(rows: pd.DataFrame) -> tuple[dict[str, pd.Series], int]:
     first = {model: part[part["seed"] == part["seed"].min()].set_index("item", drop=False).sort_index()
              for model, part in rows.groupby("model")}
     if set(first) != set(MODELS) or first["large"].index.intersection(first["svlm"].index).empty:
-        raise ValueError(f"needs CoT-SFT test rows of {list(MODELS)} on shared items: got {list(first)}; evaluate both")
+        raise statistics.NoRows(f"needs CoT-SFT test rows of {list(MODELS)} on shared items: got {list(first)}; evaluate both")
     items = first["large"].index.intersection(first["svlm"].index)
     large, small = first["large"].loc[items], first["svlm"].loc[items]
     is_grounded = (large["correct"] == 1) & (large["wrong_facts"].str.len() == 0) & (large["groundedness"] > 0)

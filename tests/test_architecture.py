@@ -14,8 +14,9 @@ ROOMS = ("config", "provenance", "prompts", "asking", "rubric", "replies", "reco
          "facts", "tabular", "tokens", "layout", "series", "extraction", "readers", "ocr", "matching", "questions",
          "supervision", "judges", "drafts", "rewards", "data", "chartqa", "phrasings", "labelled", "heldout", "agreement",
          "objective", "models", "decoding", "preflight", "lessons", "batches", "pretrain", "trainer", "gradients", "evaluate",
-         "experts", "experiment", "plan", "scheduler", "statistics", "tables", "figures", "plots", "traces", "report", "progress",
-         "execution", "stamps", "weights", "serving", "runner")
+         "experts", "experiment", "plan", "scheduler", "statistics", "selection", "tables",
+         "contrasts", "figures", "plots", "traces", "sweeps", "mechanism", "verdicts", "claims", "findings", "report",
+         "progress", "execution", "stamps", "weights", "serving", "runner")
 LOADS_TORCH = {"objective", "models", "decoding", "preflight", "batches", "pretrain", "trainer", "gradients", "evaluate",
                "experts", "experiment", "weights"}
 HEAVY = {"torch", "transformers", "trl", "accelerate", "peft", "unsloth", "torchvision"}
