@@ -79,14 +79,14 @@ def tuning_table(rows: pd.DataFrame, manifests: Iterable[Mapping[str, Any]]) -> 
             grid = METHOD_NAMES[point.method] if point.experiment == "tuning" else f"Pure DyME, {point.label.split(',')[0]}"
             lines.append({"Grid": grid, "Learning rate": f"{profile.learning_rates[point.method]:g}",
                           "Warm-up (steps)": profile.warmup_steps[point.method],
-                          "Switch value": "" if point.experiment == "tuning" else f"{point.value:g}",
+                          "Switch value": None if point.experiment == "tuning" else f"{point.value:g}",
                           "Steps": steps.get(run.name), "Seeds": score["num_seeds"], "Items": score["num_items"],
                           "Validation (%)": score["value"], "Validation (%) low": score["low"],
                           "Validation (%) high": score["high"], "is_used": _is_used(point)})
     table = pd.DataFrame(lines)
     best = table["Validation (%)"] == table.groupby("Grid")["Validation (%)"].transform("max")
     used = table.pop("is_used")
-    table["Chosen"] = [", ".join(word for word, holds in (("best", is_best), ("used", is_used)) if holds)
+    table["Chosen"] = [", ".join(word for word, holds in (("best", is_best), ("used", is_used)) if holds) or None
                        for is_best, is_used in zip(best, used, strict=True)]
     return table.astype({"Steps": "Int64"})
 

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from dyme_core import plan, selection
 from dyme_core.config import METHOD_NAMES, METHODS
@@ -18,13 +19,14 @@ from dyme_core.sweeps import INTERVALS, draw_intervals
 GRADIENT_STYLES = {"memorize": (PALETTE[3], "^", "solid"), "explore": (PALETTE[0], "o", (0, (4, 1.5)))}
 LEFT_OUT = ("gap", "count")  # kinds of the experiment "kinds"
 CAPTIONS = {
-    "transfer": "What carries over; correct on test, mini world. Left: trained without questions of the kinds gap and count "
-                "(filled) and with all kinds (hollow). Right: trained on generated tables, on real statistics or on both "
-                "(hollow), tested on each.",
-    "mechanism": "Inside Pure DyME. {parts} Lines are means over seeds; bands: lowest to highest seed.",
+    "transfer": "What carries over to what training did not show; correct on test, mini world. Left: trained without questions "
+                "of the kinds gap and count (filled) and with all kinds (hollow). Right: trained on generated tables, on real "
+                "statistics or on both (hollow), tested on each.",
+    "mechanism": "Poster's claim: SFT and RL complement each other. {parts} Lines are means over seeds; "
+                 "bands: lowest to highest seed.",
 }
 PARTS = {
-    "gradients": "Norm of the memorize and the explore part of one step's gradient.",
+    "gradients": "Pure DyME: norm of the memorize and the explore part of one step's gradient.",
     "cosine": "Cosine between the two: above 0 they pull the same way.",
     "entropy": "Entropy of the policy's tokens, mean of {window} steps.",
     "captions": "Captions of charts still right word for word after training (line: before), with 95 % intervals over seeds.",
@@ -36,7 +38,7 @@ def transfer(rows: pd.DataFrame) -> Figure:
     """Draw accuracy on left-out and trained kinds, and on generated and real tables, by what training showed."""
     generated = rows["source"] == "generated"
     is_left_out = rows["kind"].isin(LEFT_OUT)
-    blocks = [(_kinds(rows), {"kinds left out": is_left_out, "kinds trained": ~is_left_out}),
+    blocks = [(_kinds(rows), {"gap and count": is_left_out, "other kinds": ~is_left_out}),
               (_statistics(rows), {"generated tables": generated, "real statistics": ~generated})]
     blocks = [(chosen, parts) for chosen, parts in blocks if any(point.variant for point, _ in chosen)]
     if not blocks:
@@ -59,6 +61,7 @@ def transfer(rows: pd.DataFrame) -> Figure:
         line[2 * index].set_yticks(range(len(labels)), labels)
     frame = pd.concat(frames)
     line[0].set_xlim(0, 1.05 * frame["high"].max() or 1)
+    line[0].xaxis.set_major_locator(MaxNLocator(4))
     figure.get_layout_engine().set(wspace=GAP / 2)
     figure.supxlabel("correct (%)", fontsize=BODY)
     return finish(figure, frame, CAPTIONS["transfer"] + INTERVALS + selection.seeds_sentence(frame))
@@ -88,6 +91,8 @@ def mechanism(logs: pd.DataFrame, manifests: Iterable[Mapping[str, Any]]) -> Fig
     for axes in grid.flat[len(frames):]:
         axes.set_visible(False)
     for axes, (name, frame) in zip(grid.flat, frames.items(), strict=False):
+        if "step" in frame:
+            axes.set(xlim=(0, logs["step"].max()), xlabel="optimisation step")
         drawn[name](axes, frame)
     frame = pd.concat(frames.values())
     parts = " ".join(PARTS[name].format(window=WINDOW) for name in frames)
@@ -99,7 +104,7 @@ def _kinds(rows: pd.DataFrame) -> list[tuple[plan.Point, str]]:
     found = []
     for point in selection.points("kinds"):
         (main,) = selection.points("main", (point.method,))
-        found += [(main, f"{METHOD_NAMES[point.method]}, all kinds"), (point, f"{METHOD_NAMES[point.method]}, left out")]
+        found += [(main, f"{METHOD_NAMES[point.method]}, all kinds"), (point, f"{METHOD_NAMES[point.method]}, without")]
     return [(point, label) for point, label in found if len(selection.rows_of(rows, point, "test"))]
 
 
@@ -136,7 +141,7 @@ def _captions(manifests: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 
 def _band(axes: Axes, frame: pd.DataFrame, color: str, **look: Any) -> None:
     axes.fill_between(frame["step"].astype(float), frame["low"], frame["high"], color=color, alpha=0.18, linewidth=0)
-    axes.plot(frame["step"], frame["value"], color=color, markevery=max(1, len(frame) // 6), **look)
+    axes.plot(frame["step"], frame["value"], color=color, markevery=max(1, len(frame) // 6), clip_on=False, **look)
 
 
 def _draw_gradients(axes: Axes, frame: pd.DataFrame) -> None:
@@ -146,8 +151,7 @@ def _draw_gradients(axes: Axes, frame: pd.DataFrame) -> None:
         if len(part):
             _band(axes, part, color, marker=marker, linestyle=linestyle)
             ends.append((part["step"].iloc[-1], part["value"].iloc[-1], kind, color))
-    axes.set(ylabel="gradient norm", ylim=(0, 1.05 * frame["high"].max()), xlim=(0, frame["step"].max()),
-             xlabel="optimisation step")
+    axes.set(ylabel="gradient norm", ylim=(0, 1.05 * frame["high"].max()))
     label_ends(axes, ends)
 
 
@@ -156,7 +160,7 @@ def _draw_cosine(axes: Axes, frame: pd.DataFrame) -> None:
     style = STYLES["pure_dyme"]
     _band(axes, frame, style.color, marker=style.marker, linestyle=style.linestyle)
     reach = 1.15 * max(frame["high"].abs().max(), frame["low"].abs().max(), 0.05)
-    axes.set(ylabel="cosine", ylim=(-reach, reach), xlim=(0, frame["step"].max()), xlabel="optimisation step")
+    axes.set(ylabel="cosine", ylim=(-reach, reach))
 
 
 def _draw_entropy(axes: Axes, frame: pd.DataFrame) -> None:
@@ -165,8 +169,7 @@ def _draw_entropy(axes: Axes, frame: pd.DataFrame) -> None:
         part, style = frame[frame["name"] == method], STYLES[method]
         _band(axes, part, style.color, marker=style.marker, linestyle=style.linestyle)
         ends.append((part["step"].iloc[-1], part["value"].iloc[-1], METHOD_NAMES[method], style.text_color))
-    axes.set(ylabel="entropy (nats)", ylim=(0, 1.05 * frame["high"].max()), xlim=(0, frame["step"].max()),
-             xlabel="optimisation step")
+    axes.set(ylabel="entropy (nats)", ylim=(0, 1.05 * frame["high"].max()))
     label_ends(axes, ends)
 
 

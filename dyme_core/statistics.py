@@ -6,9 +6,11 @@ else is computed beside it.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -97,8 +99,8 @@ def bootstrap(scores: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> 
         resamples: number of bootstrap resamples.
     """
     scores = np.atleast_2d(scores)
-    generator = np.random.default_rng(seed)
-    values = _resample_seeds(_resample_items(scores, generator, resamples), generator)
+    means, generator = _resample_items(scores, seed, resamples)
+    values = _resample_seeds(means, generator)
     return _estimate(interquartile_mean(scores.mean(axis=1)), values, scores)
 
 
@@ -127,10 +129,9 @@ def contrast(scores: Sequence[np.ndarray], signs: Sequence[int], seed: int = 0, 
     scores = [np.atleast_2d(matrix) for matrix in scores]
     if len({matrix.shape[1] for matrix in scores}) > 1:
         raise ValueError(f"paired methods must share their items: got {' and '.join(str(m.shape[1]) for m in scores)}")
-    generator = np.random.default_rng(seed)
-    means = np.split(_resample_items(np.concatenate(scores), generator, resamples),
-                     np.cumsum([len(matrix) for matrix in scores])[:-1], axis=1)
-    values = sum(sign * _resample_seeds(part, generator) for sign, part in zip(signs, means, strict=True))
+    means, generator = _resample_items(np.concatenate(scores), seed, resamples)
+    parts = np.split(means, np.cumsum([len(matrix) for matrix in scores])[:-1], axis=1)
+    values = sum(sign * _resample_seeds(part, generator) for sign, part in zip(signs, parts, strict=True))
     value = sum(sign * interquartile_mean(matrix.mean(axis=1)) for sign, matrix in zip(signs, scores, strict=True))
     return _estimate(value, values, min(scores, key=len))
 
@@ -197,11 +198,20 @@ def method_rank(column: pd.Series) -> pd.Series:
     return column.map(METHODS.index) if column.name == "method" else column
 
 
-def _resample_items(scores: np.ndarray, generator: np.random.Generator, resamples: int) -> np.ndarray:
-    """(seeds, items) -> (resamples, seeds): each seed's mean over one shared draw of the items."""
-    items = scores.shape[1]
-    counts = generator.multinomial(items, np.full(items, 1 / items), size=resamples)
-    return counts @ scores.T / items
+def _resample_items(scores: np.ndarray, seed: int, resamples: int) -> tuple[np.ndarray, np.random.Generator]:
+    """(seeds, items) -> (resamples, seeds): each seed's mean over one shared draw of the items; and the generator after it."""
+    counts, state = _item_counts(scores.shape[1], seed, resamples)
+    generator = np.random.default_rng()
+    generator.bit_generator.state = state
+    return counts @ scores.T / scores.shape[1], generator
+
+
+@lru_cache(maxsize=32)
+def _item_counts(items: int, seed: int, resamples: int) -> tuple[np.ndarray, Mapping[str, Any]]:
+    """How often each resample draws each item, and the generator's state then: one draw serves all tests on as many items."""
+    generator = np.random.default_rng(seed)
+    counts = generator.multinomial(items, np.full(items, 1 / items), size=resamples).astype(float)
+    return counts, generator.bit_generator.state
 
 
 def _resample_seeds(means: np.ndarray, generator: np.random.Generator) -> np.ndarray:

@@ -14,7 +14,6 @@ from dyme_core.config import METHOD_NAMES
 from dyme_core.figures import (
     BODY,
     COLUMN,
-    SMALL,
     STYLES,
     finish,
     label_ends,
@@ -27,28 +26,30 @@ SPLITS = {"test": "test", "unseen": "unseen styles"}
 INTERVALS = " Bars: 95 % bootstrap intervals over seeds and items."
 BANDS = " Bands: 95 % bootstrap intervals over seeds and items."
 CAPTIONS = {
-    "switches": "What decides between memorizing and exploring, all else as in Pure DyME; correct after training, mini world."
-                " Each switch's own number was chosen on validation. Vertical lines: methods without a switch.",
-    "ablation": "Full DyME with one part taken away; correct after training, mini world. Without memorize every group "
-                "explores, without explore every group memorizes, without the refiner targets are the low ones, without the "
-                "checker thinking earns nothing. Vertical line: Full DyME.",
-    "rollouts": "More rollouts a prompt at equal rollouts a step (32, so fewer prompts); correct on test, mini world.",
-    "data": "Training questions, at equal steps up to 1,024 (4,096: one pass); correct on test, mini world.",
-    "supervision": "Worse supervision: targets of less quality, and a share of questions with wrong facts; correct on test, "
-                   "mini world.",
-    "length": "The longest response allowed in training and test. Top: correct on test, mini world; bottom: length of the "
-              "thinking in the answers.",
+    "switches": "Paper's claim: the binary switch is the best one. What decides between memorizing and exploring, all else as "
+                "in Pure DyME; correct after training, mini world. Each switch's own number was chosen on validation. Vertical "
+                "lines: the binary switch, and the two methods without a switch below.",
+    "ablation": "Paper's claim: every part is needed. Full DyME with one part taken away; correct after training, mini world. "
+                "Without memorize every group explores, without explore every group memorizes, without the refiner targets are "
+                "the low ones, without the checker thinking earns nothing. Vertical line: Full DyME.",
+    "rollouts": "Claim: more rollouts a prompt help. At equal rollouts a step (32, so fewer prompts); correct on test, mini "
+                "world.",
+    "data": "What a method makes of few questions. Training questions, at equal steps up to 1,024 (4,096: one pass); correct "
+            "on test, mini world.",
+    "supervision": "Claim: better supervision helps. Targets of less quality, and a share of questions with wrong facts; "
+                   "correct on test, mini world.",
+    "length": "Poster's claim: long texts overwhelm a small model. The longest response allowed in training and test. Top: "
+              "correct on test, mini world; bottom: length of the thinking in the answers.",
 }
 
 
 @themed
 def switches(rows: pd.DataFrame) -> Figure:
-    """Draw each switch's correct answers on both test sets, with CoT-SFT and GRPO as reference lines."""
-    chosen = selection.points("switch")
+    """Draw each switch's correct answers on both test sets; lines mark the binary switch, CoT-SFT and GRPO."""
+    chosen, references = selection.points("switch"), selection.points("main", ("sft", "grpo"))
     selection.need(rows, chosen[1:])
-    frame = selection.scores(rows, chosen, tuple(SPLITS))
-    reference = _references(rows, ("sft", "grpo"))
-    return _dots(frame, reference, "switches")
+    frame = selection.scores(rows, [*chosen, *references], tuple(SPLITS))
+    return _dots(frame, [chosen[0].label, *(point.label for point in references)], "switches")
 
 
 @themed
@@ -57,7 +58,7 @@ def ablation(rows: pd.DataFrame) -> Figure:
     chosen = selection.points("ablation")
     selection.need(rows, chosen[1:])
     frame = selection.scores(rows, chosen, tuple(SPLITS))
-    return _dots(frame, frame[frame["setting"] == "svlm-full_dyme"], "ablation")
+    return _dots(frame, [chosen[0].label], "ablation")
 
 
 @themed
@@ -86,8 +87,9 @@ def supervision(rows: pd.DataFrame) -> Figure:
         axes.set_xlabel(label)
         ends = draw_lines(axes, part)
     left.set(xlim=(-0.2, 2.2), xticks=range(3), xticklabels=qualities, ylabel="correct on test (%)")
-    right.set(xlim=(0, 50), xticks=(0, 12.5, 25, 50), xticklabels=("0", "12.5", "25", "50"))
-    left.set_ylim(0, 1.05 * frame["high"].max())
+    right.set(xlim=(-3, 53), xticks=(0, 12.5, 25, 50), xticklabels=("0", "12.5", "25", "50"))
+    left.set_ylim(0, 1.05 * frame["high"].max() or 1)
+    figure.get_layout_engine().set(wspace=GAP)
     label_ends(right, ends)
     return finish(figure, frame, CAPTIONS["supervision"] + BANDS + selection.seeds_sentence(frame))
 
@@ -139,39 +141,30 @@ def draw_lines(axes: Axes, frame: pd.DataFrame) -> list[tuple[float, float, str,
     return ends
 
 
-def _dots(frame: pd.DataFrame, reference: pd.DataFrame, name: str) -> Figure:
-    """Two panels, one per test set: a dot with its interval per setting (the first filled), references as vertical lines."""
+def _dots(frame: pd.DataFrame, references: Sequence[str], name: str) -> Figure:
+    """Two panels, one per test set: a dot with its interval per label; `references` are filled, with a line through them."""
     labels = list(dict.fromkeys(frame["label"]))
-    both = pd.concat([frame, reference])
-    low, high = both["low"].min(), both["high"].max()
-    limits = (max(0.0, low - 0.05 * (high - low)), high + 0.05 * (high - low))
-    figure, (line,) = panels(1, 2, COLUMN, 0.85 + 0.2 * len(labels), sharex=True, sharey=True)
+    low, high = frame["low"].min(), frame["high"].max()
+    margin = 0.06 * (high - low)
+    figure, (line,) = panels(1, 2, COLUMN, 0.75 + 0.19 * len(labels), sharex=True, sharey=True)
     for axes, (split, title) in zip(line, SPLITS.items(), strict=True):
-        for mark in reference[reference["split"] == split].itertuples():
-            axes.axvline(mark.value, color=STYLES[mark.method].color, linestyle=(0, (4, 2)), linewidth=0.9, zorder=1)
-            if mark.label not in labels:
-                axes.annotate(mark.label, (mark.value, 0), xycoords=("data", "axes fraction"), xytext=(2, 2), rotation=90,
-                              textcoords="offset points", fontsize=SMALL - 1, color=STYLES[mark.method].text_color)
-        draw_intervals(axes, frame[frame["split"] == split], labels)
+        part = frame[frame["split"] == split]
+        for mark in part[part["label"].isin(references)].itertuples():
+            style = STYLES[mark.method]
+            axes.axvline(mark.value, color=style.color, linestyle=(0, (1, 1.5)), linewidth=0.9, zorder=1)
+        draw_intervals(axes, part, labels, {label: label in references for label in labels})
         axes.set_title(title)
-    line[0].set(yticks=range(len(labels)), yticklabels=labels, ylim=(len(labels) - 0.5, -0.5), xlim=limits)
+    line[0].set(yticks=range(len(labels)), yticklabels=labels, ylim=(len(labels) - 0.5, -0.5),
+                xlim=(max(0.0, low - margin), high + margin))
     figure.get_layout_engine().set(wspace=GAP)
     figure.supxlabel("correct (%)", fontsize=BODY)
-    caption = CAPTIONS[name] + INTERVALS + selection.seeds_sentence(frame)
-    return finish(figure, pd.concat([frame, reference]).drop_duplicates(["setting", "split"]), caption)
+    return finish(figure, frame, CAPTIONS[name] + INTERVALS + selection.seeds_sentence(frame))
 
 
-def draw_intervals(axes: Axes, frame: pd.DataFrame, labels: Sequence[str], filled: Mapping[str, bool] | None = None) -> None:
-    """A dot with its interval on the line of its label; hollow where `filled` says so (default: all but the first)."""
+def draw_intervals(axes: Axes, frame: pd.DataFrame, labels: Sequence[str], filled: Mapping[str, bool]) -> None:
+    """A mark with its interval on the line of its label: its method's where `filled` says so, else a hollow circle."""
     for line in frame.itertuples():
         style, y = STYLES[line.method], labels.index(line.label)
-        is_filled = y == 0 if filled is None else filled[line.label]
         axes.hlines(y, line.low, line.high, color=style.color, linewidth=1.2)
-        axes.plot(line.value, y, style.marker, color=style.color, markersize=4.5,
-                  markerfacecolor=style.color if is_filled else "white")
-
-
-def _references(rows: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
-    """Scores of main runs on both test sets; empty where there are none."""
-    chosen = [point for point in selection.points("main", methods) if len(selection.rows_of(rows, point))]
-    return selection.scores(rows, chosen, tuple(SPLITS)) if chosen else pd.DataFrame(columns=["value", "low", "high", "split"])
+        look = {"marker": style.marker} if filled[line.label] else {"marker": "o", "markerfacecolor": "white"}
+        axes.plot(line.value, y, color=style.color, markersize=4.5, **look)

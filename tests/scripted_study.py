@@ -33,7 +33,7 @@ def study_rows(chosen: Iterable[plan.Point], chance: Chance, items: int = 200, s
             for split in point.splits:
                 right = luck.random(items) < chance(setting)
                 lines += [{"run": f"{setting}-s{seed}", "method": point.method, "variant": point.variant, "model": point.model,
-                           "seed": seed, "step": 240, "split": split, "item": f"{split}-{item:04d}", "kind": KINDS[item % 4],
+                           "seed": seed, "step": 240, "split": split, "item": f"{split}-0-{item:05d}", "kind": KINDS[item % 4],
                            "source": "generated" if item % 2 else "gapminder", "has_format": 1, "strict": int(right[item]),
                            "relaxed": int(right[item]), "correct": int(right[item]), "groundedness": float(right[item]),
                            "wrong_facts": [] if right[item] else ["31"], "num_thinking_tokens": 20 + seed}
@@ -47,13 +47,16 @@ def study_logs(chosen: Iterable[plan.Point], chance: Chance, seeds: int = 5) -> 
     for point in chosen:
         setting = selection.setting_of(point)
         for seed in point.seeds[:seeds]:
-            run = {"run": f"{setting}-s{seed}", "method": point.method, "variant": point.variant, "model": point.model, "seed": seed}
+            run = {"run": f"{setting}-s{seed}", "method": point.method, "variant": point.variant, "model": point.model,
+                   "seed": seed}
             wobble = 0.04 if point.method == "grpo" else 0.01
             for step in (0, *range(4, 41, 4)):
+                swing = wobble * (-1) ** (step // 4) * (1 + seed / 9)
                 lines.append(run | {"event": "eval", "step": step, "has_format": 1.0, "groundedness": 0.5,
-                                    "correct": chance(setting) * step / 40 + wobble * (-1) ** (step // 4 + seed) * (1 + seed / 9)})
-            lines += [run | {"event": "step", "step": step, "seconds": 0.9 if point.method == "grpo" else 0.8, "memorize": memorize,
-                             "explore": 4 - memorize, "mastered": 0, "zero_variance": 0.8, "thinking_tokens": 20 + seed,
+                                    "correct": chance(setting) * step / 40 + swing})
+            seconds = 0.9 if point.method == "grpo" else 0.8
+            lines += [run | {"event": "step", "step": step, "seconds": seconds, "memorize": memorize, "explore": 4 - memorize,
+                             "mastered": 0, "zero_variance": 0.8, "thinking_tokens": 20 + seed,
                              "entropy": 1 / step + 0.1 * seed}
                       for step, memorize in ((step, 3 if step <= 20 else 1) for step in range(1, 41)) if point.method != "base"]
             if point.method == "pure_dyme":
@@ -65,5 +68,6 @@ def study_logs(chosen: Iterable[plan.Point], chance: Chance, seeds: int = 5) -> 
 def study_manifests(chosen: Iterable[plan.Point], seeds: int = 5) -> list[dict[str, Any]]:
     return [{"run": f"{selection.setting_of(point)}-s{seed}", "method": point.method, "variant": point.variant, "seed": seed,
              "model": point.model, "profile": "mini", "steps": 0 if point.method == "base" else 240, "settings": {},
-             "captions": 0.95 if point.method == "base" else 0.6 + 0.05 * seed, "rollouts": 7680, "tokens": 10 ** 6, "cpu_s": 99.6}
+             "captions": 0.95 if point.method == "base" else 0.6 + 0.05 * seed,
+             "rollouts": 7680, "tokens": 10 ** 6, "cpu_s": 99.6}
             for point in chosen for seed in point.seeds[:seeds]]

@@ -147,3 +147,18 @@ def test_loading_refuses_an_empty_folder_a_repeated_item_and_an_unknown_method(t
     write(tmp_path, "a", [row | {"method": "ppo"}])
     with pytest.raises(ValueError, match="unknown methods"):
         statistics.load_rows(tmp_path)
+
+
+def test_a_difference_between_differences_is_the_signed_sum_of_its_parts() -> None:
+    generator = np.random.default_rng(8)
+    first, second, third, fourth = (generator.random((3, 400)) < chance for chance in (0.8, 0.5, 0.6, 0.5))
+    estimate = statistics.contrast([first, second, third, fourth], [1, -1, -1, 1])
+    means = [np.mean(matrix.mean(axis=1)) for matrix in (first, second, third, fourth)]
+    assert estimate.value == pytest.approx(means[0] - means[1] - means[2] + means[3])
+    assert 0.1 < estimate.low < estimate.value < estimate.high < 0.3
+    assert vars(statistics.contrast([first, second], [1, -1], 3)) == vars(statistics.paired_bootstrap(first, second, 3))
+
+
+def test_what_was_not_measured_is_told_from_a_fault() -> None:
+    with pytest.raises(statistics.NoRows, match="no rows to summarise"):
+        statistics.summarise(pd.DataFrame(columns=["model", "method", "split", "seed", "item", "correct"]), "correct")

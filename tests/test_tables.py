@@ -32,8 +32,10 @@ def costs(rows: pd.DataFrame) -> pd.DataFrame:
                         + [{"event": "eval", "model": "svlm", "method": "full_dyme", "seed": 0, "seconds": None},
                            {"event": "step", "model": "large", "method": "full_dyme", "seed": 0, "seconds": 90.0}])
     manifests = [{"method": "base", "model": "svlm", "profile": "smoke", "settings": {}},
-                 {"method": "full_dyme", "model": "svlm", "profile": "smoke",
-                  "settings": {"external_model": "judge-7B"}},
+                 *({"method": "full_dyme", "model": "svlm", "profile": "smoke", "settings": {"external_model": "judge-7B"},
+                    "rollouts": 64, "tokens": tokens, "cpu_s": 9.6} for tokens in (100, 200, 900)),
+                 {"method": "full_dyme", "model": "svlm", "profile": "other", "settings": {}, "variant": "no-checker",
+                  "tokens": 5},
                  {"method": "sft", "model": "large", "profile": "smoke", "settings": {}}]
     return tables.cost_table(logs, rows, manifests)
 
@@ -60,9 +62,11 @@ def test_the_cost_table_never_mixes_measured_and_reported(costs: pd.DataFrame) -
     assert reported["Accuracy (%)"].tolist() == [60.8, 64.9, 68.5, 66.8, 67.5]
 
 
-def test_a_step_time_is_the_mean_of_the_seeds_means_and_the_base_has_none(costs: pd.DataFrame) -> None:
+def test_costs_are_medians_over_the_seeds_and_the_base_has_no_step(costs: pd.DataFrame) -> None:
     base, full = costs.iloc[0], costs.iloc[1]
     assert full["Time (s/step)"] == pytest.approx((2.0 + 4.0) / 2)
+    assert full[["Rollouts a run", "Tokens a run", "CPU (s) a run"]].tolist() == [64, 200, 10]
+    assert pd.isna(base["Tokens a run"]) and costs["Tokens a run"].notna().sum() == 1
     assert pd.isna(base["Time (s/step)"])
     assert (base["External model"], full["External model"]) == ("none", "judge-7B")
 
