@@ -94,7 +94,8 @@ def claims() -> dict[str, list[Claim]]:
         "Better performance": _performance(),
         "Stable training": [
             _per_run(f"A DyME run is steadier than a GRPO run over its last {verdicts.LAST_EVALUATIONS} evaluations", "poster",
-                     PURE, GRPO, verdicts.restlessness, "points", "standard deviation within a run, trend included", -1, "figure"),
+                     PURE, GRPO, verdicts.restlessness, "points", "standard deviation within a run, trend included", -1,
+                     "figure"),
             _per_run("DyME falls less from its best evaluation than GRPO", "poster", PURE, GRPO, verdicts.drop_from_best,
                      "points", "best less last", -1, "figure"),
             _per_run("DyME's seeds differ less than GRPO's", "ours", PURE, GRPO, verdicts.distance_between_seeds, "points",

@@ -1,4 +1,7 @@
-"""Every table and figure of a profile from its stored rows: `python -m dyme_core.report --profile mini` (`make figures`)."""
+"""Every table, figure and claim of a profile from its stored rows (`make figures`).
+
+    python -m dyme_core.report --profile mini
+"""
 from __future__ import annotations
 
 import argparse
@@ -22,6 +25,7 @@ from dyme_core.statistics import NoRows
 from dyme_core.verdicts import Evidence
 
 logger = logging.getLogger(__name__)
+README_MARK = "<!-- results/mini/tables/main.md -->\n"  # the README's table of results follows it
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,15 @@ def claim(paths: config.Paths, stored: Stored | None = None) -> pd.DataFrame:
     return frame
 
 
+def refresh_readme(paths: config.Paths) -> None:
+    """Put the default profile's main table where the README shows it."""
+    readme, table = paths.root / "README.md", paths.tables / "main.md"
+    if paths.profile == config.DEFAULT and readme.is_file() and table.is_file():
+        before, after = readme.read_text(encoding="utf-8").split(README_MARK)
+        shown, (_, rest) = table.read_text(encoding="utf-8").split("\n\n")[0], after.split("\n\n", 1)
+        write_atomic(readme, f"{before}{README_MARK}{shown}\n\n{rest}")
+
+
 def main(arguments: list[str] | None = None) -> None:
     """The command line: everything again, one line a piece."""
     parser = argparse.ArgumentParser(prog="python -m dyme_core.report", description="Tables and figures from stored rows.")
@@ -148,6 +161,7 @@ def main(arguments: list[str] | None = None) -> None:
             except NoRows as missing:
                 logger.info("%s left out: %s", name, missing)
     claim(paths, stored)
+    refresh_readme(paths)
     logger.info("%d of %d tables and figures in %.0f s", made, len(TABLES) + len(FIGURES), time.perf_counter() - start)
 
 
