@@ -80,6 +80,7 @@ class Training:
     reward_gate: str = "sum"  # public code: trains on the ungated sum
     correct_needs_format: bool = True  # public code: false; see METHOD.md and MINI.md
     evaluate_every: int = 40
+    probe_every: int = 40  # steps between measurements of the gradients of targets and rollouts (mechanism)
 
 
 @dataclass(frozen=True)

@@ -24,14 +24,16 @@ from dyme_core import config, models, provenance
 from dyme_core.data import Record, mini_records, sft_dataset, to_dataset
 from dyme_core.evaluate import evaluate, summarise, write_rows
 from dyme_core.experts import BankKeeper, Experts, describe, save_bank, too_long
+from dyme_core.measured import MeasuredGRPOTrainer
 from dyme_core.preflight import preflight
 from dyme_core.rewards import reward_functions
 from dyme_core.supervision import RuleChecker
-from dyme_core.trainer import DyMEConfig, DyMETrainer, MeasuredGRPOTrainer
+from dyme_core.trainer import DyMEConfig, DyMETrainer
 
 logger = logging.getLogger(__name__)
 LOGGED = ("loss", "memorize", "explore", "mastered", "format", "accuracy", "correct", "thinking", "zero_variance",
-          "thinking_tokens", "truncated", "without_target", "generate_s", "score_s", "update_s")
+          "thinking_tokens", "truncated", "without_target", "rows",
+          "memorize_norm", "explore_norm", "cosine", "generate_s", "score_s", "update_s")
 UNSUPERVISED = ("base", "grpo")  # methods that ask no expert for anything that is learned
 
 
@@ -166,6 +168,8 @@ def train_dyme(run: Run, experts: Experts, model, processor, records: list[Recor
     training, the template bank learning from rollouts rated "high"."""
     training = run.profile.training
     arguments = DyMEConfig(**shared_arguments(run, steps, learning_rate, folder), **grpo_arguments(run, processor),
+                           switch=training.switch, switch_value=training.switch_value,
+                           thinking_weight=training.thinking_weight, probe_every=training.probe_every,
                            memorize_weight=training.memorize_weight, mastered=training.mastered,
                            reward_gate=training.reward_gate, correct_needs_format=training.correct_needs_format)
     rewards, refine = (reward_functions(RuleChecker()), experts.offline(records)) if run.method == "pure_dyme" else \
