@@ -17,8 +17,8 @@ ROOMS = ("config", "provenance", "prompts", "asking", "rubric", "replies", "reco
          "measured", "trainer", "gradients", "evaluate",
          "experts", "experiment", "plan", "scheduler", "statistics", "tables", "figures", "plots", "traces", "report", "progress",
          "execution", "stamps", "weights", "serving", "runner")
-LOADS_TORCH = {"objective", "models", "decoding", "preflight", "batches", "pretrain", "switches", "assembly", "measured", "trainer", "gradients", "evaluate",
-               "experts", "experiment", "weights"}
+LOADS_TORCH = {"objective", "models", "decoding", "preflight", "batches", "pretrain", "switches", "assembly", "measured",
+               "trainer", "gradients", "evaluate", "experts", "experiment", "weights"}
 HEAVY = {"torch", "transformers", "trl", "accelerate", "peft", "unsloth", "torchvision"}
 FORBIDDEN_MODULES = {"pickle", "cloudpickle", "dill", "shelve", "marshal"}
 FORBIDDEN_CALLS = {"eval", "exec", "print", "breakpoint"}
