@@ -135,7 +135,7 @@ def load_records(data: str, limit: int | None) -> list[Record]:
 
 
 def _run_columns(name: str) -> dict[str, Any]:
-    """Run columns from a checkpoint's folder name, "<model>-<method>[-<variant>]-s<seed>" (experiment); any other model is a base."""
+    """Run columns from a checkpoint's folder name, "<model>-<method>[-<variant>]-s<seed>"; any other is a base's."""
     match = re.fullmatch(rf"(?P<model>.+)-(?P<method>{'|'.join(METHODS)})(-(?P<variant>.+))?-s(?P<seed>\d+)", name)
     found = match.groupdict(default="") if match else {"model": name, "method": "base", "variant": "", "seed": 0}
     return {"run": name, **found, "seed": int(found["seed"]), "step": 0}

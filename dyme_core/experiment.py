@@ -21,7 +21,8 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 from trl import GRPOConfig, SFTConfig, SFTTrainer
 
 from dyme_core import config, models, provenance
-from dyme_core.data import Record, mini_records, sft_dataset, to_dataset
+from dyme_core.data import Record, mini_records, sft_dataset, target_writer, to_dataset
+from dyme_core.decoding import caption_match
 from dyme_core.evaluate import evaluate, summarise, write_rows
 from dyme_core.experts import BankKeeper, Experts, describe, save_bank, too_long
 from dyme_core.measured import MeasuredGRPOTrainer
@@ -31,9 +32,10 @@ from dyme_core.supervision import RuleChecker
 from dyme_core.trainer import DyMEConfig, DyMETrainer
 
 logger = logging.getLogger(__name__)
-LOGGED = ("loss", "memorize", "explore", "mastered", "format", "accuracy", "correct", "thinking", "zero_variance",
-          "thinking_tokens", "truncated", "without_target", "rows",
-          "memorize_norm", "explore_norm", "cosine", "generate_s", "score_s", "update_s")
+LOGGED = ("loss", "memorize", "explore", "mastered", "format", "accuracy", "correct", "thinking", "zero_variance", "entropy",
+          "thinking_tokens", "truncated", "without_target", "rows", "memorize_norm", "explore_norm", "cosine",
+          "generate_s", "score_s", "update_s")
+CAPTIONS = 100  # validation charts that the final policy is asked to describe
 UNSUPERVISED = ("base", "grpo")  # methods that ask no expert for anything that is learned
 
 
@@ -205,11 +207,13 @@ def execute(run: Run, splits: tuple[str, ...] = ("validation", "test", "unseen")
 
 def _execute(run: Run, splits: tuple[str, ...], experts: Experts, model, processor) -> dict[str, Any]:
     world, training = run.profile.world, run.profile.training
-    records = mini_records("train", world.train_questions, run.seed, world.real_share)
+    real_share = world.real_share if world.train_real_share is None else world.train_real_share
+    records = experts.supposed(mini_records("train", world.train_questions, run.seed, real_share, world.left_out_kinds))
     counts = {"validation": world.validation_questions, "test": world.test_questions, "unseen": world.test_questions}
     held_out = {split: mini_records(split, counts[split], 0, world.real_share) for split in counts}
+    refine = _no_target if run.method in UNSUPERVISED else target_writer(experts.rules)
     preflight(records, processor, model, others=[record for rest in held_out.values() for record in rest],
-              max_new_tokens=training.max_completion_tokens)
+              max_new_tokens=training.max_completion_tokens, refine=refine)
     log = StepLog(run, held_out["validation"], processor, experts=experts)
     log.measure(model, 0)
     # What training takes is counted from here, without the evaluations in between.
@@ -223,6 +227,7 @@ def _execute(run: Run, splits: tuple[str, ...], experts: Experts, model, process
     rows = [row for split in splits for row in
             evaluate(model, processor, held_out[split], max_new_tokens=training.max_completion_tokens,
                      run_columns={**run.columns, "step": log.steps_before})]
+    captions = caption_match(model, processor, held_out["validation"][:CAPTIONS])
     models.save_policy(model, processor, checkpoint / "policy")
     save_bank(experts.bank, checkpoint)
     steps = [row for row in log.rows if row["event"] == "step"]
@@ -231,11 +236,15 @@ def _execute(run: Run, splits: tuple[str, ...], experts: Experts, model, process
                 "settings": asdict(training) | {"learning_rate": [rate for _, _, rate in phases(run)]},
                 "train_s": train_s, "cpu_s": cpu_s, "tokens": log.tokens, "s_per_step": train_s / max(1, log.steps_before),
                 "rollouts": sum("generate_s" in row for row in steps) * training.prompts_per_step * training.num_generations,
-                "supervision": experts.summary(), **provenance.provenance(run.paths.root)}
+                "captions": captions, "supervision": experts.summary(), **provenance.provenance(run.paths.root)}
     write_rows(run.paths.logs / f"{run.name}.jsonl", log.rows)
     write_rows(run.paths.rows / f"{run.name}.jsonl", rows)
     provenance.write_json(run.paths.results / "runs" / f"{run.name}.json", manifest)
     return manifest
+
+
+def _no_target(rows: list[dict[str, Any]]) -> list[None]:
+    return [None] * len(rows)
 
 
 def base_folder(paths: config.Paths, model: str, seed: int) -> Path:

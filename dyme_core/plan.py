@@ -109,8 +109,8 @@ def _rollouts() -> Iterator[Point]:
 
 
 def _length() -> Iterator[Point]:
-    for method in ("grpo", "pure_dyme"):
-        for limit in (24, 40, 56):
+    for method, limits in (("grpo", (24, 40, 56, 96)), ("pure_dyme", (56, 96))):  # the longest target has 50 tokens
+        for limit in limits:
             yield Point("length", f"{limit} tokens", method, "" if limit == 56 else f"t{limit}",
                         {} if limit == 56 else {"training.max_completion_tokens": limit}, FEW_SEEDS, value=limit)
 

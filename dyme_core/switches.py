@@ -147,8 +147,8 @@ class Switch:
     hint: Callable[[float, float], float] | None = None
 
 
-SWITCHES = {"binary": Switch(binary), "threshold": Switch(threshold, 0.5), "cosine": Switch(cosine), "budget": Switch(budget, 8),
-            "luffy": Switch(luffy, 0.1), "chord": Switch(chord, 0.1), "prefix": Switch(prefix, 0.5, hint_share),
+SWITCHES = {"binary": Switch(binary), "threshold": Switch(threshold, 0.5), "cosine": Switch(cosine),
+            "budget": Switch(budget, 8), "luffy": Switch(luffy, 0.1), "chord": Switch(chord, 0.1), "prefix": Switch(prefix, 0.5, hint_share),
             "explore": Switch(explore), "memorize": Switch(memorize)}
 
 

@@ -20,7 +20,7 @@ from dyme_core.measured import MeasuredGRPOTrainer
 
 logger = logging.getLogger(__name__)
 VISUAL = ("pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes", "num_tiles", "image_sizes",
-          "token_type_ids", "mm_token_type_ids", "image_position_ids")  # of a batch, what TRL's log-probs take besides token ids
+          "token_type_ids", "mm_token_type_ids", "image_position_ids")  # what TRL's log-probs take besides token ids
 REQUIRED = {"loss_type": "grpo", "temperature": 1.0, "beta": 0.0, "num_iterations": 1, "mask_truncated_completions": False,
             "vllm_importance_sampling_correction": False, "scale_rewards": "group", "reward_weights": None,
             "multi_objective_aggregation": "sum_then_normalize", "top_entropy_quantile": 1.0}

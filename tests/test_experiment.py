@@ -21,17 +21,19 @@ CORE = Path(__file__).resolve().parents[1] / "dyme_core"
 METHODS = ("sft", "full_dyme", "sft_grpo")
 SMALL = {"world.train_questions": 64, "world.validation_questions": 16, "world.test_questions": 16, "training.steps": 4,
          "training.evaluate_every": 2, "training.prompts_per_step": 2, "training.num_generations": 4,
-         "warmup_steps": dict.fromkeys(("sft", "grpo", "sft_grpo", "pure_dyme", "full_dyme"), 2), "training.sft_share": 0.5}  # smoke's own numbers may change
-ROW = {"run", "method", "variant", "model", "seed", "step", "split", "item", "kind", "source", "question", "target", "prediction",
+         "warmup_steps": dict.fromkeys(("sft", "grpo", "sft_grpo", "pure_dyme", "full_dyme"), 2), "training.sft_share": 0.5,
+         }  # smoke's own numbers may change
+ROW = {"run", "method", "variant", "model", "seed", "step", "split", "item", "kind", "source", "question", "target",
+       "prediction",
        "answer", "has_format", "strict", "relaxed", "year_exact", "correct", "thinking", "groundedness", "wrong_facts",
        "num_thinking_tokens", "num_tokens", "is_truncated"}
-STEP = {"event", "run", "method", "variant", "model", "seed", "step", "loss", "seconds"}
+STEP = {"event", "run", "method", "variant", "model", "seed", "step", "loss", "entropy", "seconds"}
 ROLLOUT_STEP = STEP | {"generate_s", "score_s", "update_s", "memorize", "explore", "mastered", "format", "accuracy",
                        "correct", "thinking", "zero_variance", "thinking_tokens", "truncated"}
 DYME_STEP = ROLLOUT_STEP | {"without_target"}
 EVAL = {"event", "run", "method", "model", "seed", "step", "correct", "has_format", "groundedness", "thinking", "num_items"}
 MANIFEST = {"run", "method", "model", "seed", "profile", "commit", "dirty", "steps", "settings", "versions", "cpu",
-            "train_s", "s_per_step", "rollouts", "tokens", "cpu_s"}
+            "train_s", "s_per_step", "rollouts", "tokens", "cpu_s", "captions"}
 
 
 def smoke(method: str, model: str = "svlm", **overrides) -> Run:
@@ -106,6 +108,30 @@ def test_the_base_is_evaluated_and_trained_for_no_time(root: Path) -> None:
     assert [row["split"] for row in rows] == ["validation"] * 16, "tuning leaves the test sets closed"
     for folder in ("rows", "logs"):  # the report below shall see whole runs only
         (root / "results" / "smoke" / folder / "svlm-base-s0.jsonl").unlink()
+
+
+def test_a_run_learns_from_what_its_settings_spoil_and_is_measured_on_what_is_true(root: Path, monkeypatch) -> None:
+    given, trained, measured = {"supervision.quality": "low", "supervision.corruption": 0.5, "world.train_real_share": 1.0,
+                                "world.left_out_kinds": ["gap", "count"], "training.steps": 1}, [], []
+    train, evaluate = experiment.train_sft, experiment.evaluate
+    monkeypatch.setattr(experiment, "train_sft", lambda run, experts, model, processor, records, *rest: (
+        trained.extend(zip(records, experts.offline(records)([record.row for record in records]), strict=True)),
+        train(run, experts, model, processor, records, *rest)))
+    monkeypatch.setattr(experiment, "evaluate", lambda model, processor, records, **rest: (
+        measured.append(records), evaluate(model, processor, records, **rest))[1])
+    monkeypatch.setattr(experiment, "caption_match", lambda model, processor, records: len(records) / 1000)
+    run = Run(config.load_profile("smoke", **SMALL | given), "sft", variant="spoilt")
+    manifest = experiment.execute(run)
+    assert {record.kind for record, _ in trained} == {"lookup", "peak", "sum", "difference", "compare"}
+    assert all(record.source != "generated" and "Comparing the values, " in target for record, target in trained)
+    assert 0 < sum("supposed_answer" in record.supervision for record, _ in trained) < len(trained)
+    for split in ("validation", "test", "unseen"):
+        records = next(records for records in reversed(measured) if records[0].split == split)
+        assert [record.supervision for record in records] == [
+            record.supervision for record in data.mini_records(split, 16, 0)], "never spoilt, and of all kinds"
+    assert manifest["captions"] == 0.016 and manifest["supervision"]["quality"] == "low"
+    for path in (root / "results" / "smoke").glob(f"*/{run.name}.json*"):
+        path.unlink()  # the report below shall see its own runs only
 
 
 def test_grpo_is_measured_on_thinking_but_learns_nothing_from_it(root: Path, monkeypatch, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 
 from dyme_core import config, data, experiment, experts, models
 from dyme_core.client import SupervisionError
+from dyme_core.degrade import GradedRefiner
 from dyme_core.drafts import LLMRefiner
 from dyme_core.experts import BankKeeper, Experts
 from dyme_core.judges import LLMChecker
@@ -276,8 +277,22 @@ def test_experts_of_rules_score_every_thinking_and_ask_nobody(tmp_path: Path) ->
         text = write_response(TARGETS[RECORDS[0].item], "no idea")
         assert functions[2]([text] * 8, **{name: [value] * 8 for name, value in row.items()}) == [1.0] * 8
         assert refine([row]) == [write_response(TARGETS[RECORDS[0].item], row["answer"])]
-        assert by_rule.take_counts() == {} and by_rule.summary() == {"backend": "rule", "bank": by_rule.bank.state_dict()}
+        assert by_rule.take_counts() == {} and by_rule.summary() == {
+            "backend": "rule", "quality": "high", "corruption": 0.0, "bank": by_rule.bank.state_dict()}
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("quality", ["medium", "low"])
+def test_experts_of_rules_write_targets_of_the_quality_before_and_during_training(tmp_path: Path, quality: str) -> None:
+    with Experts(config.Supervision(quality=quality, corruption=0.5), config.Paths(tmp_path, "smoke"), tmp_path) as by_rule:
+        records = by_rule.supposed(RECORDS)
+        assert 0 < sum(one.supervision != other.supervision for one, other in zip(records, RECORDS, strict=True)) < len(RECORDS)
+        rows = [record.row for record in records]
+        wanted = data.target_writer(GradedRefiner(quality))(rows)
+        assert wanted != data.target_writer(RuleRefiner())([record.row for record in RECORDS])
+        assert by_rule.offline(records)(rows) == by_rule.online(config.Training())[1](rows) == wanted
+        told = by_rule.summary()
+        assert (told["quality"], told["corruption"]) == (quality, 0.5)
 
 
 def test_experts_behind_an_api_ask_for_the_targets_of_failed_prompts_while_rewards_are_computed(tmp_path: Path) -> None:
