@@ -148,7 +148,8 @@ class Switch:
 
 
 SWITCHES = {"binary": Switch(binary), "threshold": Switch(threshold, 0.5), "cosine": Switch(cosine),
-            "budget": Switch(budget, 8), "luffy": Switch(luffy, 0.1), "chord": Switch(chord, 0.1), "prefix": Switch(prefix, 0.5, hint_share),
+            "budget": Switch(budget, 8), "luffy": Switch(luffy, 0.1), "chord": Switch(chord, 0.1),
+            "prefix": Switch(prefix, 0.5, hint_share),
             "explore": Switch(explore), "memorize": Switch(memorize)}
 
 

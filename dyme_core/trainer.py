@@ -211,10 +211,11 @@ class DyMETrainer(MeasuredGRPOTrainer):
             gradient = torch.autograd.grad(self._compute_loss(self.model, part), parameters)
             found.append(torch.cat([each.flatten() for each in gradient]))
         norms = [each.norm() for each in found]
-        cosine = found[0] @ found[1] / (norms[0] * norms[1])  # NaN where a batch lacks one of the two
         self._metrics = metrics
-        for name, value in zip(("memorize_norm", "explore_norm", "cosine"), (*norms, cosine), strict=True):
-            self._metrics["train"][name].append(value.item())
+        for name, norm in zip(("memorize_norm", "explore_norm"), norms, strict=True):
+            self._metrics["train"][name].append(norm.item())
+        if norms[0] > 0 and norms[1] > 0:  # else one of the two teaches nothing in this batch
+            self._metrics["train"]["cosine"].append((found[0] @ found[1] / (norms[0] * norms[1])).item())
 
     def _why_nothing(self, groups: switches.Groups) -> str:
         mastered = int((groups.pass_rate == 1).sum())

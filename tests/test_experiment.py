@@ -30,7 +30,8 @@ ROW = {"run", "method", "variant", "model", "seed", "step", "split", "item", "ki
 STEP = {"event", "run", "method", "variant", "model", "seed", "step", "loss", "entropy", "seconds"}
 ROLLOUT_STEP = STEP | {"generate_s", "score_s", "update_s", "memorize", "explore", "mastered", "format", "accuracy",
                        "correct", "thinking", "zero_variance", "thinking_tokens", "truncated"}
-DYME_STEP = ROLLOUT_STEP | {"without_target"}
+DYME_STEP = ROLLOUT_STEP | {"without_target", "rows"}
+PROBED = {"memorize_norm", "explore_norm", "cosine"}  # of the first step and of every fortieth
 EVAL = {"event", "run", "method", "model", "seed", "step", "correct", "has_format", "groundedness", "thinking", "num_items"}
 MANIFEST = {"run", "method", "model", "seed", "profile", "commit", "dirty", "steps", "settings", "versions", "cpu",
             "train_s", "s_per_step", "rollouts", "tokens", "cpu_s", "captions"}
@@ -78,7 +79,8 @@ def test_a_run_writes_rows_logs_and_manifest_as_tables_and_figures_read_them(roo
     with_rollouts = {"sft": [], "full_dyme": [1, 2, 3, 4], "sft_grpo": [3, 4]}[method]
     assert [row["step"] for row in steps] == [1, 2, 3, 4]
     rollout_step = DYME_STEP if method == "full_dyme" else ROLLOUT_STEP
-    assert [set(row) for row in steps] == [rollout_step if number in with_rollouts else STEP for number in (1, 2, 3, 4)]
+    assert [set(row) - PROBED for row in steps] == [rollout_step if number in with_rollouts else STEP for number in (1, 2, 3, 4)]
+    assert ({"memorize_norm", "explore_norm"} <= set(steps[0])) == (method == "full_dyme"), "gradients of the first step"
     assert all(row["memorize"] + row["explore"] + row["mastered"] == 2 for row in steps if row["step"] in with_rollouts)
     assert [row["step"] for row in log if row["event"] == "eval"] == [0, 2, 4]
     assert all(set(row) >= EVAL and row["num_items"] == 16 for row in log if row["event"] == "eval")
