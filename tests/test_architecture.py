@@ -13,11 +13,11 @@ ROOMS = ("config", "provenance", "prompts", "asking", "rubric", "replies", "reco
          "transport", "calls", "bulk", "client", "charts", "drawing", "quantities", "arithmetic", "wording", "conclusions",
          "facts", "tabular", "tokens", "layout", "series", "extraction", "readers", "ocr", "matching", "questions",
          "supervision", "judges", "drafts", "rewards", "data", "degrade", "chartqa", "phrasings", "labelled", "heldout",
-         "agreement", "objective", "models", "decoding", "preflight", "lessons", "batches", "pretrain", "switches", "assembly",
-         "measured", "trainer", "gradients", "evaluate", "experts", "experiment", "plan", "scheduler", "statistics", "tables",
-         "figures", "plots", "traces", "report", "progress", "execution", "stamps", "weights", "serving", "runner")
-LOADS_TORCH = {"objective", "models", "decoding", "preflight", "batches", "pretrain", "switches", "assembly", "measured",
-               "trainer", "gradients", "evaluate", "experts", "experiment", "weights"}
+         "agreement", "objective", "looks", "models", "decoding", "preflight", "lessons", "batches", "pretrain", "switches",
+         "assembly", "measured", "trainer", "gradients", "evaluate", "experts", "experiment", "plan", "scheduler", "statistics",
+         "tables", "figures", "plots", "traces", "report", "progress", "execution", "stamps", "weights", "serving", "runner")
+LOADS_TORCH = {"objective", "looks", "models", "decoding", "preflight", "batches", "pretrain", "switches", "assembly",
+               "measured", "trainer", "gradients", "evaluate", "experts", "experiment", "weights"}
 HEAVY = {"torch", "transformers", "trl", "accelerate", "peft", "unsloth", "torchvision"}
 FORBIDDEN_MODULES = {"pickle", "cloudpickle", "dill", "shelve", "marshal"}
 FORBIDDEN_CALLS = {"eval", "exec", "print", "breakpoint"}
