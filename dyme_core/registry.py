@@ -42,8 +42,8 @@ def experiments_by_run() -> dict[str, list[str]]:
 
 def _line(manifest: dict[str, Any], experiments: dict[str, list[str]]) -> dict[str, Any]:
     settings = manifest["settings"]
-    rates = settings["learning_rate"]
+    rates, names = settings["learning_rate"], experiments.get(manifest["run"], [])
     results = {split: scores["correct"] for split, scores in manifest.get("results", {}).items()}
-    computed = {"experiments": " ".join(dict.fromkeys(experiments.get(manifest["run"], []))), "hardware": manifest["cpu"],
-                "learning_rate": " ".join(f"{rate:g}" for rate in rates), "warmup_steps": settings.get("warmup_steps"), **results}
+    computed = {"experiments": " ".join(dict.fromkeys(names)), "hardware": manifest["cpu"], **results,
+                "learning_rate": " ".join(f"{rate:g}" for rate in rates), "warmup_steps": settings.get("warmup_steps")}
     return {column: computed.get(column, manifest.get(column)) for column in COLUMNS}

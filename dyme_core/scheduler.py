@@ -269,9 +269,9 @@ def _start(job: Job) -> _Running | None:
             _stamp(job.run).unlink(missing_ok=True)  # from now on the run's results are in the making
         else:
             logger.info("%s is missing: building it takes about %d minutes of one thread", job.name, job.minutes)
-        process = subprocess.Popen([sys.executable, "-m", *job.arguments], stdout=output, stderr=subprocess.STDOUT,
-                                   cwd=job.root, env=os.environ | NO_BARS)
-    return _Running(job, process, fingerprint(job.run) if job.run else "")
+        made_of = fingerprint(job.run) if job.run else ""
+        return _Running(job, subprocess.Popen([sys.executable, "-m", *job.arguments], stdout=output, stderr=subprocess.STDOUT,
+                                              cwd=job.root, env=os.environ | NO_BARS), made_of)
 
 
 def _opened(path: Path) -> IO[str]:

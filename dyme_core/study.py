@@ -157,7 +157,8 @@ def main(arguments: list[str] | None = None) -> None:
     paths, every = config.paths(plan.PROFILE), tasks(options.only)
     undone = {task.run.name: task.undone() for task in every}
     if options.list:
-        sys.stdout.writelines(f"{task.experiment:14}{task.run.name:40}{undone[task.run.name] or 'finished'}\n" for task in every)
+        sys.stdout.writelines(f"{task.experiment:14}{task.run.name:40}{undone[task.run.name] or 'finished'}\n"
+                              for task in every)
         return
     waiting = [task for task in every if undone[task.run.name]]
     logger.info("%d of %d runs are finished", len(every) - len(waiting), len(every))
