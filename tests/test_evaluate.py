@@ -15,8 +15,8 @@ from dyme_core.questions import KINDS
 from dyme_core.supervision import RuleRefiner
 
 CHARTQA = Path(__file__).resolve().parents[2] / "shared" / "data" / "chartqa"
-RUN = {"run": "svlm-base-s0", "method": "base", "model": "svlm", "seed": 0, "step": 0}
-COLUMNS = ["run", "method", "model", "seed", "step", "split", "item", "kind", "source", "question", "target",
+RUN = {"run": "svlm-base-s0", "method": "base", "variant": "", "model": "svlm", "seed": 0, "step": 0}
+COLUMNS = ["run", "method", "variant", "model", "seed", "step", "split", "item", "kind", "source", "question", "target",
            "prediction", "answer", "has_format", "strict", "relaxed", "year_exact", "correct", "thinking",
            "groundedness", "wrong_facts", "num_thinking_tokens", "num_tokens", "is_truncated"]
 
