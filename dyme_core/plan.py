@@ -10,12 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dyme_core import config
-from dyme_core.experiment import Run
+from dyme_core.experiment import HELD_OUT, Run
 
 PROFILE = "mini"
 SEEDS = (0, 1, 2, 3, 4)  # each has its own base, training questions, order and rollouts
 FEW_SEEDS = SEEDS[:3]  # of sweeps
-HELD_OUT = ("validation", "test", "unseen")
 SWITCH_NAMES = {"binary": "DyME (binary)", "threshold": "HPT gate", "cosine": "Cosine annealing", "budget": "SFT budget",
                 "luffy": "LUFFY", "chord": "CHORD", "prefix": "Expert prefix"}
 SWITCH_VALUES = {"threshold": (0.25, 0.5), "budget": (8.0, 32.0), "luffy": (0.1, 1.0), "chord": (0.1, 0.5)}  # those tried

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 import time
@@ -17,27 +16,34 @@ from PIL import Image
 from dyme_core import config, plots, statistics, tables, traces
 from dyme_core.data import mini_records
 from dyme_core.figures import save_figure
+from dyme_core.registry import read_manifests, write_registry
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Stored:
-    """What the runs of a profile left: rows (one per item), logs (one per step), manifests (one per run)."""
+    """What the main runs of a profile left, those without a variant: rows (one per item), logs (one per step), manifests (one
+    per run)."""
 
     paths: config.Paths
 
     @cached_property
     def rows(self) -> pd.DataFrame:
-        return statistics.load_rows(self.paths.rows)
+        return statistics.load_rows(self.paths.rows, self.names)
 
     @cached_property
     def logs(self) -> pd.DataFrame:
-        return statistics.load_logs(self.paths.logs)
+        return statistics.load_logs(self.paths.logs, self.names)
 
     @cached_property
     def manifests(self) -> list[dict[str, Any]]:
-        return [json.loads(path.read_text()) for path in sorted((self.paths.results / "runs").glob("*.json"))]
+        return [manifest for manifest in read_manifests(self.paths) if not manifest.get("variant")]
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the runs."""
+        return [manifest["run"] for manifest in self.manifests]
 
     @cached_property
     def pictures(self) -> dict[str, Image.Image]:
@@ -85,6 +91,7 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     config.load_profile(options.profile)
     paths, start = config.paths(options.profile), time.perf_counter()
+    write_registry(paths)
     for name in TABLES:
         tabulate(name, paths)
     for name in FIGURES:

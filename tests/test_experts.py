@@ -22,6 +22,7 @@ from dyme_core.experts import BankKeeper, Experts
 from dyme_core.judges import LLMChecker
 from dyme_core.prompts import write_response
 from dyme_core.rewards import reward_functions
+from dyme_core.store import read_rows
 from dyme_core.supervision import DEFAULT_TEMPLATES, LearningChecker, RuleRefiner, TemplateBank, item_of
 from dyme_core.trainer import DyMEConfig, DyMETrainer
 
@@ -211,8 +212,8 @@ def _facts(record: data.Record) -> list[list]:
 
 
 def steps_of(root: Path, run: experiment.Run) -> list[dict]:
-    lines = (root / "results" / "smoke" / "logs" / f"{run.name}.jsonl").read_text().splitlines()
-    return [row for row in map(json.loads, lines) if row["event"] == "step"]
+    rows = read_rows(root / "results" / "smoke" / "logs" / f"{run.name}.jsonl.xz")
+    return [row for row in rows if row["event"] == "step"]
 
 
 def test_full_dyme_by_api_counts_its_calls_and_replays_without_a_server(root: Path, monkeypatch, caplog) -> None:
