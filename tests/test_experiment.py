@@ -79,7 +79,8 @@ def test_a_run_writes_rows_logs_and_manifest_as_tables_and_figures_read_them(roo
     with_rollouts = {"sft": [], "full_dyme": [1, 2, 3, 4], "sft_grpo": [3, 4]}[method]
     assert [row["step"] for row in steps] == [1, 2, 3, 4]
     rollout_step = DYME_STEP if method == "full_dyme" else ROLLOUT_STEP
-    assert [set(row) - PROBED for row in steps] == [rollout_step if number in with_rollouts else STEP for number in (1, 2, 3, 4)]
+    assert [set(row) - PROBED for row in steps] == [
+        rollout_step if number in with_rollouts else STEP for number in (1, 2, 3, 4)]
     assert ({"memorize_norm", "explore_norm"} <= set(steps[0])) == (method == "full_dyme"), "gradients of the first step"
     assert all(row["memorize"] + row["explore"] + row["mastered"] == 2 for row in steps if row["step"] in with_rollouts)
     assert [row["step"] for row in log if row["event"] == "eval"] == [0, 2, 4]
