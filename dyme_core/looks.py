@@ -141,7 +141,8 @@ def _sharing(plain: type[LlavaOnevisionImageProcessorPil], memory: _Memory) -> t
         pixels, sizes = (list(parts) for parts in zip(*memory.fetch(keys, process), strict=True))
         if kwargs.get("do_pad", self.do_pad):
             pixels = self._pad_for_batching(pixels)
-        return BatchFeature({"pixel_values": pixels, "image_sizes": sizes, "batch_num_images": [1] * len(images)}, return_tensors)
+        fields = {"pixel_values": pixels, "image_sizes": sizes, "batch_num_images": [1] * len(images)}
+        return BatchFeature(fields, return_tensors)
 
     return type(plain.__name__, (plain,), {"preprocess": preprocess, "__module__": plain.__module__})
 
