@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 export HF_HUB_OFFLINE ?= $(if $(filter gpu,$(PROFILE)),0,1)
 
 .DEFAULT_GOAL := help
-.PHONY: help paper figures base test lab llm clean
+.PHONY: help paper study figures base test lab llm clean
 
 help: ## list these targets
 	@echo "make TARGET [PROFILE=smoke|mini|gpu] [ARGS='...'] [PYTHON=python3.12]"
@@ -24,6 +24,10 @@ help: ## list these targets
 paper: $(READY) ## run all notebooks and write results and figures (mini: about 9 min on two cores; smoke: 2 min)
 	@echo "Running the notebooks of profile '$(PROFILE)': finished ones are skipped (mini takes about 9 minutes, smoke 2)."
 	@$(VENV_PYTHON) -m dyme_core.runner --profile "$(PROFILE)" $(ARGS)
+
+study: $(READY) ## run every experiment with every seed (days on two cores; stop it at any time, it resumes; ARGS='--hours 2')
+	@echo "Running the study: finished runs are skipped, missing bases built; Ctrl-C stops it, make study goes on (ARGS=--list: what is done)."
+	@$(VENV_PYTHON) -m dyme_core.study $(ARGS)
 
 figures: $(READY) ## draw tables and figures again from the stored rows (under a minute)
 	@echo "Drawing tables and figures of profile '$(PROFILE)' from the stored rows; nothing is trained (under a minute)."
@@ -46,9 +50,9 @@ llm: $(LLM_READY) ## start a small real model server on this machine (about 10 s
 	@echo "Starting a model server on loopback: it proves the client's wire, the model is too weak to judge (ready in about 10 s)."
 	@$(VENV_PYTHON) -m dyme_core.serving $(ARGS)
 
-clean: ## remove what make made: .venv, checkpoints, caches, smoke results (tracked results and bases stay)
-	@echo "Removing .venv, runs/, caches and smoke results; what git tracks stays (a second)."
-	@rm -rf .venv runs results/smoke results/*/.stamps dyme.egg-info .pytest_cache .hypothesis .ruff_cache
+clean: ## remove what make made: .venv, checkpoints, bases of seeds but 0, caches, smoke results (what git tracks stays)
+	@echo "Removing .venv, runs/, bases of seeds but 0, caches and smoke results; what git tracks stays (a second)."
+	@rm -rf .venv runs results/smoke results/*/.stamps bases/*-s[1-9]* bases/*.part dyme.egg-info .pytest_cache .hypothesis .ruff_cache
 	@find dyme_core tests notebooks benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 # A venv made with --without-pip gets pip from the outer Python, for systems (Debian) that ship venv without ensurepip.

@@ -81,6 +81,7 @@ class Training:
     reward_gate: str = "sum"  # public code: trains on the ungated sum
     correct_needs_format: bool = True  # public code: false; see METHOD.md and MINI.md
     evaluate_every: int = 40
+    probe_every: int = 40  # steps between measurements of the gradients of targets and rollouts (mechanism)
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,8 @@ class Supervision:
         recording: file of replies, relative to the repository; "" is supervision.sqlite in the profile's `runs` folder.
         model, base_url, known_as: as in endpoint.Endpoint; None reads $OPENAI_MODEL and $OPENAI_BASE_URL.
         parameters: sent with each request.
-        quality: of the targets: "high" is the refiner's; "medium" and "low" are `degrade`'s.
-        corruption: share of training questions whose facts are wrong, for checker and refiner alike.
+        quality: of the targets: "high" is the refiner's; "medium" and "low" are `degrade`'s (back end "rule" alone).
+        corruption: share of training questions whose facts are wrong, for checker and refiner alike ("rule" alone).
     """
 
     backend: str = "rule"  # the paper's: Qwen2.5-7B, Qwen2.5-14B or GPT-4o behind an API
@@ -120,6 +121,8 @@ class Supervision:
                 raise ValueError(f"supervision.{name} must be one of {choices}: got {getattr(self, name)!r}")
         if not 0 <= self.corruption <= 1:
             raise ValueError(f"supervision.corruption must be a share in [0, 1]: got {self.corruption!r}")
+        if self.backend != "rule" and (self.quality != "high" or self.corruption):
+            raise ValueError(f"supervision.quality and supervision.corruption need backend 'rule': got {self.backend!r}")
 
 
 @dataclass(frozen=True)
@@ -177,7 +180,8 @@ class Paths:
         return self.root / "runs" / self.profile
 
 
-# Chosen on validation from one grid for all methods (plan: "tuning"). The public code has no warm-up; the fresh optimiser needs a few steps here.
+# Chosen on validation from one grid for all methods (plan: "tuning"). The public code has no warm-up; the fresh optimiser
+# needs a few steps here.
 _LEARNING_RATES = {"sft": 1e-3, "grpo": 3e-4, "sft_grpo": 3e-4, "pure_dyme": 1e-3, "full_dyme": 1e-3}
 _WARMUP_STEPS = dict.fromkeys(_LEARNING_RATES, 10)
 PROFILES = {

@@ -90,7 +90,8 @@ class Record:
                                "restore the file or remove the row") from error
 
 
-def mini_records(split: str, count: int, seed: int, real_share: float = 0.5) -> list[Record]:
+def mini_records(split: str, count: int, seed: int, real_share: float = 0.5, left_out_kinds: Sequence[str] = ()
+                 ) -> list[Record]:
     """Draw `count` questions of a mini split: one a picture, kinds in turn, no question on the same table twice.
 
     Args:
@@ -98,9 +99,12 @@ def mini_records(split: str, count: int, seed: int, real_share: float = 0.5) -> 
         count: number of records.
         seed: the same split and seed give the same records; a larger count only adds to them.
         real_share: chance that a table is drawn from real statistics.
+        left_out_kinds: of question; the others take their turns.
+    Raises:
+        ValueError: for an unknown kind, with the known ones, or where none is left.
     """
     rng = random.Random(f"{split} {seed}")
-    kinds, seen, records = tuple(KINDS), set(), []
+    kinds, seen, records = _kinds_without(left_out_kinds), set(), []
     while len(records) < count:
         table = charts.draw_table(rng, split, real_share)
         question = KINDS[kinds[len(records) % len(kinds)]](rng, table)
@@ -109,13 +113,22 @@ def mini_records(split: str, count: int, seed: int, real_share: float = 0.5) -> 
         seen.add((table.key, question.text))
         image = drawing.render(table, drawing.draw_style(rng, is_unseen=split == "unseen"))
         records.append(Record(f"{split}-{seed}-{len(records):05d}", question.text, question.answer, question.kind,
-                              table.source, split, image, _supervision(table, question), table.key))
+                              table.source, split, image, write_supervision(table, question), table.key))
     return records
 
 
-def _supervision(table: charts.Table, question: Question) -> str:
+def _kinds_without(left_out: Sequence[str]) -> tuple[str, ...]:
+    unknown = [kind for kind in left_out if kind not in KINDS]
+    kinds = tuple(kind for kind in KINDS if kind not in left_out)
+    if unknown or not kinds:
+        raise ValueError(f"left_out_kinds must leave one of {', '.join(KINDS)}, and name no other: got {tuple(left_out)}")
+    return kinds
+
+
+def write_supervision(table: charts.Table, question: Question, **more: str) -> str:
+    """A record's supervision as JSON; `more` are further fields."""
     return json.dumps({"facts": facts_to_rows(facts_of(table)), "evidence": facts_to_rows(question.evidence),
-                       "labels": question.labels, "working": question.working, "conclusion": question.conclusion})
+                       "labels": question.labels, "working": question.working, "conclusion": question.conclusion, **more})
 
 
 def messages(question: str, instruction: str = prompts.THINK_INSTRUCTION) -> list[dict[str, str]]:

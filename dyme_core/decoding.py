@@ -4,7 +4,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,9 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from dyme_core import models
 from dyme_core.data import Record, messages
-from dyme_core.prompts import THINK_INSTRUCTION
+from dyme_core.facts import write_facts
+from dyme_core.prompts import CAPTION_INSTRUCTION, THINK_INSTRUCTION
+from dyme_core.supervision import item_of
 
 logger = logging.getLogger(__name__)
 REPORT_EVERY_S = 10.0
@@ -76,6 +78,14 @@ def decode(model: PreTrainedModel, processor: ProcessorMixin, records: Sequence[
                             reported - start, left_s)
     model.train(was_training)
     return decoded
+
+
+def caption_match(model: PreTrainedModel, processor: ProcessorMixin, records: Sequence[Record]) -> float:
+    """Share in [0, 1] of the records' pictures that the policy describes, greedily, with exactly the facts, as the base is
+    taught to: what fine-tuning makes it forget. The records' questions are not asked."""
+    said = decode(model, processor, [replace(record, question=CAPTION_INSTRUCTION) for record in records], instruction="")
+    return sum(response.text == write_facts(item_of(record.row).facts) + "."
+               for response, record in zip(said, records, strict=True)) / len(records)
 
 
 def _read(tokenizer: Any, ids: list[int]) -> Decoded:

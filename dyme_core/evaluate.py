@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import re
 import sys
@@ -21,8 +20,8 @@ from dyme_core.chartqa import chartqa_records
 from dyme_core.config import METHODS, SPLITS, World
 from dyme_core.data import Record, mini_records
 from dyme_core.decoding import Decoded, decode
-from dyme_core.provenance import write_atomic
 from dyme_core.rewards import RELAXED_TOLERANCE, score_answer
+from dyme_core.store import write_rows
 from dyme_core.supervision import Item, Judgement, RuleChecker, item_of
 
 logger = logging.getLogger(__name__)
@@ -101,11 +100,6 @@ def scores_by_kind(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float 
     return {**scores, "overall": summarise(rows)}
 
 
-def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write rows as JSONL, whole or not at all."""
-    write_atomic(path, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
-
-
 def score_report(rows: Sequence[dict[str, Any]]) -> str:
     """The scores as text, in per cent, with the prompt and the rules that they rest on."""
     lines = [f"{'':<12}{'items':>7}" + "".join(f"{rule:>12}" for rule in RULES) + f"{'format':>12}{'truncated':>12}"]
@@ -135,7 +129,7 @@ def load_records(data: str, limit: int | None) -> list[Record]:
 
 
 def _run_columns(name: str) -> dict[str, Any]:
-    """Run columns from a checkpoint's folder name, "<model>-<method>[-<variant>]-s<seed>" (experiment); any other model is a base."""
+    """Run columns from a checkpoint's folder name, "<model>-<method>[-<variant>]-s<seed>"; any other is a base's."""
     match = re.fullmatch(rf"(?P<model>.+)-(?P<method>{'|'.join(METHODS)})(-(?P<variant>.+))?-s(?P<seed>\d+)", name)
     found = match.groupdict(default="") if match else {"model": name, "method": "base", "variant": "", "seed": 0}
     return {"run": name, **found, "seed": int(found["seed"]), "step": 0}
@@ -147,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", required=True, type=Path, help="folder of a saved model")
     parser.add_argument("--data", required=True, help="chartqa:FOLDER (ChartQA's own layout) or mini:SPLIT")
     parser.add_argument("--limit", type=int, help="at most this many questions, kinds in equal numbers")
-    parser.add_argument("--out", required=True, type=Path, help="JSONL file, one row per question")
+    parser.add_argument("--out", required=True, type=Path, help="JSONL file, one row per question; \".jsonl.xz\" compresses")
     parser.add_argument("--batch-size", type=int, default=100)
     parser.add_argument("--max-new-tokens", type=int, default=72)
     options = parser.parse_args(arguments)

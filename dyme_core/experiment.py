@@ -1,8 +1,8 @@
 """One training run from base to rows, and several of them side by side; every method goes through here.
 
 `python -m dyme_core.experiment --profile mini --method full_dyme --seed 0` makes one run. It writes, whole or not at all,
-rows/<run>.jsonl (one row per item), logs/<run>.jsonl (one per step and evaluation) and runs/<run>.json (what made them), and
-leaves the trained policy in the profile's `runs` folder.
+rows/<run>.jsonl.xz (one row per item), logs/<run>.jsonl.xz (one per step and evaluation) and runs/<run>.json (what made them),
+and leaves the trained policy in the profile's `runs` folder.
 """
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +22,25 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 from trl import GRPOConfig, SFTConfig, SFTTrainer
 
 from dyme_core import config, models, provenance
-from dyme_core.data import Record, mini_records, sft_dataset, to_dataset
-from dyme_core.evaluate import evaluate, summarise, write_rows
+from dyme_core.data import Record, mini_records, sft_dataset, target_writer, to_dataset
+from dyme_core.decoding import caption_match
+from dyme_core.evaluate import evaluate, summarise
 from dyme_core.experts import BankKeeper, Experts, describe, save_bank, too_long
+from dyme_core.measured import MeasuredGRPOTrainer
 from dyme_core.preflight import preflight
 from dyme_core.rewards import reward_functions
+from dyme_core.store import run_file, write_rows
 from dyme_core.supervision import RuleChecker
-from dyme_core.trainer import DyMEConfig, DyMETrainer, MeasuredGRPOTrainer
+from dyme_core.trainer import DyMEConfig, DyMETrainer
 
 logger = logging.getLogger(__name__)
-LOGGED = ("loss", "memorize", "explore", "mastered", "format", "accuracy", "correct", "thinking", "zero_variance",
-          "thinking_tokens", "truncated", "without_target", "generate_s", "score_s", "update_s")
+LOGGED = ("loss", "memorize", "explore", "mastered", "format", "accuracy", "correct", "thinking", "zero_variance", "entropy",
+          "thinking_tokens", "truncated", "without_target", "rows", "memorize_norm", "explore_norm", "cosine",
+          "generate_s", "score_s", "update_s")
+CAPTIONS = 100  # validation charts that the final policy is asked to describe
 UNSUPERVISED = ("base", "grpo")  # methods that ask no expert for anything that is learned
+HELD_OUT = config.SPLITS[1:]
+RESULTS = ("num_items", "correct", "has_format", "groundedness")  # of each split, in the manifest
 
 
 @dataclass(frozen=True)
@@ -166,6 +174,8 @@ def train_dyme(run: Run, experts: Experts, model, processor, records: list[Recor
     training, the template bank learning from rollouts rated "high"."""
     training = run.profile.training
     arguments = DyMEConfig(**shared_arguments(run, steps, learning_rate, folder), **grpo_arguments(run, processor),
+                           switch=training.switch, switch_value=training.switch_value,
+                           thinking_weight=training.thinking_weight, probe_every=training.probe_every,
                            memorize_weight=training.memorize_weight, mastered=training.mastered,
                            reward_gate=training.reward_gate, correct_needs_format=training.correct_needs_format)
     rewards, refine = (reward_functions(RuleChecker()), experts.offline(records)) if run.method == "pure_dyme" else \
@@ -184,28 +194,43 @@ def phases(run: Run) -> list[tuple[Callable, int, float]]:
             "pure_dyme": [(dyme, steps, rates["pure_dyme"])], "full_dyme": [(dyme, steps, rates["full_dyme"])]}[run.method]
 
 
-def execute(run: Run, splits: tuple[str, ...] = ("validation", "test", "unseen")) -> dict[str, Any]:
+def settings_of(run: Run) -> dict[str, Any]:
+    """Every setting that decides the run's result, as its manifest holds them."""
+    return {**asdict(run.profile.training), "learning_rate": [rate for _, _, rate in phases(run)],
+            "warmup_steps": run.profile.warmup_steps.get(run.method), "world": asdict(run.profile.world),
+            "supervision": asdict(supervision_of(run))}
+
+
+def supervision_of(run: Run) -> config.Supervision:
+    """Who checks and refines in this run; methods that learn from no expert have the rules, which only measure."""
+    return config.Supervision() if run.method in UNSUPERVISED else run.profile.supervision
+
+
+def execute(run: Run, splits: tuple[str, ...] = HELD_OUT, keep_policy: bool = True) -> dict[str, Any]:
     """Train and evaluate one run and store everything; returns its manifest.
 
     Args:
         run: what to train.
         splits: the splits to answer at the end; tuning passes ("validation",) and leaves the test sets closed.
+        keep_policy: leave the trained policy (10 MB) in the `runs` folder.
     """
     torch.set_num_threads(1)
     model, processor = models.load_policy(base_folder(run.paths, run.model, run.seed))
-    settings = config.Supervision() if run.method in UNSUPERVISED else run.profile.supervision
     objection = too_long(processor.tokenizer, run.profile.training.max_completion_tokens)
-    with Experts(settings, run.paths, run.paths.runs / run.name, objection) as experts:
-        return _execute(run, splits, experts, model, processor)
+    with Experts(supervision_of(run), run.paths, run.paths.runs / run.name, objection) as experts:
+        return _execute(run, splits, keep_policy, experts, model, processor)
 
 
-def _execute(run: Run, splits: tuple[str, ...], experts: Experts, model, processor) -> dict[str, Any]:
+def _execute(run: Run, splits: tuple[str, ...], keep_policy: bool, experts: Experts, model, processor) -> dict[str, Any]:
+    started = datetime.now(UTC)
     world, training = run.profile.world, run.profile.training
-    records = mini_records("train", world.train_questions, run.seed, world.real_share)
+    real_share = world.real_share if world.train_real_share is None else world.train_real_share
+    records = experts.supposed(mini_records("train", world.train_questions, run.seed, real_share, world.left_out_kinds))
     counts = {"validation": world.validation_questions, "test": world.test_questions, "unseen": world.test_questions}
     held_out = {split: mini_records(split, counts[split], 0, world.real_share) for split in counts}
+    refine = _no_target if run.method in UNSUPERVISED else target_writer(experts.rules)
     preflight(records, processor, model, others=[record for rest in held_out.values() for record in rest],
-              max_new_tokens=training.max_completion_tokens)
+              max_new_tokens=training.max_completion_tokens, refine=refine)
     log = StepLog(run, held_out["validation"], processor, experts=experts)
     log.measure(model, 0)
     # What training takes is counted from here, without the evaluations in between.
@@ -219,25 +244,39 @@ def _execute(run: Run, splits: tuple[str, ...], experts: Experts, model, process
     rows = [row for split in splits for row in
             evaluate(model, processor, held_out[split], max_new_tokens=training.max_completion_tokens,
                      run_columns={**run.columns, "step": log.steps_before})]
-    models.save_policy(model, processor, checkpoint / "policy")
+    captions = caption_match(model, processor, held_out["validation"][:CAPTIONS])
+    if keep_policy:
+        models.save_policy(model, processor, checkpoint / "policy")
     save_bank(experts.bank, checkpoint)
     steps = [row for row in log.rows if row["event"] == "step"]
     manifest = {**run.columns, "profile": run.profile.name, "base": base_folder(run.paths, run.model, run.seed).name,
                 "steps": log.steps_before,
-                "settings": asdict(training) | {"learning_rate": [rate for _, _, rate in phases(run)]},
+                "settings": settings_of(run), "started": started.isoformat(timespec="seconds"),
+                "seconds": (datetime.now(UTC) - started).total_seconds(),
                 "train_s": train_s, "cpu_s": cpu_s, "tokens": log.tokens, "s_per_step": train_s / max(1, log.steps_before),
                 "rollouts": sum("generate_s" in row for row in steps) * training.prompts_per_step * training.num_generations,
-                "supervision": experts.summary(), **provenance.provenance(run.paths.root)}
-    write_rows(run.paths.logs / f"{run.name}.jsonl", log.rows)
-    write_rows(run.paths.rows / f"{run.name}.jsonl", rows)
-    provenance.write_json(run.paths.results / "runs" / f"{run.name}.json", manifest)
+                "captions": captions, "results": _results(rows, splits), "supervision": experts.summary(),
+                **provenance.provenance(run.paths.root)}
+    made = run.paths.results / "runs" / f"{run.name}.json"
+    made.unlink(missing_ok=True)  # an earlier run's; the new one comes last and says that rows and log are whole
+    write_rows(run_file(run.paths.logs, run.name), log.rows)
+    write_rows(run_file(run.paths.rows, run.name), rows)
+    provenance.write_json(made, manifest)
     return manifest
 
 
+def _results(rows: list[dict[str, Any]], splits: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    scores = {split: summarise([row for row in rows if row["split"] == split]) for split in splits}
+    return {split: {name: score[name] for name in RESULTS} for split, score in scores.items()}
+
+
+def _no_target(rows: list[dict[str, Any]]) -> list[None]:
+    return [None] * len(rows)
+
+
 def base_folder(paths: config.Paths, model: str, seed: int) -> Path:
-    """The base a seed starts from: its own where it was built, else seed 0's."""
-    own = paths.bases / f"{model}-s{seed}"
-    return own if own.is_dir() else paths.bases / f"{model}-s0"
+    """The base a seed starts from: its own, which `scheduler` builds where it is missing."""
+    return paths.bases / f"{model}-s{seed}"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -248,12 +287,15 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model", choices=tuple(models.SIZES), default="svlm")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--variant", default="", help="what the settings below are called in the run's name")
+    parser.add_argument("--splits", nargs="+", choices=HELD_OUT, default=HELD_OUT, help="answered at the end; all by default")
+    parser.add_argument("--no-policy", action="store_true", help="do not keep the trained policy")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of the profile, as JSON values")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     overrides = {key: json.loads(value) for key, _, value in (pair.partition("=") for pair in options.set)}
     profile = config.load_profile(options.profile, **overrides)
-    execute(Run(profile, options.method, options.model, options.seed, options.variant))
+    execute(Run(profile, options.method, options.model, options.seed, options.variant), tuple(options.splits),
+            keep_policy=not options.no_policy)
 
 
 if __name__ == "__main__":

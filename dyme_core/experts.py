@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 from dyme_core import config, provenance
 from dyme_core.client import Client, Endpoint, Recording
 from dyme_core.data import Record, Refine, target_writer
+from dyme_core.degrade import GradedRefiner, corrupt
 from dyme_core.drafts import LLMRefiner
 from dyme_core.judges import LLMChecker
 from dyme_core.rewards import reward_functions
@@ -33,6 +34,7 @@ class Experts:
     Attributes:
         client: None where rules supervise.
         bank: one a run; Full DyME's checker feeds it.
+        rules: writes targets by rule, of the chosen quality; what a preflight looks at, for it asks nobody.
         checker, refiner: of the chosen back end.
 
     Args:
@@ -45,7 +47,8 @@ class Experts:
     def __init__(self, settings: config.Supervision, paths: config.Paths, folder: Path,
                  objection: Callable[[str], str | None] | None = None) -> None:
         self.settings, self.bank, self.client, self._recording = settings, TemplateBank(), None, None
-        self.checker, self.refiner = RuleChecker(), RuleRefiner(self.bank)
+        self.rules = GradedRefiner(settings.quality, RuleRefiner(self.bank))
+        self.checker, self.refiner = RuleChecker(), self.rules
         if settings.backend != "rule":
             self._open(paths, folder)
             options = {"policy": settings.policy, "parameters": settings.parameters}
@@ -59,6 +62,10 @@ class Experts:
         endpoint = Endpoint(**{name: getattr(settings, name) for name in config.ENDPOINT_SETTINGS})
         self._recording = Recording(path, read_only=is_replay)
         self.client = Client(endpoint, self._recording, "replay" if is_replay else "live", folder / "ledger.jsonl")
+
+    def supposed(self, records: Sequence[Record]) -> list[Record]:
+        """The training records with the facts that supervision believes in: a share of them is wrong (`degrade.corrupt`)."""
+        return corrupt(records, self.settings.corruption)
 
     def online(self, training: config.Training) -> tuple[list[Callable[..., list[float]]], Refine]:
         """Full DyME: reward functions and refine function that supervise during training.
@@ -99,7 +106,8 @@ class Experts:
 
     def summary(self) -> dict[str, Any]:
         """What the run's manifest says of its supervision; no address and no key."""
-        summary = {"backend": self.settings.backend, "bank": self.bank.state_dict()}
+        summary = {"backend": self.settings.backend, "quality": self.settings.quality, "corruption": self.settings.corruption,
+                   "bank": self.bank.state_dict()}
         if self.client is None:
             return summary
         return {**summary, "policy": self.settings.policy, "model": self.client.endpoint.name, "client": self.client.counts(),

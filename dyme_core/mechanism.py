@@ -72,15 +72,16 @@ def mechanism(logs: pd.DataFrame, manifests: Iterable[Mapping[str, Any]]) -> Fig
     """Draw norms of the two gradients and their cosine (Pure DyME), entropy by method, and captions kept after training.
 
     Args:
-        logs: training logs; "gradient" rows carry memorize_norm, explore_norm and cosine, "step" rows entropy.
+        logs: training logs; "step" rows carry entropy, some of them memorize_norm, explore_norm and cosine.
         manifests: of all runs; `captions` is the share of captions that are right word for word, in [0, 1].
     """
     logs = selection.main_runs(logs[logs["model"] == "svlm"])
-    gradients = logs[(logs["event"] == "gradient") & (logs["method"] == "pure_dyme")]
+    logs = logs[logs["event"] == "step"]
+    gradients = logs[logs["method"] == "pure_dyme"]
     frames = {"gradients": pd.concat([_curve(gradients, f"{kind}_norm").assign(name=kind) for kind in GRADIENT_STYLES]),
               "cosine": _curve(gradients, "cosine"),
-              "entropy": pd.concat([_curve(part, "entropy", WINDOW).assign(name=method) for method, part in
-                                    logs[logs["event"] == "step"].groupby("method")]),
+              "entropy": pd.concat([_curve(part, "entropy", WINDOW).assign(name=method)
+                                    for method, part in logs.groupby("method")]),
               "captions": _captions(manifests)}
     frames = {name: frame.assign(panel=name) for name, frame in frames.items() if len(frame)}
     if not frames:
@@ -123,7 +124,7 @@ def _curve(logs: pd.DataFrame, column: str, window: int = 1) -> pd.DataFrame:
     """Mean, lowest and highest over the seeds at each step: columns step, value, low, high, num_seeds."""
     if column not in logs or logs[column].dropna().empty:
         return pd.DataFrame(columns=["step", "value", "low", "high", "num_seeds"])
-    wide = logs.pivot(index="step", columns="seed", values=column).sort_index()
+    wide = logs.dropna(subset=[column]).pivot(index="step", columns="seed", values=column).sort_index()
     wide = wide.rolling(window, min_periods=1).mean() if window > 1 else wide
     curve = wide.agg(["mean", "min", "max", "count"], axis=1).reset_index()
     return curve.set_axis(["step", "value", "low", "high", "num_seeds"], axis=1).dropna().assign(measure=column)

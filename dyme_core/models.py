@@ -21,7 +21,7 @@ from transformers import (
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 from transformers.processing_utils import ProcessorMixin
 
-from dyme_core import charts, prompts
+from dyme_core import charts, looks, prompts
 from dyme_core.drawing import SIZE
 from dyme_core.provenance import PART_SUFFIX
 
@@ -147,13 +147,15 @@ def save_policy(model: torch.nn.Module, processor: ProcessorMixin, folder: Path,
     aside.rename(folder)
 
 
-def load_policy(source: Path | str, backend: str = "transformers") -> tuple[torch.nn.Module, ProcessorMixin]:
+def load_policy(source: Path | str, backend: str = "transformers", shares_looks: bool = True
+                ) -> tuple[torch.nn.Module, ProcessorMixin]:
     """Load a policy and its processor, vision tower frozen: (model, processor).
 
     Args:
         source: a local folder (one saved by `save_policy` from a mini model gets MiniProcessor, any other its own Auto
             classes), or with "unsloth" also a hub id.
         backend: "transformers" (32 bits) or "unsloth" (LoRA in 16 bits, needs a CUDA GPU).
+        shares_looks: with "transformers", process and encode each picture once (`looks`).
     Raises:
         FileNotFoundError: if the folder holds no model.
         RuntimeError: if Unsloth cannot be used, with what to do.
@@ -171,6 +173,8 @@ def load_policy(source: Path | str, backend: str = "transformers") -> tuple[torc
     model = loader.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
     processor = processors.from_pretrained(folder, trust_remote_code=False)
     freeze_vision(model)
+    if shares_looks:
+        looks.share_looks(model, processor)
     return model, processor
 
 

@@ -1,10 +1,8 @@
-"""The switch on plain tensors: advantages, the mode of each group, and which row becomes the target to memorize.
+"""What the switches decide from, on plain tensors: total rewards, advantages, the mode of each group.
 
 The rollouts of a prompt are adjacent rows; G is their number, B a multiple of G.
 """
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -47,17 +45,18 @@ def group_modes(is_correct: Tensor, group_size: int) -> Tensor:
     return modes
 
 
-def total_rewards(rewards: Tensor, gate: str, group_size: int) -> Tensor:
+def total_rewards(rewards: Tensor, gate: str, group_size: int, thinking_weight: float = 1.0) -> Tensor:
     """Sum (format, accuracy, thinking); gate "gated" gives 0 where the format fails, "sum" adds all (the public code).
 
     Args:
         rewards: (B, 3) in [0, 1], in that order; NaN is a score that is not known (a judge that was skipped or not asked).
         gate: "sum" or "gated".
         group_size: G.
+        thinking_weight: of the third column.
     Returns:
-        (B,) in [0, 3].
+        (B,) in [0, 2 + thinking_weight].
     """
-    total = fill_unknown(rewards, group_size).sum(dim=1)
+    total = (fill_unknown(rewards, group_size) * rewards.new_tensor([1.0, 1.0, thinking_weight])).sum(dim=1)
     return torch.where(rewards[:, 0] > 0.5, total, torch.zeros_like(total)) if gate == "gated" else total
 
 
@@ -74,37 +73,6 @@ def fill_unknown(rewards: Tensor, group_size: int) -> Tensor:
     groups = _grouped(rewards, group_size)
     means = groups.nanmean(dim=1, keepdim=True).nan_to_num(0.0)
     return torch.where(groups.isnan(), means, groups).reshape(rewards.shape)
-
-
-@dataclass(frozen=True)
-class Switched:
-    """What the switch decided for a batch; `memorize_rows` are the rows that must become targets."""
-
-    advantages: Tensor  # (B,)
-    modes: Tensor  # (B / G,)
-    memorize_rows: Tensor  # (number of memorize groups,) row indices
-
-
-def switch(rewards: Tensor, is_correct: Tensor, group_size: int, memorize_weight: float = 1.0, mastered: str = "skip"
-           ) -> Switched:
-    """DyME's dynamic switch: memorize, explore or leave each prompt, from how many of its rollouts are correct.
-
-    Args:
-        rewards: (B,) total rewards.
-        is_correct: (B,) booleans.
-        group_size: G.
-        memorize_weight: advantage of a memorize row: 1 is the public code's "row", G is "group" (one prompt, one SFT example).
-        mastered: "skip" gives groups that are all correct advantage 0, "explore" treats them as mixed ones.
-    Returns:
-        advantages, modes and the rows (the first of each memorize group) whose completion must be replaced by the target.
-    """
-    modes = group_modes(is_correct, group_size)
-    advantages = group_advantages(rewards, group_size).reshape(-1, group_size).clone()
-    advantages[modes == MEMORIZE] = 0.0
-    advantages[modes == MEMORIZE, 0] = memorize_weight
-    if mastered == "skip":
-        advantages[modes == MASTERED] = 0.0
-    return Switched(advantages.reshape(-1), modes, (modes == MEMORIZE).nonzero().flatten() * group_size)
 
 
 def _grouped(rows: Tensor, group_size: int) -> Tensor:

@@ -10,12 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dyme_core import config
-from dyme_core.experiment import Run
+from dyme_core.experiment import HELD_OUT, Run
 
 PROFILE = "mini"
 SEEDS = (0, 1, 2, 3, 4)  # each has its own base, training questions, order and rollouts
 FEW_SEEDS = SEEDS[:3]  # of sweeps
-HELD_OUT = ("validation", "test", "unseen")
 SWITCH_NAMES = {"binary": "DyME (binary)", "threshold": "HPT gate", "cosine": "Cosine annealing", "budget": "SFT budget",
                 "luffy": "LUFFY", "chord": "CHORD", "prefix": "Expert prefix"}
 SWITCH_VALUES = {"threshold": (0.25, 0.5), "budget": (8.0, 32.0), "luffy": (0.1, 1.0), "chord": (0.1, 0.5)}  # those tried
@@ -67,12 +66,13 @@ def _large() -> Iterator[Point]:
 
 
 def _tuning() -> Iterator[Point]:
+    """Three learning rates with a short warm-up, and the chosen one with a longer: the same for every method."""
+    rates = config.load_profile(PROFILE).learning_rates
     for method in ("sft", "grpo", "sft_grpo", "pure_dyme", "full_dyme"):
-        for rate in (3e-4, 1e-3, 2e-3):
-            for warmup in (10, 40):
-                yield Point("tuning", f"{config.METHOD_NAMES[method]}, {rate:g}, {warmup}", method, f"lr{rate:g}-w{warmup}",
-                            {f"learning_rates.{method}": rate, f"warmup_steps.{method}": warmup}, (0,), ("validation",),
-                            value=rate)
+        for rate, warmup in ((3e-4, 10), (1e-3, 10), (2e-3, 10), (rates[method], 40)):
+            yield Point("tuning", f"{config.METHOD_NAMES[method]}, {rate:g}, {warmup}", method, f"lr{rate:g}-w{warmup}",
+                        {f"learning_rates.{method}": rate, f"warmup_steps.{method}": warmup}, (0,), ("validation",),
+                        value=rate)
 
 
 def _switch_tuning() -> Iterator[Point]:
@@ -108,8 +108,8 @@ def _rollouts() -> Iterator[Point]:
 
 
 def _length() -> Iterator[Point]:
-    for method in ("grpo", "pure_dyme"):
-        for limit in (24, 40, 56):
+    for method, limits in (("grpo", (24, 40, 56, 96)), ("pure_dyme", (56, 96))):  # the longest target has 50 tokens
+        for limit in limits:
             yield Point("length", f"{limit} tokens", method, "" if limit == 56 else f"t{limit}",
                         {} if limit == 56 else {"training.max_completion_tokens": limit}, FEW_SEEDS, value=limit)
 

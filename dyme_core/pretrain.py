@@ -10,7 +10,7 @@ import random
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,10 @@ from torch import Tensor, nn
 from dyme_core import config, drawing, models, prompts, provenance
 from dyme_core.batches import LETTERS, NAMES, SIDE, column_batch, conversation_batch, padded, sum_batch, tokens
 from dyme_core.data import mini_records
-from dyme_core.decoding import decode
-from dyme_core.facts import write_facts
+from dyme_core.decoding import caption_match, decode
 from dyme_core.lessons import draw_sum
 from dyme_core.models import PATCH
 from dyme_core.questions import KINDS
-from dyme_core.supervision import item_of
 
 logger = logging.getLogger(__name__)
 
@@ -162,15 +160,12 @@ def measure_base(model: nn.Module, processor: models.MiniProcessor, num_items: i
     question is sampled at temperature 1: its format rate, its strict accuracy, and the share that is both.
     """
     lookups = [record for record in mini_records("validation", len(KINDS) * num_items, seed=1) if record.kind == "lookup"]
-    captions = [replace(record, question=prompts.CAPTION_INSTRUCTION) for record in lookups]
-    said = decode(model, processor, captions, instruction="")
     answered = decode(model, processor, lookups, instruction=prompts.ANSWER_INSTRUCTION)
     mixed = mini_records("validation", num_items, seed=1)
     thought = [response.text for response in decode(model, processor, mixed, seed=0)]
     well_formed = [prompts.is_well_formed(text) for text in thought]
     is_right = [prompts.split_response(text)[1] == record.answer for text, record in zip(thought, mixed, strict=True)]
-    return {"caption exact match": _share(response.text == write_facts(item_of(record.row).facts) + "."
-                                          for response, record in zip(said, captions, strict=True)),
+    return {"caption exact match": caption_match(model, processor, lookups),
             "look-up accuracy": _share(prompts.split_response(response.text)[1] == record.answer
                                        for response, record in zip(answered, lookups, strict=True)),
             "bare sums": _share_of_sums(model, processor, num_items, is_stated=False),

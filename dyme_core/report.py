@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 import time
@@ -17,10 +16,11 @@ from typing import Any
 import pandas as pd
 from PIL import Image
 
-from dyme_core import config, contrasts, findings, mechanism, plots, selection, statistics, sweeps, tables, traces
+from dyme_core import config, contrasts, findings, mechanism, plots, statistics, sweeps, tables, traces
 from dyme_core.data import mini_records
 from dyme_core.figures import save_figure
 from dyme_core.provenance import write_atomic
+from dyme_core.registry import read_manifests, write_registry
 from dyme_core.statistics import NoRows
 from dyme_core.verdicts import Evidence
 
@@ -30,30 +30,36 @@ README_MARK = "<!-- results/mini/tables/main.md -->\n"  # the README's table of 
 
 @dataclass(frozen=True)
 class Stored:
-    """What the runs of a profile left: rows (one per item), logs (one per step), manifests (one per run)."""
+    """What the runs of a profile left: rows (one per item), logs (one per step), manifests (one per run).
+
+    The main runs are those without a variant: what figures and tables of methods show.
+    """
 
     paths: config.Paths
 
     @cached_property
     def rows(self) -> pd.DataFrame:
-        return statistics.load_rows(self.paths.rows)
+        return statistics.load_rows(self.paths.rows, _names(self.manifests))
 
     @cached_property
     def logs(self) -> pd.DataFrame:
-        return statistics.load_logs(self.paths.logs)
+        return statistics.load_logs(self.paths.logs, _names(self.manifests))
 
     @cached_property
     def main_rows(self) -> pd.DataFrame:
-        """Rows of the runs without a variant: what the figures and tables of methods show."""
-        return selection.main_runs(self.rows)
+        return statistics.load_rows(self.paths.rows, _names(self.main_manifests))
 
     @cached_property
     def main_logs(self) -> pd.DataFrame:
-        return selection.main_runs(self.logs)
+        return statistics.load_logs(self.paths.logs, _names(self.main_manifests))
 
     @cached_property
     def manifests(self) -> list[dict[str, Any]]:
-        return [json.loads(path.read_text()) for path in sorted((self.paths.results / "runs").glob("*.json"))]
+        return read_manifests(self.paths)
+
+    @cached_property
+    def main_manifests(self) -> list[dict[str, Any]]:
+        return [manifest for manifest in self.manifests if not manifest.get("variant")]
 
     @cached_property
     def evidence(self) -> Evidence:
@@ -66,6 +72,10 @@ class Stored:
         """The test charts by item, drawn again from their seed."""
         world = config.load_profile(self.paths.profile).world
         return {record.item: record.load_image() for record in mini_records("test", world.test_questions, 0, world.real_share)}
+
+
+def _names(manifests: list[dict[str, Any]]) -> list[str]:
+    return [manifest["run"] for manifest in manifests]
 
 
 FIGURES: dict[str, Callable[[Stored], Any]] = {
@@ -87,7 +97,7 @@ FIGURES: dict[str, Callable[[Stored], Any]] = {
 TABLES: dict[str, tuple[Callable[[Stored], pd.DataFrame], str]] = {
     "main": (lambda stored: tables.main_table(stored.main_rows),
              "Share of well-formed correct answers in the mini world, with 95 % bootstrap intervals over seeds and items."),
-    "cost": (lambda stored: tables.cost_table(stored.main_logs, stored.main_rows, stored.manifests),
+    "cost": (lambda stored: tables.cost_table(stored.main_logs, stored.main_rows, stored.main_manifests),
              "The poster's cost table: measured lines are of the mini world on a CPU (medians over seeds, per run), reported "
              "ones of ChartQA on GPUs."),
     "ablation": (lambda stored: contrasts.ablation_table(stored.rows),
@@ -152,6 +162,7 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     config.load_profile(options.profile)
     paths, start = config.paths(options.profile), time.perf_counter()
+    write_registry(paths)
     stored, made = Stored(paths), 0
     for make, names in ((tabulate, TABLES), (draw, FIGURES)):
         for name in names:

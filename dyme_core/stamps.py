@@ -56,7 +56,7 @@ class Workspace:
                 "core": hash_files(CORE.glob("*.py"), CORE),
                 "lock": hash_files(self.root.glob("requirements.lock"), self.root),
                 "parameters": hash_json(job.parameters),
-                "bases": hash_files(_files(self.paths.bases), self.root),
+                "bases": hash_files((path for folder in self.paths.bases.glob("*-s0") for path in _files(folder)), self.root),
                 "earlier": hash_files((path for name in earlier for path in self._data(name)), self.root)}
 
     def is_finished(self, job: Job) -> bool:

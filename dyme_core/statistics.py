@@ -5,8 +5,7 @@ else is computed beside it.
 """
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +16,7 @@ import pandas as pd
 from scipy.stats import binomtest
 
 from dyme_core.config import METHODS
+from dyme_core.store import SUFFIX, read_rows, run_file
 
 LEVEL = 0.95  # of every interval
 RESAMPLES = 2000
@@ -37,14 +37,14 @@ class Estimate:
     num_items: int
 
 
-def load_rows(folder: Path) -> pd.DataFrame:
-    """Load every `<run>.jsonl` of per-item rows in a folder, runs in order of their names.
+def load_rows(folder: Path, runs: Iterable[str] | None = None) -> pd.DataFrame:
+    """Load the per-item rows of some runs (all that the folder holds, if none are named), in order of their names.
 
     Raises:
-        FileNotFoundError: if the folder holds no rows.
+        FileNotFoundError: if the folder holds no rows, or none of a run that is named.
         ValueError: if a method is unknown, or a (run, split, item) occurs twice.
     """
-    rows = _load(folder)
+    rows = _load(folder, runs)
     twice = rows.duplicated(["run", "split", "item"])
     if twice.any():
         raise ValueError(f"rows must hold one line per (run, split, item): {rows[twice].iloc[0]['run']!r} repeats "
@@ -52,17 +52,16 @@ def load_rows(folder: Path) -> pd.DataFrame:
     return rows
 
 
-def load_logs(folder: Path) -> pd.DataFrame:
-    """Load every training log in a folder: rows with event "step" (one per optimisation step) and "eval"."""
-    return _load(folder)
+def load_logs(folder: Path, runs: Iterable[str] | None = None) -> pd.DataFrame:
+    """Load training logs like `load_rows`: rows with event "step" (one per optimisation step) and "eval"."""
+    return _load(folder, runs)
 
 
-def _load(folder: Path) -> pd.DataFrame:
-    files = sorted(Path(folder).glob("*.jsonl"))
+def _load(folder: Path, runs: Iterable[str] | None) -> pd.DataFrame:
+    files = sorted(Path(folder).glob(f"*{SUFFIX}") if runs is None else {run_file(Path(folder), run) for run in runs})
     if not files:
-        raise FileNotFoundError(f"no <run>.jsonl in {folder}; train and evaluate first (notebook 03)")
-    # json, not pandas.read_json: texts stay texts (item "1e5", answer "007").
-    frame = pd.DataFrame([json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()])
+        raise FileNotFoundError(f"no <run>{SUFFIX} in {folder}; train and evaluate first (notebook 03)")
+    frame = pd.DataFrame([row for file in files for row in read_rows(file)])
     unknown = sorted(set(frame["method"]) - set(METHODS))
     if unknown:
         raise ValueError(f"unknown methods {unknown} in {folder}; expected some of {METHODS}")

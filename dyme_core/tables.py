@@ -70,10 +70,10 @@ def cost_table(logs: pd.DataFrame, rows: pd.DataFrame, manifests: Iterable[Mappi
     Args:
         logs: training logs; a run's time is the mean of `seconds` over its steps (no evaluation), a method's the median.
         rows: per-item rows; accuracy is `correct` on the test set.
-        manifests: run manifests (those of variants are left out), for `profile`, `settings["external_model"]`, and rollouts,
+        manifests: of the same runs, for `profile`, `settings["external_model"]`, and rollouts,
             tokens and cpu_s, of which a method has the median over its seeds.
     """
-    manifests = [manifest for manifest in manifests if not manifest.get("variant")]
+    manifests = list(manifests)
     source = MEASURED.format(profile=" and ".join(sorted({manifest["profile"] for manifest in manifests})))
     external = {manifest["method"]: manifest["settings"].get("external_model") for manifest in manifests
                 if manifest["model"] == "svlm"}

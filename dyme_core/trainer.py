@@ -1,24 +1,26 @@
-"""DyMETrainer: TRL's GRPOTrainer with the dynamic switch, nothing else.
+"""DyMETrainer: TRL's GRPOTrainer with a switch between memorizing and exploring, nothing else.
 
-Two overrides (SEAM.md): `_calculate_rewards` remembers the gathered reward matrix, `_generate_and_score_completions` edits the
-batch that TRL returns. The loss is never touched, so that Unsloth's compiled trainer runs the same code.
+`_generate_and_score_completions` edits the batch that TRL returns (SEAM.md), `_generate_single_turn` lets rollouts start from a
+hint. The loss is never touched, so that Unsloth's compiled trainer runs the same code.
 """
 from __future__ import annotations
 
+import copy
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig
 
-from dyme_core import objective
-from dyme_core.prompts import split_response
-from dyme_core.rewards import completion_text
+from dyme_core import assembly, objective, switches
+from dyme_core.measured import MeasuredGRPOTrainer
 
 logger = logging.getLogger(__name__)
+VISUAL = ("pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes", "num_tiles", "image_sizes",
+          "token_type_ids", "mm_token_type_ids", "image_position_ids")  # what TRL's log-probs take besides token ids
 REQUIRED = {"loss_type": "grpo", "temperature": 1.0, "beta": 0.0, "num_iterations": 1, "mask_truncated_completions": False,
             "vllm_importance_sampling_correction": False, "scale_rewards": "group", "reward_weights": None,
             "multi_objective_aggregation": "sum_then_normalize", "top_entropy_quantile": 1.0}
@@ -35,6 +37,11 @@ WHY = {"loss_type": "dapo, bnpo and dr_grpo weigh a memorize row differently fro
 class DyMEConfig(GRPOConfig):
     """GRPO's settings, those that DyME needs fixed, and the switch's own (METHOD.md)."""
 
+    switch: str = field(default="binary", metadata={"help": "one of switches.SWITCHES; binary is DyME's"})
+    switch_value: float | None = field(default=None, metadata={"help": "the switch's number; None: its default"})
+    thinking_weight: float = field(default=1.0, metadata={"help": "of the thinking reward; 0 is the ablation without checker"})
+    drop_idle_rows: bool = field(default=True, metadata={"help": "rows of advantage 0 skip the update (same gradient)"})
+    probe_every: int = field(default=0, metadata={"help": "steps between measurements of gradients; 0: never"})
     memorize_weight: str = field(default="row", metadata={"help": "row: 1 (public code); group: G, a prompt = an SFT example"})
     mastered: str = field(default="skip", metadata={"help": "all-correct groups: skip (advantage 0) or explore"})
     reward_gate: str = field(default="sum", metadata={"help": "sum (public code) or gated: 0 where the format fails"})
@@ -49,6 +56,7 @@ class DyMEConfig(GRPOConfig):
                               ("reward_gate", ("sum", "gated"))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {choices}: got {getattr(self, name)!r}")
+        switches.named(self.switch, self.switch_value)
         super().__post_init__()
         for name, wanted in REQUIRED.items():
             if getattr(self, name) != wanted:
@@ -59,83 +67,15 @@ class DyMEConfig(GRPOConfig):
                              "rows would be stale")
 
 
-class MeasuredGRPOTrainer(GRPOTrainer):
-    """TRL's GRPO, unchanged, with what a reader of a run needs logged at each step.
-
-    Logged: groups by mode (memorize / explore / mastered: none, some, all of a prompt's rollouts correct; plain GRPO only
-    counts them), mean format / accuracy / thinking / correct, share of zero-variance groups, thinking length in tokens,
-    share of truncated rollouts, seconds to generate, to score and to update.
-
-    Args:
-        reward_funcs: exactly [format, accuracy, thinking], each in [0, 1] (rewards.reward_functions).
-        correct_needs_format: an answer without thinking is not correct.
-    """
-
-    def __init__(self, *args: Any, reward_funcs: Sequence[Callable], correct_needs_format: bool = True, **kwargs: Any):
-        if len(reward_funcs) != 3:
-            raise ValueError(f"reward_funcs must be [format, accuracy, thinking]: got {len(reward_funcs)} functions")
-        super().__init__(*args, reward_funcs=list(reward_funcs), **kwargs)
-        self.correct_needs_format = correct_needs_format
-        self._rewards = torch.empty(0, 3)
-        self._seconds = {"generate_s": 0.0, "score_s": 0.0}
-
-    def is_correct(self) -> torch.Tensor:
-        """(B_global,) booleans for the rollouts scored last, all processes."""
-        is_right = self._rewards[:, 1] > 0.5
-        return is_right & (self._rewards[:, 0] > 0.5) if self.correct_needs_format else is_right
-
-    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
-        start = time.perf_counter()
-        self._rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        self._seconds["score_s"] = time.perf_counter() - start
-        self._log_rollouts(completions, completion_ids_list)
-        return self._rewards
-
-    def _log_rollouts(self, completions, completion_ids_list) -> None:
-        metrics = self._metrics["train" if self.model.training else "eval"]
-        group_size = self.num_generations if self.model.training else self.num_generations_eval
-        modes = objective.group_modes(self.is_correct(), group_size)
-        for mode, name in enumerate(("memorize", "explore", "mastered")):
-            metrics[name].append((modes == mode).sum().item())
-        for place, name in enumerate(("format", "accuracy", "thinking")):
-            metrics[name].append(self._rewards[:, place].nanmean().item())
-        metrics["correct"].append(self.is_correct().float().mean().item())
-        weights = self.reward_weights.to(self._rewards.device)  # a reward of weight 0 is measured, not learned from
-        totals = (objective.fill_unknown(self._rewards, group_size) * weights).sum(dim=1).reshape(-1, group_size)
-        metrics["zero_variance"].append((totals == totals[:, :1]).all(dim=1).float().mean().item())
-        thinking = [split_response(completion_text(completion))[0] for completion in completions]
-        lengths = [len(ids) for ids in self._tokenizer(thinking, add_special_tokens=False)["input_ids"]]
-        truncated = [ids[-1] not in self.eos_token_ids for ids in completion_ids_list]
-        local = torch.tensor([lengths, truncated], dtype=torch.float32, device=self.accelerator.device).mean(dim=1)
-        means = self.accelerator.gather(local[None]).mean(dim=0).tolist()
-        metrics["thinking_tokens"].append(means[0])
-        metrics["truncated"].append(means[1])
-
-    def _generate_and_score_completions(self, inputs):
-        start = time.perf_counter()
-        batch = super()._generate_and_score_completions(inputs)
-        self._seconds["generate_s"] = time.perf_counter() - start - self._seconds["score_s"]
-        return batch
-
-    def training_step(self, model, inputs, num_items_in_batch):
-        self._seconds = {"generate_s": 0.0, "score_s": 0.0}
-        start = time.perf_counter()
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        elapsed = time.perf_counter() - start
-        self._seconds["update_s"] = elapsed - self._seconds["generate_s"] - self._seconds["score_s"]
-        for name, seconds in self._seconds.items():  # TRL logs the mean over micro-batches; wanted is the step's sum
-            self._metrics["train"][name].append(seconds * self.current_gradient_accumulation_steps)
-        return loss
-
-
 class DyMETrainer(MeasuredGRPOTrainer):
-    """GRPO that memorizes a refined target where every rollout of a prompt failed.
+    """GRPO that memorizes a refined target where the switch says so: DyME's own where every rollout of a prompt failed.
 
-    Logged besides: without_target, all-wrong prompts that the refiner had no target for; their groups teach nothing.
+    Logged besides: without_target, prompts to memorize that the refiner had no target for; rows, those that went through the
+    update; every `probe_every` steps memorize_norm, explore_norm and cosine of the gradients of targets and of rollouts.
 
     Args:
-        refine: called once a step with the data rows (dicts of columns) of all-wrong prompts; returns a target's text for
-            each, thinking and answer line without the end token, or None (data.target_writer).
+        refine: called once a step with the data rows (dicts of columns) of the prompts to memorize; returns a target's text
+            for each, thinking and answer line without the end token, or None (data.target_writer).
         **kwargs: as for MeasuredGRPOTrainer; `args` must be a DyMEConfig.
     """
 
@@ -145,54 +85,140 @@ class DyMETrainer(MeasuredGRPOTrainer):
             raise TypeError(f"args must be a DyMEConfig: got {type(self.args).__name__}")
         self.correct_needs_format = self.args.correct_needs_format
         self.memorize_advantage = float(self.num_generations) if self.args.memorize_weight == "group" else 1.0
+        self.switch = switches.named(self.args.switch, self.args.switch_value)
         self.refine = refine
+        self._hints: list[list[int]] = []  # token ids, one list per local row; empty where rollouts start from nothing
+        self._held: list[assembly.Batch] = []  # rows with targets that wait (Decision.hold)
+
+    @property
+    def progress(self) -> float:
+        """Share of the training steps that are done."""
+        return self.state.global_step / self.state.max_steps
 
     def _generate_and_score_completions(self, inputs):
         is_training = self.model.training  # read before super(): generation may change it
+        self._hints = self._draw_hints(inputs) if is_training and self.switch.hint else []
         batch = super()._generate_and_score_completions(inputs)
         start = time.perf_counter()
         batch = self._switch(inputs, batch) if is_training else batch
         self._seconds["score_s"] += time.perf_counter() - start  # the refiner's seconds are no part of the update
         return batch
 
-    def _switch(self, inputs: list[dict[str, Any]], batch: dict[str, Any]) -> dict[str, Any]:
+    def _draw_hints(self, inputs: list[dict[str, Any]]) -> list[list[int]]:
+        share = self.switch.hint(self.progress, self.switch.value)
+        ids = [self._ids(target)[:-1] if target is not None else [] for target in self.refine(inputs)]
+        return [row[: round(share * len(row))] for row in ids]
+
+    def _generate_single_turn(self, prompt_ids, images, fields, *args, **kwargs):
+        if not any(self._hints):
+            return super()._generate_single_turn(prompt_ids, images, fields, *args, **kwargs)
+        hinted = [[*ids, *hint] for ids, hint in zip(prompt_ids, self._hints, strict=True)]
+        longer = {name: [[*ids, *[0] * len(hint)] for ids, hint in zip(values, self._hints, strict=True)]
+                  if name in assembly.SPANS else values for name, values in fields.items()}
+        sampled, log_probs = super()._generate_single_turn(hinted, images, longer, *args, **kwargs)
+        return [[*hint, *ids] for hint, ids in zip(self._hints, sampled, strict=True)], log_probs
+
+    def _switch(self, inputs: list[dict[str, Any]], batch: assembly.Batch) -> assembly.Batch:
         """Apply the switch to the local rows of a generated batch; groups may span processes."""
-        decision = objective.switch(objective.total_rewards(self._rewards, self.args.reward_gate, self.num_generations),
-                                    self.is_correct(), self.num_generations, self.memorize_advantage, self.args.mastered)
+        size, args = self.num_generations, self.args
+        rewards = objective.total_rewards(self._rewards, args.reward_gate, size, args.thinking_weight)
+        groups = switches.Groups(rewards.view(-1, size), self.is_correct().view(-1, size), self.progress,
+                                 self.memorize_advantage, 2 + args.thinking_weight, args.mastered)
+        decision = self.switch.decide(groups, self.switch.value)
         first = self.accelerator.process_index * len(inputs)
-        batch["advantages"] = decision.advantages[first: first + len(inputs)].to(batch["advantages"]).clone()
-        rows = [row for row in (decision.memorize_rows - first).tolist() if 0 <= row < len(inputs)]
-        self._memorize(batch, rows, self.refine([inputs[row] for row in rows]) if rows else [])
+        batch["advantages"] = decision.advantages.flatten()[first: first + len(inputs)].to(batch["advantages"])
+        targets = [(group * size - first, weight) for group, weight in enumerate(decision.targets.tolist()) if weight]
+        batch = self._memorize(inputs, batch, [(row, weight) for row, weight in targets if 0 <= row < len(inputs)], decision)
+        if any(self._hints):
+            self._weigh_hints(batch)
+        if not decision.advantages.any() and not decision.targets.any():
+            logger.info("step %d: nothing to learn from this batch: %s", self.state.global_step, self._why_nothing(groups))
+        if args.probe_every and self.state.global_step % args.probe_every == 0:
+            self._probe(batch, len(inputs))
+        # TRL's mean is over all rows there are; the switch's weights are meant for the rollouts of the step.
+        batch["advantages"] = batch["advantages"] * (len(batch["advantages"]) / len(inputs))
+        if args.drop_idle_rows:
+            batch = assembly.drop_idle_rows(batch, args.steps_per_generation)
+        self._metrics["train"]["rows"].append(len(batch["advantages"]) * self.accelerator.num_processes)
         batch["num_items_in_batch"] = self.accelerator.gather(batch["completion_mask"].sum()).sum()
-        if not decision.advantages.any():
-            logger.info("step %d: nothing to learn from this batch: %s", self.state.global_step, self._why_nothing(decision))
+        del batch["is_target"]
         return batch
 
-    def _memorize(self, batch: dict[str, Any], rows: list[int], targets: Sequence[str | None]) -> None:
-        for row, target in zip(rows, targets, strict=True):
-            if target is None:
-                batch["advantages"][row] = 0.0
-            else:
-                self._write_target(batch, row, target)
-        num_missing = torch.tensor([sum(target is None for target in targets)], device=batch["advantages"].device)
+    def _memorize(self, inputs, batch: assembly.Batch, rows: list[tuple[int, float]], decision: switches.Decision
+                  ) -> assembly.Batch:
+        """Write targets: in place of an idle first rollout of their group, else as one more row."""
+        texts = self.refine([inputs[row] for row, _ in rows]) if rows else []
+        found = [(row, weight, text) for (row, weight), text in zip(rows, texts, strict=True) if text is not None]
+        num_missing = torch.tensor([texts.count(None)], device=batch["advantages"].device)
         self._metrics["train"]["without_target"].append(self.accelerator.gather(num_missing).sum().item())
+        batch["is_target"] = torch.zeros(len(inputs), dtype=torch.bool, device=batch["advantages"].device)
+        if decision.hold:
+            self._held += [self._target_rows(batch, [target]) for target in found]
+            if len(self._held) < decision.hold:
+                return batch
+            released, self._held = self._held, []
+            return assembly.join([batch, *released], self._tokenizer.pad_token_id)
+        idle = [target for target in found if batch["advantages"][target[0]] == 0]
+        if len(idle) < len(found):
+            batch = assembly.join([batch, self._target_rows(batch, [target for target in found if target not in idle])],
+                                  self._tokenizer.pad_token_id)
+        for row, weight, text in idle:
+            assembly.write_completion(batch, row, self._ids(text), self._tokenizer.pad_token_id)
+            batch["advantages"][row], batch["is_target"][row] = weight, True
+        if decision.token_weight is not None and found:
+            self._weigh_tokens(batch, decision.token_weight)
+        return batch
 
-    def _why_nothing(self, decision: objective.Switched) -> str:
-        mastered = int((decision.modes == objective.MASTERED).sum())
-        flat = len(decision.modes) - mastered
-        return (f"in {mastered} of {len(decision.modes)} groups every rollout is correct"
+    def _target_rows(self, batch: assembly.Batch, targets: list[tuple[int, float, str]]) -> assembly.Batch:
+        """New rows: the prompts of these rows with their targets (row, weight, text)."""
+        rows = assembly.take_rows(batch, [row for row, _, _ in targets])
+        for place, (_, weight, text) in enumerate(targets):
+            assembly.write_completion(rows, place, self._ids(text), self._tokenizer.pad_token_id)
+            rows["advantages"][place], rows["is_target"][place] = weight, True
+        return rows
+
+    def _ids(self, target: str) -> list[int]:
+        return [*self._tokenizer(target, add_special_tokens=False)["input_ids"], self._tokenizer.eos_token_id]
+
+    @torch.no_grad()
+    def _weigh_tokens(self, batch: assembly.Batch, token_weight: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Give each token of a target its own weight, from its probability under the policy; advantages become (B, C)."""
+        places = batch["is_target"].nonzero().flatten().tolist()
+        advantages = batch["advantages"][:, None].repeat(1, batch["completion_ids"].shape[1])
+        advantages[places] *= token_weight(self._log_probs(assembly.take_rows(batch, places)).exp())
+        batch["advantages"] = advantages
+
+    def _weigh_hints(self, batch: assembly.Batch) -> None:
+        """Give the tokens of a hint the weight of a target that is shared by its group's rows."""
+        advantages = batch["advantages"][:, None].repeat(1, batch["completion_ids"].shape[1])
+        for row, hint in enumerate(self._hints):
+            advantages[row, : len(hint)] = self.memorize_advantage / self.num_generations
+        batch["advantages"] = advantages
+
+    def _log_probs(self, batch: assembly.Batch) -> torch.Tensor:
+        """(B, C) log-probabilities of the completions' tokens, as TRL computes them."""
+        ids, mask = (torch.cat([batch[f"prompt_{name}"], batch[f"completion_{name}"]], dim=1) for name in ("ids", "mask"))
+        others = {name: value for name, value in batch.items() if name in VISUAL}
+        return self._get_per_token_logps_and_entropies(self.model, ids, mask, batch["completion_ids"].shape[1], **others)[0]
+
+    def _probe(self, batch: assembly.Batch, size: int) -> None:
+        """Measure the gradients of the targets and of the rollouts by themselves, at the weights of this step."""
+        metrics, parameters = copy.deepcopy(self._metrics), [p for p in self.model.parameters() if p.requires_grad]
+        found = []
+        for is_kept in (batch["is_target"], ~batch["is_target"]):
+            kept = is_kept if batch["advantages"].dim() == 1 else is_kept[:, None]
+            part = {**batch, "advantages": batch["advantages"] * kept * (len(is_kept) / size)}
+            gradient = torch.autograd.grad(self._compute_loss(self.model, part), parameters)
+            found.append(torch.cat([each.flatten() for each in gradient]))
+        norms = [each.norm() for each in found]
+        self._metrics = metrics
+        for name, norm in zip(("memorize_norm", "explore_norm"), norms, strict=True):
+            self._metrics["train"][name].append(norm.item())
+        if norms[0] > 0 and norms[1] > 0:  # else one of the two teaches nothing in this batch
+            self._metrics["train"]["cosine"].append((found[0] @ found[1] / (norms[0] * norms[1])).item())
+
+    def _why_nothing(self, groups: switches.Groups) -> str:
+        mastered = int((groups.pass_rate == 1).sum())
+        flat = len(groups.pass_rate) - mastered
+        return (f"in {mastered} of {len(groups.pass_rate)} groups every rollout is correct"
                 + (f", in {flat} all rollouts earn the same reward" if flat else ""))
-
-    def _write_target(self, batch: dict[str, Any], row: int, target: str) -> None:
-        """Put the target's tokens in place of a rollout, widening every row of the batch where it is longer."""
-        ids = self._tokenizer(target, add_special_tokens=False)["input_ids"] + [self._tokenizer.eos_token_id]
-        missing = len(ids) - batch["completion_ids"].shape[1]
-        if missing > 0:
-            fills = {"completion_ids": self._tokenizer.pad_token_id, "completion_mask": 0, "token_type_ids": 0,
-                     "mm_token_type_ids": 0}
-            for name in fills.keys() & batch.keys():
-                batch[name] = torch.nn.functional.pad(batch[name], (0, missing), value=fills[name])
-        batch["completion_ids"][row] = self._tokenizer.pad_token_id
-        batch["completion_ids"][row, : len(ids)] = torch.tensor(ids, device=batch["completion_ids"].device)
-        batch["completion_mask"][row] = 0
-        batch["completion_mask"][row, : len(ids)] = 1

@@ -4,6 +4,7 @@ Also which name follows its number and owns it ("62 in 2010"). All patterns are 
 """
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -70,7 +71,8 @@ def find_words(text: str, entities: Mapping[str, str], attributes: Mapping[str, 
     return words
 
 
-def _pattern(names: Sequence[str]) -> re.Pattern:
+@functools.lru_cache(maxsize=4096)  # the charts of a run: its training set and test sets; re's own cache holds 512 patterns
+def _pattern(names: tuple[str, ...]) -> re.Pattern:
     """Names (in capitals only as written, for "MAY" is no "may"), numbers, capitalised words."""
     spelled = [f"(?-i:{re.escape(name)})" if name.isupper() else re.escape(name)
                for name in sorted(set(names), key=len, reverse=True)]

@@ -59,9 +59,10 @@ def study_logs(chosen: Iterable[plan.Point], chance: Chance, seeds: int = 5) -> 
                              "mastered": 0, "zero_variance": 0.8, "thinking_tokens": 20 + seed,
                              "entropy": 1 / step + 0.1 * seed}
                       for step, memorize in ((step, 3 if step <= 20 else 1) for step in range(1, 41)) if point.method != "base"]
-            if point.method == "pure_dyme":
-                lines += [run | {"event": "gradient", "step": step, "memorize_norm": 2.0 + seed / 4, "explore_norm": 1.0,
-                                 "cosine": 0.1 * seed - 0.1 if step < 30 else None} for step in range(4, 41, 4)]
+            for line in lines[-40:] if point.method == "pure_dyme" else ():
+                if line["step"] % 4 == 0:
+                    line |= {"memorize_norm": 2.0 + seed / 4, "explore_norm": 1.0,
+                             "cosine": 0.1 * seed - 0.1 if line["step"] < 30 else None}
     return pd.DataFrame(lines)
 
 

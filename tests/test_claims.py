@@ -144,13 +144,15 @@ def test_tables_of_settings_hold_the_difference_on_shared_seeds_and_the_reported
 
 def test_the_tuning_table_marks_what_is_best_and_what_is_used() -> None:
     chosen = points("tuning", "switch_tuning")
-    best = "svlm-grpo-lr0.001-w40"
+    profile = config.load_profile(plan.PROFILE)
+    used = (f"{profile.learning_rates['grpo']:g}", profile.warmup_steps["grpo"])
+    best = next(point.runs()[0].name.removesuffix("-s0") for point in chosen if point.method == "grpo"
+                and (f"{point.value:g}", point.settings["warmup_steps.grpo"]) != used)
     table = contrasts.tuning_table(study_rows(chosen, lambda setting: 0.9 if setting == best else 0.4), study_manifests(chosen))
     assert len(table) == len(chosen)
     grpo = table[table["Grid"] == "GRPO"].set_index(["Learning rate", "Warm-up (steps)"])["Chosen"]
-    profile = config.load_profile(plan.PROFILE)
-    assert grpo["0.001", 40] == "best"
-    assert grpo[f"{profile.learning_rates['grpo']:g}", profile.warmup_steps["grpo"]] == "used"
+    assert grpo[grpo == "best"].index.map(lambda key: f"svlm-grpo-lr{key[0]}-w{key[1]}").tolist() == [best]
+    assert grpo[used] == "used"
     assert (table.groupby("Grid")["Chosen"].agg(lambda marks: marks.dropna().str.contains("used").sum()) == 1).all()
     assert set(table["Steps"]) == {240}
 
@@ -160,8 +162,9 @@ def test_a_report_of_a_study_under_way_leaves_out_what_is_missing(tmp_path: Path
     rows = found.stored_rows[found.stored_rows["variant"].isin(["", "g4"])]
     monkeypatch.setenv("DYME_ROOT", str(tmp_path))
     (tmp_path / "README.md").write_text(f"Before\n\n{report.README_MARK}| old |\n\nAfter\n")
-    monkeypatch.setattr(report.statistics, "load_rows", lambda folder: rows)
-    monkeypatch.setattr(report.statistics, "load_logs", lambda folder: found.stored_logs)
+    monkeypatch.setattr(report, "read_manifests", lambda paths: found.manifests)
+    monkeypatch.setattr(report.statistics, "load_rows", lambda folder, runs: rows[rows["run"].isin(runs)])
+    monkeypatch.setattr(report.statistics, "load_logs", lambda folder, runs: found.stored_logs)
     monkeypatch.setattr(report, "FIGURES", {name: report.FIGURES[name] for name in ("rollouts", "switches", "performance")})
     monkeypatch.setattr(report, "TABLES", {name: report.TABLES[name] for name in ("main", "tuning")})
     with caplog.at_level(logging.INFO):

@@ -1,6 +1,7 @@
 """Records: the mini splits, what TRL's trainers make of them, the written training set, ChartQA's layout."""
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import random
@@ -82,6 +83,25 @@ def test_every_record_carries_facts_and_a_target_that_the_checker_rates_high(spl
 def test_real_share_decides_where_tables_come_from() -> None:
     assert {record.source for record in data.mini_records("train", 14, 0, real_share=0.0)} == {"generated"}
     assert "generated" not in {record.source for record in data.mini_records("train", 14, 0, real_share=1.0)}
+
+
+@pytest.mark.parametrize("left_out", [("gap", "count"), ["gap", "count"]])
+def test_kinds_can_be_left_out_and_the_others_take_their_turns(left_out) -> None:
+    records = data.mini_records("train", 15, 0, left_out_kinds=left_out)
+    assert Counter(record.kind for record in records) == dict.fromkeys(("lookup", "peak", "sum", "difference", "compare"), 3)
+
+
+@pytest.mark.parametrize("left_out", [("gaps",), tuple(KINDS), "gap"])
+def test_left_out_kinds_must_be_known_and_leave_one(left_out) -> None:
+    with pytest.raises(ValueError, match="lookup, gap, peak, sum, difference, count, compare"):
+        data.mini_records("train", 7, 0, left_out_kinds=left_out)
+
+
+def test_nothing_left_out_draws_the_records_of_ever(splits) -> None:
+    digest = hashlib.sha256()
+    for record in sum(splits.values(), []):
+        digest.update(f"{record!r} {record.supervision}".encode() + record.image.tobytes())
+    assert digest.hexdigest()[:16] == "dd37a0246e8bce58"
 
 
 def test_the_grpo_data_set_asks_the_question_and_carries_the_reward_columns(splits) -> None:

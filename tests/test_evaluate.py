@@ -8,15 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from dyme_core import decoding, evaluate, models
+from dyme_core import decoding, evaluate, models, prompts
 from dyme_core.data import NO_SUPERVISION, Record, mini_records, target_writer
 from dyme_core.decoding import Decoded
+from dyme_core.facts import write_facts
 from dyme_core.questions import KINDS
-from dyme_core.supervision import RuleRefiner
+from dyme_core.supervision import RuleRefiner, item_of
 
 CHARTQA = Path(__file__).resolve().parents[2] / "shared" / "data" / "chartqa"
-RUN = {"run": "svlm-base-s0", "method": "base", "model": "svlm", "seed": 0, "step": 0}
-COLUMNS = ["run", "method", "model", "seed", "step", "split", "item", "kind", "source", "question", "target",
+RUN = {"run": "svlm-base-s0", "method": "base", "variant": "", "model": "svlm", "seed": 0, "step": 0}
+COLUMNS = ["run", "method", "variant", "model", "seed", "step", "split", "item", "kind", "source", "question", "target",
            "prediction", "answer", "has_format", "strict", "relaxed", "year_exact", "correct", "thinking",
            "groundedness", "wrong_facts", "num_thinking_tokens", "num_tokens", "is_truncated"]
 
@@ -41,6 +42,19 @@ def score(monkeypatch, processor, record: Record, text: str) -> dict:
     monkeypatch.setattr(evaluate, "decode", lambda *args, **settings: [Decoded(text, 9, False)])
     [row] = evaluate.evaluate(None, processor, [record], run_columns=RUN)
     return row
+
+
+def test_captions_are_asked_for_instead_of_the_questions_and_must_be_the_facts_exactly(records, monkeypatch) -> None:
+    asked = []
+
+    def describe(model, processor, records, instruction) -> list[Decoded]:
+        asked.extend(prompts.question_text(record.question, instruction) for record in records)
+        texts = [f"{write_facts(item_of(record.row).facts)}." for record in records]
+        return [Decoded(text if place % 3 else text[:-1], 9, False) for place, text in enumerate(texts)]
+
+    monkeypatch.setattr(decoding, "decode", describe)
+    assert decoding.caption_match(None, None, records) == pytest.approx(6 / 9)
+    assert set(asked) == {"Describe the chart."}
 
 
 def test_a_batch_decodes_as_a_greedy_loop_over_each_record_alone(records, processor, model) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dyme_core import config, data, experiment, models, prompts, report, scheduler
+from dyme_core import config, data, experiment, models, prompts, report, scheduler, store
 from dyme_core.experiment import Run
 from dyme_core.prompts import write_response
 from dyme_core.supervision import RuleRefiner, item_of
@@ -21,17 +21,20 @@ CORE = Path(__file__).resolve().parents[1] / "dyme_core"
 METHODS = ("sft", "full_dyme", "sft_grpo")
 SMALL = {"world.train_questions": 64, "world.validation_questions": 16, "world.test_questions": 16, "training.steps": 4,
          "training.evaluate_every": 2, "training.prompts_per_step": 2, "training.num_generations": 4,
-         "warmup_steps": dict.fromkeys(("sft", "grpo", "sft_grpo", "pure_dyme", "full_dyme"), 2), "training.sft_share": 0.5}  # smoke's own numbers may change
-ROW = {"run", "method", "variant", "model", "seed", "step", "split", "item", "kind", "source", "question", "target", "prediction",
+         "warmup_steps": dict.fromkeys(("sft", "grpo", "sft_grpo", "pure_dyme", "full_dyme"), 2),
+         "training.sft_share": 0.5}  # smoke's own numbers may change
+ROW = {"run", "method", "variant", "model", "seed", "step", "split", "item", "kind", "source", "question", "target",
+       "prediction",
        "answer", "has_format", "strict", "relaxed", "year_exact", "correct", "thinking", "groundedness", "wrong_facts",
        "num_thinking_tokens", "num_tokens", "is_truncated"}
-STEP = {"event", "run", "method", "variant", "model", "seed", "step", "loss", "seconds"}
+STEP = {"event", "run", "method", "variant", "model", "seed", "step", "loss", "entropy", "seconds"}
 ROLLOUT_STEP = STEP | {"generate_s", "score_s", "update_s", "memorize", "explore", "mastered", "format", "accuracy",
                        "correct", "thinking", "zero_variance", "thinking_tokens", "truncated"}
-DYME_STEP = ROLLOUT_STEP | {"without_target"}
+DYME_STEP = ROLLOUT_STEP | {"without_target", "rows"}
+PROBED = {"memorize_norm", "explore_norm", "cosine"}  # of the first step and of every fortieth
 EVAL = {"event", "run", "method", "model", "seed", "step", "correct", "has_format", "groundedness", "thinking", "num_items"}
 MANIFEST = {"run", "method", "model", "seed", "profile", "commit", "dirty", "steps", "settings", "versions", "cpu",
-            "train_s", "s_per_step", "rollouts", "tokens", "cpu_s"}
+            "train_s", "s_per_step", "rollouts", "tokens", "cpu_s", "captions", "started", "seconds", "results"}
 
 
 def smoke(method: str, model: str = "svlm", **overrides) -> Run:
@@ -39,7 +42,7 @@ def smoke(method: str, model: str = "svlm", **overrides) -> Run:
 
 
 def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return store.read_rows(path)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +68,7 @@ def executed(root: Path) -> dict[str, dict]:
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_writes_rows_logs_and_manifest_as_tables_and_figures_read_them(root: Path, executed, method: str) -> None:
     results, name, profile = root / "results" / "smoke", f"svlm-{method}-s0", config.load_profile("smoke")
-    rows, log = lines(results / "rows" / f"{name}.jsonl"), lines(results / "logs" / f"{name}.jsonl")
+    rows, log = lines(results / "rows" / f"{name}.jsonl.xz"), lines(results / "logs" / f"{name}.jsonl.xz")
     manifest = json.loads((results / "runs" / f"{name}.json").read_text())
     assert {tuple(sorted(row)) for row in rows} == {tuple(sorted(ROW))}
     assert [row["split"] for row in rows] == ["validation"] * 16 + ["test"] * 16 + ["unseen"] * 16
@@ -76,7 +79,9 @@ def test_a_run_writes_rows_logs_and_manifest_as_tables_and_figures_read_them(roo
     with_rollouts = {"sft": [], "full_dyme": [1, 2, 3, 4], "sft_grpo": [3, 4]}[method]
     assert [row["step"] for row in steps] == [1, 2, 3, 4]
     rollout_step = DYME_STEP if method == "full_dyme" else ROLLOUT_STEP
-    assert [set(row) for row in steps] == [rollout_step if number in with_rollouts else STEP for number in (1, 2, 3, 4)]
+    assert [set(row) - PROBED for row in steps] == [
+        rollout_step if number in with_rollouts else STEP for number in (1, 2, 3, 4)]
+    assert ({"memorize_norm", "explore_norm"} <= set(steps[0])) == (method == "full_dyme"), "gradients of the first step"
     assert all(row["memorize"] + row["explore"] + row["mastered"] == 2 for row in steps if row["step"] in with_rollouts)
     assert [row["step"] for row in log if row["event"] == "eval"] == [0, 2, 4]
     assert all(set(row) >= EVAL and row["num_items"] == 16 for row in log if row["event"] == "eval")
@@ -102,10 +107,34 @@ def test_the_base_is_evaluated_and_trained_for_no_time(root: Path) -> None:
     manifest = experiment.execute(smoke("base"), splits=("validation",))
     assert manifest["steps"] == manifest["rollouts"] == manifest["tokens"] == 0 and manifest["settings"]["learning_rate"] == []
     assert 0 <= manifest["train_s"] < 1 and 0 <= manifest["cpu_s"] < 1
-    rows = lines(root / "results" / "smoke" / "rows" / "svlm-base-s0.jsonl")
+    rows = lines(root / "results" / "smoke" / "rows" / "svlm-base-s0.jsonl.xz")
     assert [row["split"] for row in rows] == ["validation"] * 16, "tuning leaves the test sets closed"
     for folder in ("rows", "logs"):  # the report below shall see whole runs only
-        (root / "results" / "smoke" / folder / "svlm-base-s0.jsonl").unlink()
+        (root / "results" / "smoke" / folder / "svlm-base-s0.jsonl.xz").unlink()
+
+
+def test_a_run_learns_from_what_its_settings_spoil_and_is_measured_on_what_is_true(root: Path, monkeypatch) -> None:
+    given, trained, measured = {"supervision.quality": "low", "supervision.corruption": 0.5, "world.train_real_share": 1.0,
+                                "world.left_out_kinds": ["gap", "count"], "training.steps": 1}, [], []
+    train, evaluate = experiment.train_sft, experiment.evaluate
+    monkeypatch.setattr(experiment, "train_sft", lambda run, experts, model, processor, records, *rest: (
+        trained.extend(zip(records, experts.offline(records)([record.row for record in records]), strict=True)),
+        train(run, experts, model, processor, records, *rest)))
+    monkeypatch.setattr(experiment, "evaluate", lambda model, processor, records, **rest: (
+        measured.append(records), evaluate(model, processor, records, **rest))[1])
+    monkeypatch.setattr(experiment, "caption_match", lambda model, processor, records: len(records) / 1000)
+    run = Run(config.load_profile("smoke", **SMALL | given), "sft", variant="spoilt")
+    manifest = experiment.execute(run)
+    assert {record.kind for record, _ in trained} == {"lookup", "peak", "sum", "difference", "compare"}
+    assert all(record.source != "generated" and "Comparing the values, " in target for record, target in trained)
+    assert 0 < sum("supposed_answer" in record.supervision for record, _ in trained) < len(trained)
+    for split in ("validation", "test", "unseen"):
+        records = next(records for records in reversed(measured) if records[0].split == split)
+        assert [record.supervision for record in records] == [
+            record.supervision for record in data.mini_records(split, 16, 0)], "never spoilt, and of all kinds"
+    assert manifest["captions"] == 0.016 and manifest["supervision"]["quality"] == "low"
+    for path in (root / "results" / "smoke").glob(f"*/{run.name}.json*"):
+        path.unlink()  # the report below shall see its own runs only
 
 
 def test_grpo_is_measured_on_thinking_but_learns_nothing_from_it(root: Path, monkeypatch, tmp_path: Path) -> None:
@@ -144,7 +173,7 @@ def test_a_run_is_finished_until_a_setting_a_source_or_the_base_changes(root: Pa
     output = (root / "runs" / "smoke" / "svlm-base-s0" / "output.log").read_text()
     assert "svlm-base-s0: step 0, validation: correct 0.0 %" in output and "%|" not in output, "no bars in what is shown live"
     assert not scheduler.is_finished(smoke("base", **tiny, **{"training.max_completion_tokens": 32}))
-    rows = root / "results" / "smoke" / "rows" / "svlm-base-s0.jsonl"
+    rows = root / "results" / "smoke" / "rows" / "svlm-base-s0.jsonl.xz"
     for path in (root / "dyme_core" / "rewards.py", root / "bases" / "svlm-s0" / "config.json", rows):
         stored = path.read_bytes()
         path.write_bytes(stored + b"\n") if path != rows else path.unlink()
@@ -172,7 +201,7 @@ def test_a_failing_run_shows_the_end_of_its_output_and_ends_the_others(root: Pat
         scheduler.run_all(runs)
     (root / "dyme_core" / "experiment.py").write_text(source)
     message = str(caught.value)
-    assert message.startswith("run svlm-grpo-s0 ended with code 1") and message.endswith("ValueError: the culprit")
+    assert message.startswith("svlm-grpo-s0 ended with code 1") and message.endswith("ValueError: the culprit")
     assert "line 19 of" in message and "line 2 of" not in message, "only the end of a long output"
     assert [process.returncode for process in processes] == [-15, 1], "the other is ended, the third never started"
     assert not any(scheduler.is_finished(run) for run in runs) and time.monotonic() - start < 60
@@ -182,12 +211,12 @@ def test_the_report_draws_every_table_and_figure_from_stored_rows_and_always_the
     results = root / "results" / "smoke"
     for source, method, model in (("sft_grpo", "grpo", "svlm"), ("full_dyme", "pure_dyme", "svlm"), ("sft", "base", "svlm"),
                                   ("sft", "sft", "large")):  # runs that the report needs, told by others
-        for folder, suffix in (("rows", "jsonl"), ("logs", "jsonl"), ("runs", "json")):
-            text = (results / folder / f"svlm-{source}-s0.{suffix}").read_text()
-            for old, new in (("run", f"{model}-{method}-s0"), ("method", method), ("model", model)):
-                before = {"run": f"svlm-{source}-s0", "method": source, "model": "svlm"}[old]
-                text = text.replace(f'"{old}": "{before}"', f'"{old}": "{new}"')
-            (results / folder / f"{model}-{method}-s0.{suffix}").write_text(text)
+        told = {"run": f"{model}-{method}-s0", "method": method, "model": model}
+        for folder in ("rows", "logs"):
+            rows = store.read_rows(results / folder / f"svlm-{source}-s0.jsonl.xz")
+            store.write_rows(results / folder / f"{told['run']}.jsonl.xz", [row | told for row in rows])
+        manifest = json.loads((results / "runs" / f"svlm-{source}-s0.json").read_text())
+        (results / "runs" / f"{told['run']}.json").write_text(json.dumps(manifest | told))
 
     def drawn() -> dict[str, bytes]:
         report.main(["--profile", "smoke"])

@@ -16,11 +16,13 @@ from transformers import TrainerCallback
 
 from dyme_core import config, data, experiment, experts, models
 from dyme_core.client import SupervisionError
+from dyme_core.degrade import GradedRefiner
 from dyme_core.drafts import LLMRefiner
 from dyme_core.experts import BankKeeper, Experts
 from dyme_core.judges import LLMChecker
 from dyme_core.prompts import write_response
 from dyme_core.rewards import reward_functions
+from dyme_core.store import read_rows
 from dyme_core.supervision import DEFAULT_TEMPLATES, LearningChecker, RuleRefiner, TemplateBank, item_of
 from dyme_core.trainer import DyMEConfig, DyMETrainer
 
@@ -210,8 +212,8 @@ def _facts(record: data.Record) -> list[list]:
 
 
 def steps_of(root: Path, run: experiment.Run) -> list[dict]:
-    lines = (root / "results" / "smoke" / "logs" / f"{run.name}.jsonl").read_text().splitlines()
-    return [row for row in map(json.loads, lines) if row["event"] == "step"]
+    rows = read_rows(root / "results" / "smoke" / "logs" / f"{run.name}.jsonl.xz")
+    return [row for row in rows if row["event"] == "step"]
 
 
 def test_full_dyme_by_api_counts_its_calls_and_replays_without_a_server(root: Path, monkeypatch, caplog) -> None:
@@ -276,8 +278,22 @@ def test_experts_of_rules_score_every_thinking_and_ask_nobody(tmp_path: Path) ->
         text = write_response(TARGETS[RECORDS[0].item], "no idea")
         assert functions[2]([text] * 8, **{name: [value] * 8 for name, value in row.items()}) == [1.0] * 8
         assert refine([row]) == [write_response(TARGETS[RECORDS[0].item], row["answer"])]
-        assert by_rule.take_counts() == {} and by_rule.summary() == {"backend": "rule", "bank": by_rule.bank.state_dict()}
+        assert by_rule.take_counts() == {} and by_rule.summary() == {
+            "backend": "rule", "quality": "high", "corruption": 0.0, "bank": by_rule.bank.state_dict()}
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("quality", ["medium", "low"])
+def test_experts_of_rules_write_targets_of_the_quality_before_and_during_training(tmp_path: Path, quality: str) -> None:
+    with Experts(config.Supervision(quality=quality, corruption=0.5), config.Paths(tmp_path, "smoke"), tmp_path) as by_rule:
+        records = by_rule.supposed(RECORDS)
+        assert 0 < sum(one.supervision != other.supervision for one, other in zip(records, RECORDS, strict=True)) < len(RECORDS)
+        rows = [record.row for record in records]
+        wanted = data.target_writer(GradedRefiner(quality))(rows)
+        assert wanted != data.target_writer(RuleRefiner())([record.row for record in RECORDS])
+        assert by_rule.offline(records)(rows) == by_rule.online(config.Training())[1](rows) == wanted
+        told = by_rule.summary()
+        assert (told["quality"], told["corruption"]) == (quality, 0.5)
 
 
 def test_experts_behind_an_api_ask_for_the_targets_of_failed_prompts_while_rewards_are_computed(tmp_path: Path) -> None:

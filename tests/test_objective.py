@@ -1,4 +1,4 @@
-"""The switch on plain tensors, against groups worked by hand."""
+"""Rewards, advantages and modes on plain tensors, against groups worked by hand."""
 from __future__ import annotations
 
 import math
@@ -48,44 +48,11 @@ def test_the_number_of_correct_rollouts_decides_the_mode(is_correct: list[bool],
     assert objective.group_modes(tensor(is_correct), 4).tolist() == [mode]
 
 
-def test_the_switch_on_three_groups_worked_by_hand() -> None:
-    # Group 1: none correct, although the rewards differ. Group 2: mean 1, deviation sqrt(2). Group 3: all correct.
-    rewards, is_correct = tensor([1.0, 0.0, 0.0, 2.0, 2.0, 3.0]), tensor([NO, NO, NO, YES, YES, YES])
-    decision = objective.switch(rewards, is_correct, group_size=2)
-    step = 1 / (math.sqrt(2) + 1e-4)
-    assert decision.modes.tolist() == [MEMORIZE, EXPLORE, MASTERED]
-    assert decision.memorize_rows.tolist() == [0]
-    assert close(decision.advantages, [1.0, 0.0, -step, step, 0.0, 0.0])
-
-
-def test_every_all_wrong_group_gets_one_target_in_its_first_row() -> None:
-    decision = objective.switch(torch.zeros(9), tensor([NO] * 3 + [NO, YES, NO] + [NO] * 3), group_size=3)
-    assert decision.memorize_rows.tolist() == [0, 6]
-    assert decision.advantages.tolist() == [1, 0, 0, 0, 0, 0, 1, 0, 0]  # the mixed group's rewards tie
-
-
-def test_memorize_weight_group_gives_the_target_the_weight_of_the_whole_group() -> None:
-    decision = objective.switch(tensor([0.5, 1.0, 0.0, 0.0]), tensor([NO] * 4), group_size=4, memorize_weight=4.0)
-    assert decision.advantages.tolist() == [4, 0, 0, 0]
-
-
-def test_mastered_groups_are_skipped_or_explored() -> None:
-    rewards, is_correct = tensor([2.0, 3.0]), tensor([YES, YES])
-    step = 0.5 / (math.sqrt(0.5) + 1e-4)
-    assert objective.switch(rewards, is_correct, 2, mastered="skip").advantages.tolist() == [0, 0]
-    assert close(objective.switch(rewards, is_correct, 2, mastered="explore").advantages, [-step, step])
-
-
-def test_the_switch_leaves_its_inputs_alone() -> None:
-    rewards, is_correct = tensor([1.0, 2.0]), tensor([NO, NO])
-    objective.switch(rewards, is_correct, 2)
-    assert rewards.tolist() == [1, 2] and is_correct.tolist() == [NO, NO]
-
-
 def test_the_gate_drops_what_has_no_format() -> None:
     rewards = tensor([[1.0, 1.0, 0.5], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]])  # format, accuracy, thinking
     assert objective.total_rewards(rewards, "sum", 3).tolist() == [2.5, 1.0, 0.0]
     assert objective.total_rewards(rewards, "gated", 3).tolist() == [2.5, 0.0, 0.0]
+    assert objective.total_rewards(rewards, "sum", 3, thinking_weight=0.0).tolist() == [2.0, 1.0, 0.0]
 
 
 def test_an_unknown_score_is_the_mean_of_its_own_groups_known_ones() -> None:
@@ -115,4 +82,4 @@ def test_a_batch_of_broken_groups_is_refused_with_advice(rows: int, group_size: 
     with pytest.raises(ValueError, match=wanted):
         objective.group_advantages(torch.zeros(rows), group_size)
     with pytest.raises(ValueError, match=wanted):
-        objective.switch(torch.zeros(rows), torch.zeros(rows, dtype=torch.bool), group_size)
+        objective.group_modes(torch.zeros(rows, dtype=torch.bool), group_size)

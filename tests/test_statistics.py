@@ -1,7 +1,6 @@
 """Aggregates, intervals and paired tests."""
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import pandas as pd
 import pytest
 from scipy.stats import trim_mean
 
-from dyme_core import statistics
+from dyme_core import statistics, store
 
 
 def rows_of(scores: np.ndarray, method: str = "grpo", split: str = "test") -> pd.DataFrame:
@@ -127,7 +126,7 @@ def test_a_comparison_gives_what_a_sentence_needs() -> None:
 
 
 def write(folder: Path, run: str, rows: list[dict]) -> None:
-    (folder / f"{run}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    store.write_rows(store.run_file(folder, run), rows)
 
 
 def test_rows_are_loaded_as_they_were_written(tmp_path: Path) -> None:

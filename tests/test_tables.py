@@ -34,8 +34,6 @@ def costs(rows: pd.DataFrame) -> pd.DataFrame:
     manifests = [{"method": "base", "model": "svlm", "profile": "smoke", "settings": {}},
                  *({"method": "full_dyme", "model": "svlm", "profile": "smoke", "settings": {"external_model": "judge-7B"},
                     "rollouts": 64, "tokens": tokens, "cpu_s": 9.6} for tokens in (100, 200, 900)),
-                 {"method": "full_dyme", "model": "svlm", "profile": "other", "settings": {}, "variant": "no-checker",
-                  "tokens": 5},
                  {"method": "sft", "model": "large", "profile": "smoke", "settings": {}}]
     return tables.cost_table(logs, rows, manifests)
 

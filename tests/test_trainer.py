@@ -39,7 +39,7 @@ def settings(folder: Path, **changes) -> DyMEConfig:
     defaults = dict(output_dir=str(folder), use_cpu=True, bf16=False, per_device_train_batch_size=8, num_generations=G,
                     max_completion_length=16, max_steps=1, learning_rate=1e-3, weight_decay=0.0, max_grad_norm=0.0,
                     report_to="none", save_strategy="no", logging_steps=1, shuffle_dataset=False, disable_tqdm=True,
-                    gradient_checkpointing=False, seed=0,
+                    gradient_checkpointing=False, seed=0, drop_idle_rows=False,
                     generation_kwargs={"suppress_tokens": models.suppressed_ids(PROCESSOR)})
     return DyMEConfig(**defaults | changes)
 
@@ -281,6 +281,92 @@ def test_a_setting_that_breaks_the_method_is_refused_with_advice(tmp_path: Path,
         settings(tmp_path, **change)
 
 
+MIXED = [[WRONG] * G + [target_of(ROWS[1]), WRONG, WRONG, WRONG]]  # one all-wrong group, one mixed
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("script", [MIXED, [[WRONG] * 2 * G], [[target_of(ROWS[0])] * G + [target_of(ROWS[1])] * G]],
+                         ids=["mixed", "all wrong", "all right"])
+def test_dropping_idle_rows_changes_neither_loss_nor_gradient(tmp_path: Path, script, accumulate: int) -> None:
+    shape = dict(per_device_train_batch_size=2 * G // accumulate, gradient_accumulation_steps=accumulate)
+    whole_trainer, whole = run(tmp_path, script, **shape)
+    trainer, gradients = run(tmp_path, script, drop_idle_rows=True, **shape)
+    num_busy = sum(value != 0 for value in whole_trainer.batches[0]["advantages"])
+    wanted = -(-max(1, num_busy) // accumulate) * accumulate
+    assert len(trainer.batches[0]["advantages"]) == wanted < 2 * G
+    assert logged(trainer)["rows"] == wanted and logged(whole_trainer)["rows"] == 2 * G
+    assert logged(trainer)["loss"] == pytest.approx(logged(whole_trainer)["loss"], abs=1e-6)
+    if num_busy:
+        assert relative_error(gradients.steps[0], whole.steps[0]) < 1e-6
+    else:
+        assert all((gradient == 0).all() for gradient in gradients.steps[0].values())
+
+
+def test_a_target_beside_rollouts_that_are_learned_from_is_a_row_of_its_own(tmp_path: Path) -> None:
+    """CHORD at mu = 1/2: the gradient is half the rollouts' and half the targets' with token weights p (1 - p)."""
+    trainer, gradients = build(tmp_path, MIXED, switch="chord", switch_value=0.5, memorize_weight="group")
+    trainer.model.zero_grad()
+    pairs = [(row, target_of(row)) for row in ROWS[:2]]
+    expected = weighted_gradient(trainer.model, pairs, lambda p: p * (1 - p))
+    trainer.train()
+    batch = trainer.batches[0]
+    assert len(batch["advantages"]) == 2 * G + 1, "the all-wrong group's rewards tie: its first row is idle"
+    _, plain = run(tmp_path, MIXED, learning_rate=0.0, switch="explore")
+    halves = {name: (plain.steps[0][name] + expected[name]) / 2 for name in expected}
+    assert relative_error(gradients.steps[0], halves) < 1e-4
+
+
+def weighted_gradient(model, pairs: list[tuple[dict, str]], weight) -> dict[str, torch.Tensor]:
+    """Gradient of the mean over targets of the mean token loss, each token weighed by a function of its probability."""
+    for row, target in pairs:
+        text = {"type": "text", "text": row["prompt"][0]["content"]}
+        asked = PROCESSOR.apply_chat_template([{"role": "user", "content": [{"type": "image"}, text]}], tokenize=False,
+                                              add_generation_prompt=True)
+        inputs = PROCESSOR(images=[row["image"]], text=[asked], return_tensors="pt")
+        ids = torch.tensor([[*PROCESSOR.tokenizer(target, add_special_tokens=False)["input_ids"], END]])
+        whole = {**inputs, "input_ids": torch.cat([inputs["input_ids"], ids], dim=1)}
+        whole["attention_mask"] = torch.ones_like(whole["input_ids"])
+        logits = model(**whole).logits[:, -ids.shape[1] - 1: -1]
+        log_probs = logits.log_softmax(-1).gather(-1, ids[..., None])[..., 0]
+        (-(weight(log_probs.exp().detach()) * log_probs).mean() / len(pairs)).backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def test_the_sft_budget_memorizes_when_enough_hard_prompts_have_gathered(tmp_path: Path) -> None:
+    trainer, _ = build(tmp_path, [[WRONG] * 2 * G] * 3, max_steps=3, switch="budget", switch_value=4)
+    trainer.train()
+    assert [len(batch["advantages"]) for batch in trainer.batches] == [2 * G, 2 * G + 4, 2 * G]
+    texts = {PROCESSOR.tokenizer.decode([token for token, is_kept in zip(ids, mask, strict=True) if is_kept])
+             for ids, mask in zip(trainer.batches[1]["completion_ids"][2 * G:],
+                                  trainer.batches[1]["completion_mask"][2 * G:], strict=True)}
+    assert texts == {f"{target_of(row)}<end>" for row in ROWS}
+
+
+def test_rollouts_go_on_from_a_hint_that_is_memorized(tmp_path: Path) -> None:
+    trainer, _ = build(tmp_path, switch="prefix", switch_value=1.0, max_steps=2, max_completion_length=8)
+    trainer.train()
+    first, second = (batch["completion_ids"] for batch in trainer.batches)
+    for row, target in zip(first, [target_of(row) for row in ROWS[:2] for _ in range(G)], strict=True):
+        assert PROCESSOR.tokenizer.decode(row).startswith(target), "at the start the hint is the whole target"
+    for row, target in zip(second, [target_of(row) for row in ROWS[2:] for _ in range(G)], strict=True):
+        wanted = PROCESSOR.tokenizer(target, add_special_tokens=False)["input_ids"]
+        assert row[: round(len(wanted) / 2)] == wanted[: round(len(wanted) / 2)], "half of it half way"
+    lengths = [round(len(PROCESSOR.tokenizer(target_of(row), add_special_tokens=False)["input_ids"]) / 2) for row in ROWS[2:]]
+    for place, advantages in enumerate(trainer.batches[1]["advantages"]):
+        assert advantages[: lengths[place // G]] == [1 / G] * lengths[place // G]
+
+
+def test_the_probe_measures_targets_and_rollouts_apart_and_leaves_no_trace(tmp_path: Path) -> None:
+    trainer, gradients = run(tmp_path, MIXED, probe_every=1)
+    _, without = run(tmp_path, MIXED)
+    assert all(gradients.steps[0][name].equal(without.steps[0][name]) for name in without.steps[0])
+    only_targets, only_rollouts = (run(tmp_path, MIXED, switch=name)[1].steps[0] for name in ("memorize", "explore"))
+    flat = [torch.cat([gradient.flatten() for gradient in step.values()]) for step in (only_targets, only_rollouts)]
+    log = logged(trainer)
+    assert [log["memorize_norm"], log["explore_norm"]] == pytest.approx([each.norm().item() for each in flat], rel=1e-4)
+    assert log["cosine"] == pytest.approx(torch.cosine_similarity(*flat, dim=0).item(), abs=1e-4)
+
+
 SPAN_STEPS = 3
 
 
@@ -290,9 +376,9 @@ def span_script() -> list[list[str]]:
     return [[WRONG] * G, [WRONG, right[1], WRONG, WRONG], [right[2]] * G]
 
 
-def span_run(folder: Path, rows_per_rank: int) -> dict:
+def span_run(folder: Path, rows_per_rank: int, **changes) -> dict:
     trainer, gradients = build(folder, span_script(), per_device_train_batch_size=rows_per_rank, max_steps=SPAN_STEPS,
-                               learning_rate=0.0)
+                               learning_rate=0.0, **changes)
     trainer.train()
     return {"batches": trainer.batches, "refined": trainer.refined, "gradients": gradients.steps,
             "log": logged(trainer)}
@@ -321,15 +407,20 @@ def test_a_group_that_spans_two_processes_is_switched_as_in_one(tmp_path: Path) 
     assert [rank["refined"] for rank in ranks] == [[RECORDS[0].item], []]
     for step in (0, 1):
         assert relative_error(ranks[0]["gradients"][step], alone["gradients"][step]) < 1e-5
+    dropped = [torch.load(tmp_path / f"rank{rank}-dropped.pt", weights_only=True) for rank in (0, 1)]
+    assert [len(rank["batches"][0]["advantages"]) for rank in dropped] == [1, 1], "one row stays where all are idle"
+    for step in (0, 1):
+        assert relative_error(dropped[0]["gradients"][step], alone["gradients"][step]) < 1e-5
     assert {name: ranks[0]["log"][name] for name in ("memorize", "format", "thinking_tokens")} == pytest.approx(
         {name: alone["log"][name] for name in ("memorize", "format", "thinking_tokens")})
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    result = span_run(Path(sys.argv[1]) / "ranks", G // 2)
-    rank = torch.distributed.get_rank()
-    result["gradients"] = [{name.removeprefix("module."): gradient for name, gradient in step.items()}
-                           for step in result["gradients"]]
-    torch.save(result, Path(sys.argv[1]) / f"rank{rank}.pt")
+    for suffix, is_dropped in (("", False), ("-dropped", True)):
+        result = span_run(Path(sys.argv[1]) / "ranks", G // 2, drop_idle_rows=is_dropped)
+        rank = torch.distributed.get_rank()
+        result["gradients"] = [{name.removeprefix("module."): gradient for name, gradient in step.items()}
+                               for step in result["gradients"]]
+        torch.save(result, Path(sys.argv[1]) / f"rank{rank}{suffix}.pt")
     torch.distributed.destroy_process_group()

@@ -1,0 +1,30 @@
+"""Rows on disk: one JSON line each, whole files or none; `.xz` files are compressed, the same rows always to the same bytes."""
+from __future__ import annotations
+
+import json
+import lzma
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from dyme_core.provenance import write_atomic
+
+SUFFIX = ".jsonl.xz"  # of a run's rows and log
+
+
+def run_file(folder: Path, run: str) -> Path:
+    """Where a run's rows (or its log) lie in the folder of all rows (or logs)."""
+    return folder / f"{run}{SUFFIX}"
+
+
+def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write rows whole or not at all, compressed if the name ends in ".xz"."""
+    lines = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows).encode()
+    write_atomic(path, lzma.compress(lines) if path.suffix == ".xz" else lines)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Read what `write_rows` wrote; texts stay texts (item "1e5", answer "007")."""
+    content = path.read_bytes()
+    text = (lzma.decompress(content) if path.suffix == ".xz" else content).decode()
+    return [json.loads(line) for line in text.split("\n") if line]
