@@ -66,10 +66,13 @@ def _large() -> Iterator[Point]:
 
 
 def _tuning() -> Iterator[Point]:
-    """Three learning rates with a short warm-up, and the chosen one with a longer: the same for every method."""
-    rates = config.load_profile(PROFILE).learning_rates
-    for method in ("sft", "grpo", "sft_grpo", "pure_dyme", "full_dyme"):
-        for rate, warmup in ((3e-4, 10), (1e-3, 10), (2e-3, 10), (rates[method], 40)):
+    """Four learning rates with a short warm-up, and the chosen one with a longer: the same for every method.
+
+    Full DyME takes Pure DyME's: with rule experts both are the same run until the template bank learns another structure.
+    """
+    chosen = config.load_profile(PROFILE).learning_rates
+    for method in ("sft", "grpo", "sft_grpo", "pure_dyme"):
+        for rate, warmup in ((1e-4, 10), (3e-4, 10), (1e-3, 10), (2e-3, 10), (chosen[method], 40)):
             yield Point("tuning", f"{config.METHOD_NAMES[method]}, {rate:g}, {warmup}", method, f"lr{rate:g}-w{warmup}",
                         {f"learning_rates.{method}": rate, f"warmup_steps.{method}": warmup}, (0,), ("validation",),
                         value=rate)
