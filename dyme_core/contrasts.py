@@ -62,7 +62,7 @@ def _difference(rows: pd.DataFrame, setting: str, base: str) -> dict[str, float 
 
 
 def tuning_table(rows: pd.DataFrame, manifests: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """The grids on validation: learning rate x warm-up of every method, then each switch's own number; equal budgets.
+    """The grids on validation: learning rate x warm-up of every method, then learning rate x own number of every switch; equal budgets.
 
     Returns:
         One line per point that has rows, the best of its grid marked "best" and the one that the profile uses "used".
@@ -76,10 +76,10 @@ def tuning_table(rows: pd.DataFrame, manifests: Iterable[Mapping[str, Any]]) -> 
         if setting in scores.index:
             (run, *_), score = point.runs(), scores.loc[setting]
             profile = run.profile
-            grid = METHOD_NAMES[point.method] if point.experiment == "tuning" else f"Pure DyME, {point.label.split(',')[0]}"
+            grid = METHOD_NAMES[point.method] if point.experiment == "tuning" else f"Pure DyME, {point.label}"
             lines.append({"Grid": grid, "Learning rate": f"{profile.learning_rates[point.method]:g}",
                           "Warm-up (steps)": profile.warmup_steps[point.method],
-                          "Switch value": None if point.experiment == "tuning" else f"{point.value:g}",
+                          "Switch value": _switch_value(point),
                           "Steps": steps.get(run.name), "Seeds": score["num_seeds"], "Items": score["num_items"],
                           "Validation (%)": score["value"], "Validation (%) low": score["low"],
                           "Validation (%) high": score["high"], "is_used": _is_used(point)})
@@ -91,10 +91,15 @@ def tuning_table(rows: pd.DataFrame, manifests: Iterable[Mapping[str, Any]]) -> 
     return table.astype({"Steps": "Int64"})
 
 
+def _switch_value(point: plan.Point) -> str | None:
+    return None if point.experiment == "tuning" or point.value is None else f"{point.value:g}"
+
+
 def _is_used(point: plan.Point) -> bool:
     """Whether the study's other runs have this point's settings."""
     if point.experiment == "switch_tuning":
-        return plan.CHOSEN_VALUES[point.settings["training.switch"]] == point.value
+        return plan.CHOSEN_SWITCHES[point.settings["training.switch"]] == (
+            point.value, point.settings["learning_rates.pure_dyme"])
     profile, (run, *_) = config.load_profile(plan.PROFILE), point.runs()
     return all(getattr(run.profile, name)[point.method] == getattr(profile, name)[point.method]
                for name in ("learning_rates", "warmup_steps"))

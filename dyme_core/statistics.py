@@ -106,10 +106,11 @@ def bootstrap(scores: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> 
 def paired_bootstrap(first: np.ndarray, second: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
     """Estimate the difference first - second of two methods on the same items.
 
-    Items are drawn once for both (paired); the seeds, which are not paired, are drawn for each method by itself.
+    Items are drawn once for both, and so are seeds where both have as many: a seed stands for a base and its training
+    questions, which the methods share. Otherwise seeds are drawn for each method by itself.
 
     Args:
-        first, second: (seeds, items), the items in the same order; the numbers of seeds may differ.
+        first, second: (seeds, items), seeds and items in the same order; the numbers of seeds may differ.
     Raises:
         ValueError: if the numbers of items differ.
     """
@@ -120,7 +121,7 @@ def contrast(scores: Sequence[np.ndarray], signs: Sequence[int], seed: int = 0, 
     """Estimate a signed sum of several methods' scores on the same items, as `paired_bootstrap` does for two.
 
     Args:
-        scores: matrices (seeds, items), the items in the same order; the numbers of seeds may differ.
+        scores: matrices (seeds, items), seeds and items in the same order; the numbers of seeds may differ.
         signs: 1 or -1 for each matrix; [1, -1, -1, 1] is the difference between two differences.
     Raises:
         ValueError: if the numbers of items differ.
@@ -130,7 +131,12 @@ def contrast(scores: Sequence[np.ndarray], signs: Sequence[int], seed: int = 0, 
         raise ValueError(f"paired methods must share their items: got {' and '.join(str(m.shape[1]) for m in scores)}")
     means, generator = _resample_items(np.concatenate(scores), seed, resamples)
     parts = np.split(means, np.cumsum([len(matrix) for matrix in scores])[:-1], axis=1)
-    values = sum(sign * _resample_seeds(part, generator) for sign, part in zip(signs, parts, strict=True))
+    if len({part.shape[1] for part in parts}) == 1:
+        drawn = generator.integers(parts[0].shape[1], size=parts[0].shape)
+        parts = [np.take_along_axis(part, drawn, axis=1) for part in parts]
+        values = sum(sign * interquartile_mean(part) for sign, part in zip(signs, parts, strict=True))
+    else:
+        values = sum(sign * _resample_seeds(part, generator) for sign, part in zip(signs, parts, strict=True))
     value = sum(sign * interquartile_mean(matrix.mean(axis=1)) for sign, matrix in zip(signs, scores, strict=True))
     return _estimate(value, values, min(scores, key=len))
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from trl import SFTConfig, SFTTrainer
 
-from dyme_core import charts, data, decoding, models, prompts
+from dyme_core import assembly, charts, data, decoding, models, prompts
 from dyme_core.chartqa import chartqa_records
 from dyme_core.config import SPLITS
 from dyme_core.questions import KINDS
@@ -120,8 +120,9 @@ def test_sft_trains_on_exactly_the_ids_that_dyme_memorizes(splits, processor, tm
                          train_dataset=data.sft_dataset(records, write))
     batch = trainer.data_collator([trainer.train_dataset[place] for place in range(4)])
     for place, record in enumerate(records):
-        rollout = {name: torch.ones(1, 1, dtype=torch.long) for name in ("completion_ids", "completion_mask")}
-        DyMETrainer._write_target(SimpleNamespace(_tokenizer=processor.tokenizer), rollout, 0, write([record.row])[0])
+        rollout = {name: torch.ones(1, 1, dtype=torch.long) for name in ("prompt_ids", "completion_ids", "completion_mask")}
+        ids = DyMETrainer._ids(SimpleNamespace(_tokenizer=processor.tokenizer), write([record.row])[0])
+        assembly.write_completion(rollout, 0, ids, processor.tokenizer.pad_token_id)
         target = rollout["completion_ids"][0].tolist()
         prompt = decoding.prompt_inputs(processor, [record])["input_ids"][0].tolist()
         assert batch["input_ids"][place][batch["attention_mask"][place] == 1].tolist() == prompt + target

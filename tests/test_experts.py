@@ -72,7 +72,7 @@ def trainer_of(folder: Path, client, policy: str = "rule", callbacks=(), bank: T
     checker, refiner = LLMChecker(client, policy), LLMRefiner(client, bank, policy)
     settings = dict(per_device_train_batch_size=2 * G, num_generations=G, max_completion_length=64, max_steps=3,
                     learning_rate=1e-3, use_cpu=True, bf16=False, report_to="none", save_strategy="no", logging_steps=1,
-                    shuffle_dataset=False, disable_tqdm=True, gradient_checkpointing=False, seed=0,
+                    shuffle_dataset=False, disable_tqdm=True, gradient_checkpointing=False, seed=0, drop_idle_rows=False,
                     generation_kwargs={"suppress_tokens": models.suppressed_ids(PROCESSOR)})
     model = models.build_model("svlm", PROCESSOR, 0, 96, 24)
     models.freeze_vision(model)

@@ -82,6 +82,15 @@ def test_pairing_takes_the_difficulty_of_the_items_out() -> None:
     assert statistics.paired_bootstrap(first, first).high == 0
 
 
+def test_pairing_takes_the_strength_of_the_bases_out() -> None:
+    generator = np.random.default_rng(1)
+    bases = np.array([0.2, 0.35, 0.5, 0.65, 0.8])[:, None]  # what a seed's base is worth, for both methods
+    first, second = generator.random((5, 400)) < bases + 0.05, generator.random((5, 400)) < bases
+    paired, apart = statistics.paired_bootstrap(first, second), statistics.paired_bootstrap(first, second[:4])
+    assert paired.high - paired.low < 0.12 < apart.high - apart.low
+    assert paired.low < 0.05 < paired.high
+
+
 def test_pairing_refuses_methods_on_different_items() -> None:
     with pytest.raises(ValueError, match="share their items"):
         statistics.paired_bootstrap(np.ones((1, 3)), np.ones((1, 4)))
