@@ -62,7 +62,7 @@ def _difference(rows: pd.DataFrame, setting: str, base: str) -> dict[str, float 
 
 
 def tuning_table(rows: pd.DataFrame, manifests: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """The grids on validation: learning rate x warm-up of every method, then learning rate x own number of every switch; equal budgets.
+    """The grids on validation: learning rate x warm-up of every method, learning rate x own number of every switch.
 
     Returns:
         One line per point that has rows, the best of its grid marked "best" and the one that the profile uses "used".
