@@ -14,11 +14,12 @@ from dyme_core.switches import SWITCHES, Groups, named
 YES, NO = True, False
 STEP = 1 / (math.sqrt(2) + 1e-4)  # advantage of the better of two rollouts, 2 apart: mean in the middle, deviation sqrt 2
 REWARDS, IS_CORRECT = tensor([[1.0, 0.0], [0.0, 2.0], [2.0, 3.0]]), tensor([[NO, NO], [NO, YES], [YES, YES]])
+IS_GROUNDED = tensor([[YES, NO], [YES, NO], [NO, YES]])  # of the mixed group, the wrong rollout: its right one was a guess
 NEAR = 0.5 / (math.sqrt(0.5) + 1e-4)  # the same, 1 apart
 
 
 def groups(**changes) -> Groups:
-    return Groups(**{"rewards": REWARDS, "is_correct": IS_CORRECT, "weight": 2.0} | changes)
+    return Groups(**{"rewards": REWARDS, "is_correct": IS_CORRECT, "weight": 2.0, "is_grounded": IS_GROUNDED} | changes)
 
 
 def close(left: torch.Tensor, right: list) -> bool:
@@ -40,6 +41,13 @@ def test_hpts_gate_memorizes_up_to_its_pass_rate(gamma: float, targets: list[int
     decision = SWITCHES["threshold"].decide(groups(), gamma)
     assert decision.targets.tolist() == targets
     assert [bool(row.any()) for row in decision.advantages] == [False, targets[1] == 0, False]
+
+
+def test_a_lucky_guess_is_no_success_for_the_grounded_switch() -> None:
+    decision = SWITCHES["grounded"].decide(groups(), None)
+    assert decision.targets.tolist() == [2, 2, 0] and not decision.advantages.any(), "the last group is mastered"
+    honest = SWITCHES["grounded"].decide(groups(is_grounded=IS_CORRECT), None)
+    assert honest.targets.tolist() == [2, 0, 0] and close(honest.advantages, [[0, 0], [-STEP, STEP], [0, 0]])
 
 
 def test_the_ablations_leave_out_one_side_of_the_binary_switch_each() -> None:
