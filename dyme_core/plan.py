@@ -22,8 +22,9 @@ SWITCH_NAMES = {"binary": "DyME (binary)", "threshold": "HPT gate", "cosine": "C
 SWITCH_VALUES = {"threshold": (0.25, 0.5), "cosine": (None,), "budget": (8.0, 32.0), "luffy": (0.1, 1.0), "chord": (0.1, 0.5),
                  "prefix": (None,), "grounded": (None,)}  # those tried, each with both of SWITCH_RATES
 SWITCH_RATES = (3e-4, 1e-3)  # learning rates
+# (value, learning rate): the best on validation.
 CHOSEN_SWITCHES = {"threshold": (0.5, 3e-4), "cosine": (None, 3e-4), "budget": (8.0, 3e-4), "luffy": (0.1, 3e-4),
-                   "chord": (0.1, 3e-4), "prefix": (None, 3e-4), "grounded": (None, 3e-4)}  # (value, learning rate): best on validation
+                   "chord": (0.1, 3e-4), "prefix": (None, 3e-4), "grounded": (None, 3e-4)}
 
 
 @dataclass(frozen=True)
