@@ -104,7 +104,7 @@ def claims() -> dict[str, list[Claim]]:
                      "memorize groups, first quarter less last", 1, "figure")],
         "Lower costs": [
             _per_run("A step of Pure DyME takes no longer than one of GRPO", "poster", PURE, GRPO, verdicts.step_seconds,
-                     "s", "a step", -1, f"{POSTER['pure_dyme'][1]} s against {POSTER['grpo'][1]} s"),
+                     "s", "CPU seconds a step", -1, f"{POSTER['pure_dyme'][1]} s against {POSTER['grpo'][1]} s"),
             Claim("Full DyME's step costs more than Pure DyME's", "poster",
                   f"{POSTER['full_dyme'][1]} s against {POSTER['pure_dyme'][1]} s", None,
                   "the difference is the external model's time; here rule experts answer at once, in both")],

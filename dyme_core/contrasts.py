@@ -65,7 +65,8 @@ def tuning_table(rows: pd.DataFrame, manifests: Iterable[Mapping[str, Any]]) -> 
     """The grids on validation: learning rate x warm-up of every method, learning rate x own number of every switch.
 
     Returns:
-        One line per point that has rows, the best of its grid marked "best" and the one that the profile uses "used".
+        One line per point that has rows, the best of its grid (of those with most seeds) marked "best", what the profile
+        uses "used".
     """
     chosen = selection.points("tuning") + selection.points("switch_tuning")
     scores = selection.scores(rows, chosen, ("validation",)).set_index("setting")
@@ -84,7 +85,8 @@ def tuning_table(rows: pd.DataFrame, manifests: Iterable[Mapping[str, Any]]) -> 
                           "Validation (%)": score["value"], "Validation (%) low": score["low"],
                           "Validation (%) high": score["high"], "is_used": _is_used(point)})
     table = pd.DataFrame(lines)
-    best = table["Validation (%)"] == table.groupby("Grid")["Validation (%)"].transform("max")
+    final = table["Validation (%)"].where(table["Seeds"] == table.groupby("Grid")["Seeds"].transform("max"))
+    best = final == final.groupby(table["Grid"]).transform("max")  # among those that all seeds have judged
     used = table.pop("is_used")
     table["Chosen"] = [", ".join(word for word, holds in (("best", is_best), ("used", is_used)) if holds) or None
                        for is_best, is_used in zip(best, used, strict=True)]

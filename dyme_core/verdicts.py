@@ -51,7 +51,9 @@ class Evidence:
 
     @cached_property
     def logs(self) -> pd.DataFrame:
-        return selection.with_setting(self.stored_logs)
+        cpu_s = {made["run"]: made["cpu_s"] / made["steps"] for made in self.manifests if made.get("steps")}
+        logs = selection.with_setting(self.stored_logs)
+        return logs.assign(cpu_s=logs["run"].map(cpu_s))
 
 
 def judge(estimate: Estimate) -> str:
@@ -124,8 +126,8 @@ def zero_variance(logs: pd.DataFrame) -> pd.Series:
 
 
 def step_seconds(logs: pd.DataFrame) -> pd.Series:
-    """Seconds a step, mean over the run, evaluations left out."""
-    return _steps(logs).groupby("seed")["seconds"].mean()
+    """CPU seconds a step, mean over the run, evaluations left out; other work on the machine tells less in them."""
+    return _steps(logs).groupby("seed")["cpu_s"].first()
 
 
 def memorize_drift(logs: pd.DataFrame) -> pd.Series:

@@ -47,7 +47,7 @@ def verdict_of(found: Evidence, words: str) -> str:
     ("DyME helps in medical VQA and geometry", verdicts.NOT_TESTABLE)])
 def test_the_verdict_follows_from_the_truth_of_the_study(words: str, verdict: str) -> None:
     found = evidence("main", "large", "ablation", "switch")
-    found = Evidence(found.stored_rows[found.stored_rows["variant"] != "budget"], found.stored_logs)
+    found = Evidence(found.stored_rows[found.stored_rows["variant"] != "budget"], found.stored_logs, found.manifests)
     assert verdict_of(found, words) == verdict
 
 
@@ -69,7 +69,7 @@ def test_settings_are_compared_on_the_seeds_that_both_have() -> None:
 def test_measures_of_a_run_by_hand() -> None:
     run = {"setting": "a", "seed": 0}
     logs = pd.DataFrame([run | {"event": "step", "step": step, "memorize": memorize, "explore": 4 - memorize, "mastered": 0,
-                                "seconds": 2.0, "zero_variance": zero}
+                                "cpu_s": 2.0, "zero_variance": zero}
                          for step, memorize, zero in ((1, 4, 1.0), (2, 3, 0.5), (3, 2, 0.5), (4, 1, 0.0))]
                         + [run | {"event": "eval", "step": step, "correct": correct}
                            for step, correct in ((0, 0.0), (2, 0.5), (3, 0.3), (4, 0.4))])
