@@ -93,7 +93,7 @@ class DyMETrainer(MeasuredGRPOTrainer):
     @property
     def progress(self) -> float:
         """Share of the training steps that are done."""
-        return self.state.global_step / self.state.max_steps
+        return self.state.global_step / max(1, self.state.max_steps)  # a batch may be looked at before training
 
     def _generate_and_score_completions(self, inputs):
         is_training = self.model.training  # read before super(): generation may change it
