@@ -17,8 +17,11 @@ SEEDS = (0, 1, 2, 3, 4)  # each has its own base, training questions, order and 
 FEW_SEEDS = SEEDS[:3]  # of sweeps
 SWITCH_NAMES = {"binary": "DyME (binary)", "threshold": "HPT gate", "cosine": "Cosine annealing", "budget": "SFT budget",
                 "luffy": "LUFFY", "chord": "CHORD", "prefix": "Expert prefix"}
-SWITCH_VALUES = {"threshold": (0.25, 0.5), "budget": (8.0, 32.0), "luffy": (0.1, 1.0), "chord": (0.1, 0.5)}  # those tried
-CHOSEN_VALUES = {"threshold": 0.5, "budget": 8.0, "luffy": 0.1, "chord": 0.1}  # of them, on validation
+SWITCH_VALUES = {"threshold": (0.25, 0.5), "cosine": (None,), "budget": (8.0, 32.0), "luffy": (0.1, 1.0), "chord": (0.1, 0.5),
+                 "prefix": (None,)}  # those tried, each with both of SWITCH_RATES
+SWITCH_RATES = (3e-4, 1e-3)  # learning rates
+CHOSEN_SWITCHES = {"threshold": (0.5, 3e-4), "cosine": (None, 3e-4), "budget": (8.0, 3e-4), "luffy": (0.1, 3e-4),
+                   "chord": (0.1, 3e-4), "prefix": (None, 3e-4)}  # (value, learning rate): the best on validation
 
 
 @dataclass(frozen=True)
@@ -81,17 +84,20 @@ def _tuning() -> Iterator[Point]:
 def _switch_tuning() -> Iterator[Point]:
     for switch, values in SWITCH_VALUES.items():
         for value in values:
-            yield Point("switch_tuning", f"{SWITCH_NAMES[switch]}, {value:g}", "pure_dyme", f"{switch}{value:g}",
-                        {"training.switch": switch, "training.switch_value": value}, (0,), ("validation",), value=value)
+            for rate in SWITCH_RATES:
+                variant = f"{switch}{'' if value is None else f'{value:g}'}-lr{rate:g}"
+                yield Point("switch_tuning", SWITCH_NAMES[switch], "pure_dyme", variant, _switched(switch, value, rate), (0,),
+                            ("validation",), value=value)
+
+
+def _switched(switch: str, value: float | None, rate: float) -> dict[str, Any]:
+    return {"training.switch": switch, "training.switch_value": value, "learning_rates.pure_dyme": rate}
 
 
 def _switch() -> Iterator[Point]:
     yield Point("switch", SWITCH_NAMES["binary"], "pure_dyme")
-    for switch in ("threshold", "cosine", "budget", "luffy", "chord", "prefix"):
-        settings = {"training.switch": switch}
-        if switch in CHOSEN_VALUES:
-            settings["training.switch_value"] = CHOSEN_VALUES[switch]
-        yield Point("switch", SWITCH_NAMES[switch], "pure_dyme", switch, settings)
+    for switch, chosen in CHOSEN_SWITCHES.items():
+        yield Point("switch", SWITCH_NAMES[switch], "pure_dyme", switch, _switched(switch, *chosen))
 
 
 def _ablation() -> Iterator[Point]:
