@@ -23,6 +23,7 @@ class Groups:
     Attributes:
         rewards: (P, G) total rewards.
         is_correct: (P, G) booleans.
+        is_grounded: (P, G) booleans, the checker gave full marks; None where the switch does not ask.
         progress: share of the training steps that are done, in [0, 1).
         weight: W.
         best_reward: what a target would earn.
@@ -35,6 +36,7 @@ class Groups:
     weight: float = 1.0
     best_reward: float = 3.0
     mastered: str = "skip"
+    is_grounded: Tensor | None = None
 
     @property
     def pass_rate(self) -> Tensor:
@@ -77,6 +79,13 @@ def threshold(groups: Groups, value: float) -> Decision:
     memorizes = groups.pass_rate <= value
     idle = memorizes | ((groups.pass_rate == 1) & (groups.mastered == "skip"))
     return Decision(torch.where(idle[:, None], 0.0, groups.advantages), groups.weight * memorizes)
+
+
+def grounded(groups: Groups, value: float | None = None) -> Decision:
+    """Ours: a lucky guess is no success. `binary`, but memorize where no rollout is both correct and grounded."""
+    memorizes = ~(groups.is_correct & groups.is_grounded).any(dim=1)
+    decision = binary(groups)
+    return Decision(torch.where(memorizes[:, None], 0.0, decision.advantages), groups.weight * memorizes)
 
 
 def explore(groups: Groups, value: float | None = None) -> Decision:
@@ -149,7 +158,7 @@ class Switch:
 
 SWITCHES = {"binary": Switch(binary), "threshold": Switch(threshold, 0.5), "cosine": Switch(cosine),
             "budget": Switch(budget, 8), "luffy": Switch(luffy, 0.1), "chord": Switch(chord, 0.1),
-            "prefix": Switch(prefix, 0.5, hint_share),
+            "prefix": Switch(prefix, 0.5, hint_share), "grounded": Switch(grounded),
             "explore": Switch(explore), "memorize": Switch(memorize)}
 
 

@@ -123,7 +123,8 @@ class DyMETrainer(MeasuredGRPOTrainer):
         size, args = self.num_generations, self.args
         rewards = objective.total_rewards(self._rewards, args.reward_gate, size, args.thinking_weight)
         groups = switches.Groups(rewards.view(-1, size), self.is_correct().view(-1, size), self.progress,
-                                 self.memorize_advantage, 2 + args.thinking_weight, args.mastered)
+                                 self.memorize_advantage, 2 + args.thinking_weight, args.mastered,
+                                 (self._rewards[:, 2] == 1).view(-1, size))
         decision = self.switch.decide(groups, self.switch.value)
         first = self.accelerator.process_index * len(inputs)
         batch["advantages"] = decision.advantages.flatten()[first: first + len(inputs)].to(batch["advantages"])
