@@ -23,7 +23,7 @@ SWITCH_VALUES = {"threshold": (0.25, 0.5), "cosine": (None,), "budget": (8.0, 32
                  "prefix": (None,), "grounded": (None,)}  # those tried, each with both of SWITCH_RATES
 SWITCH_RATES = (3e-4, 1e-3)  # learning rates
 CHOSEN_SWITCHES = {"threshold": (0.5, 3e-4), "cosine": (None, 3e-4), "budget": (8.0, 3e-4), "luffy": (0.1, 3e-4),
-                   "chord": (0.1, 3e-4), "prefix": (None, 3e-4), "grounded": (None, 3e-4)}  # (value, learning rate): the best on validation
+                   "chord": (0.1, 3e-4), "prefix": (None, 3e-4), "grounded": (None, 3e-4)}  # (value, learning rate): best on validation
 
 
 @dataclass(frozen=True)
