@@ -22,8 +22,9 @@ SWITCH_NAMES = {"binary": "DyME (binary)", "threshold": "HPT gate", "cosine": "C
 SWITCH_VALUES = {"threshold": (0.25, 0.5), "cosine": (None,), "budget": (8.0, 32.0), "luffy": (0.1, 1.0), "chord": (0.1, 0.5),
                  "prefix": (None,), "grounded": (None,)}  # those tried, each with both of SWITCH_RATES
 SWITCH_RATES = (3e-4, 1e-3)  # learning rates
+# (value, learning rate): the best on validation.
 CHOSEN_SWITCHES = {"threshold": (0.5, 3e-4), "cosine": (None, 3e-4), "budget": (8.0, 3e-4), "luffy": (0.1, 3e-4),
-                   "chord": (0.1, 3e-4), "prefix": (None, 3e-4), "grounded": (None, 3e-4)}  # (value, learning rate): best on validation
+                   "chord": (0.1, 3e-4), "prefix": (None, 3e-4), "grounded": (None, 3e-4)}
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,7 @@ def _main() -> Iterator[Point]:
 
 
 def _large() -> Iterator[Point]:
-    for method in ("base", "sft"):
-        yield Point("large", config.METHOD_NAMES[method], method, model="large")
-    for method in ("grpo", "sft_grpo", "pure_dyme", "full_dyme"):
+    for method in ("base", "sft", "grpo", "pure_dyme"):  # its bases and steps take three times as long
         yield Point("large", config.METHOD_NAMES[method], method, model="large", seeds=FEW_SEEDS)
 
 
