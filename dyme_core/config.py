@@ -182,7 +182,7 @@ class Paths:
 
 # Chosen on validation from one grid for all methods (plan: "tuning"). The public code has no warm-up; the fresh optimiser
 # needs a few steps here.
-_LEARNING_RATES = {"sft": 1e-3, "grpo": 3e-4, "sft_grpo": 1e-4, "pure_dyme": 3e-4, "full_dyme": 3e-4}
+_LEARNING_RATES = {"sft": 1e-3, "grpo": 1e-4, "sft_grpo": 1e-4, "pure_dyme": 1e-3, "full_dyme": 1e-3}
 _WARMUP_STEPS = dict.fromkeys(_LEARNING_RATES, 10)
 PROFILES = {
     "gpu": Profile("gpu", learning_rates=dict.fromkeys(_LEARNING_RATES, 1e-5), warmup_steps=_WARMUP_STEPS, backend="unsloth",

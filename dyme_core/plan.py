@@ -70,14 +70,13 @@ def _large() -> Iterator[Point]:
 
 
 def _tuning() -> Iterator[Point]:
-    """Four learning rates with a short warm-up, and the chosen one with a longer: the same for every method, on seed 0. The
-    two best learning rates go on to two more seeds; the one with the higher mean is chosen.
+    """Four learning rates with a short warm-up, the two best with a longer: the same for every method, on seed 0. The two best go
+    on to two more seeds with the short one; the one with the higher mean is chosen.
 
     Full DyME takes Pure DyME's: with rule experts both are the same run until the template bank learns another structure.
     """
-    chosen = config.load_profile(PROFILE).learning_rates
     for method in ("sft", "grpo", "sft_grpo", "pure_dyme"):
-        for rate, warmup in ((1e-4, 10), (3e-4, 10), (1e-3, 10), (2e-3, 10), (chosen[method], 40)):
+        for rate, warmup in (*((rate, 10) for rate in (1e-4, 3e-4, 1e-3, 2e-3)), *((rate, 40) for rate in FINALISTS[method])):
             yield Point("tuning", f"{config.METHOD_NAMES[method]}, {rate:g}, {warmup}", method, f"lr{rate:g}-w{warmup}",
                         {f"learning_rates.{method}": rate, f"warmup_steps.{method}": warmup},
                         FEW_SEEDS if warmup == 10 and rate in FINALISTS[method] else (0,), ("validation",), value=rate)
