@@ -76,7 +76,8 @@ def _tuning() -> Iterator[Point]:
     Full DyME takes Pure DyME's: with rule experts both are the same run until the template bank learns another structure.
     """
     for method in ("sft", "grpo", "sft_grpo", "pure_dyme"):
-        for rate, warmup in (*((rate, 10) for rate in (1e-4, 3e-4, 1e-3, 2e-3)), *((rate, 40) for rate in FINALISTS[method])):
+        grid = [(rate, 10) for rate in (1e-4, 3e-4, 1e-3, 2e-3)] + [(rate, 40) for rate in FINALISTS[method]]
+        for rate, warmup in grid:
             yield Point("tuning", f"{config.METHOD_NAMES[method]}, {rate:g}, {warmup}", method, f"lr{rate:g}-w{warmup}",
                         {f"learning_rates.{method}": rate, f"warmup_steps.{method}": warmup},
                         FEW_SEEDS if warmup == 10 and rate in FINALISTS[method] else (0,), ("validation",), value=rate)
