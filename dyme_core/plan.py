@@ -70,8 +70,8 @@ def _large() -> Iterator[Point]:
 
 
 def _tuning() -> Iterator[Point]:
-    """Four learning rates with a short warm-up, the two best with a longer: the same for every method, on seed 0. The two best go
-    on to two more seeds with the short one; the one with the higher mean is chosen.
+    """Four learning rates with a short warm-up, the two best with a longer: the same for every method, on seed 0. The two best
+    go on to two more seeds with the short one; the one with the higher mean is chosen.
 
     Full DyME takes Pure DyME's: with rule experts both are the same run until the template bank learns another structure.
     """
