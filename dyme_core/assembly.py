@@ -55,26 +55,32 @@ def write_completion(batch: Batch, row: int, ids: Sequence[int], pad_id: int) ->
         batch[name][row, : len(ids)] = torch.tensor(values, device=batch[name].device)
 
 
-def drop_idle_rows(batch: Batch, multiple: int = 1) -> Batch:
-    """The batch without rows whose advantages are all 0: they add nothing to the loss but cost as much as the others.
+def fit_rows(batch: Batch, multiple: int = 1, drops_idle: bool = True) -> Batch:
+    """The batch with as many rows as micro-batches need, a multiple of `multiple`: TRL would lose the rows left over.
 
-    Advantages are scaled by (rows left) / (rows before), so that TRL's mean over rows gives the same loss and gradient. One
-    row is kept where all are idle; idle rows fill up to `multiple` (micro-batches of a step must be equally many).
+    Rows whose advantages are all 0 add nothing to the loss but cost as much as the others: with `drops_idle` only as many
+    stay as fill up, one at least where all are idle. Where none is left to fill up, the first row does, with advantage 0.
     """
     size = len(batch["advantages"])
     is_idle = (batch["advantages"] == 0).reshape(size, -1).all(dim=1).tolist()
-    busy, idle = [row for row in range(size) if not is_idle[row]], [row for row in range(size) if is_idle[row]]
-    wanted = -(-max(1, len(busy)) // multiple) * multiple
-    if wanted >= size:
+    needed = [row for row in range(size) if not (drops_idle and is_idle[row])]
+    missing = -(-max(1, len(needed)) // multiple) * multiple - len(needed)
+    idle = [row for row in range(size) if drops_idle and is_idle[row]][:missing]
+    copies = [0] * (missing - len(idle))
+    if len(needed) + len(idle) == size and not copies:
         return batch
-    kept = sorted(busy + idle[: wanted - len(busy)])
-    smaller = take_rows(batch, kept)
-    smaller["advantages"] = smaller["advantages"] * (len(kept) / size)
-    spare = smaller["completion_ids"].shape[1] - max(1, int(smaller["completion_mask"].sum(dim=1).max()))
-    for name, (_, has_completion) in SPANS.items():  # rows that were left out may have been the longest
-        if spare and has_completion and name in smaller:
-            smaller[name] = smaller[name][:, :-spare]
-    return smaller
+    fitted = take_rows(batch, sorted(needed + idle) + copies)
+    fitted["advantages"][len(needed) + len(idle):] = 0.0
+    spare = fitted["completion_ids"].shape[1] - max(1, int(fitted["completion_mask"].sum(dim=1).max()))
+    return _cut(fitted, spare) if spare else fitted
+
+
+def _cut(batch: Batch, spare: int) -> Batch:
+    """The batch without its last `spare` columns of completions: rows that were left out may have been the longest."""
+    cut = {name: batch[name][:, :-spare] for name, (_, has_completion) in SPANS.items() if has_completion and name in batch}
+    if batch["advantages"].ndim == 2:
+        cut["advantages"] = batch["advantages"][:, :-spare]
+    return {**batch, **cut}
 
 
 def _widen(batch: Batch, prompt: int, completion: int, pad_id: int) -> Batch:

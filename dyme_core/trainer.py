@@ -136,10 +136,9 @@ class DyMETrainer(MeasuredGRPOTrainer):
             logger.info("step %d: nothing to learn from this batch: %s", self.state.global_step, self._why_nothing(groups))
         if args.probe_every and self.state.global_step % args.probe_every == 0:
             self._probe(batch, len(inputs))
+        batch = assembly.fit_rows(batch, args.steps_per_generation, args.drop_idle_rows)
         # TRL's mean is over all rows there are; the switch's weights are meant for the rollouts of the step.
         batch["advantages"] = batch["advantages"] * (len(batch["advantages"]) / len(inputs))
-        if args.drop_idle_rows:
-            batch = assembly.drop_idle_rows(batch, args.steps_per_generation)
         self._metrics["train"]["rows"].append(len(batch["advantages"]) * self.accelerator.num_processes)
         batch["num_items_in_batch"] = self.accelerator.gather(batch["completion_mask"].sum()).sum()
         del batch["is_target"]

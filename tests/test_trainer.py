@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from dyme_core import data, models, rewards, supervision
+from dyme_core import assembly, data, models, rewards, supervision
 from dyme_core.trainer import DyMEConfig, DyMETrainer
 
 G = 4
@@ -300,6 +300,32 @@ def test_dropping_idle_rows_changes_neither_loss_nor_gradient(tmp_path: Path, sc
         assert relative_error(gradients.steps[0], whole.steps[0]) < 1e-6
     else:
         assert all((gradient == 0).all() for gradient in gradients.steps[0].values())
+
+
+@pytest.mark.parametrize("drops", [True, False])
+def test_a_row_too_many_for_the_micro_batches_is_not_lost(tmp_path: Path, drops: bool) -> None:
+    """Nine rows in two micro-batches: TRL would leave one out."""
+    settings = dict(switch="chord", switch_value=0.5, drop_idle_rows=drops)
+    # The second group's rewards tie: its target takes an idle row, the first group has none.
+    script = [[target_of(ROWS[0]), WRONG, WRONG, WRONG] + [WRONG] * G]
+    whole_trainer, whole = run(tmp_path, script, **settings)
+    trainer, parts = run(tmp_path, script, per_device_train_batch_size=G, gradient_accumulation_steps=2, **settings)
+    num_rows = [len(each.batches[0]["advantages"]) for each in (whole_trainer, trainer)]
+    assert num_rows == ([G + 2, G + 2] if drops else [2 * G + 1, 2 * G + 2])
+    assert relative_error(parts.steps[0], whole.steps[0]) < 1e-5
+
+
+def test_dropping_the_longest_rows_cuts_the_weights_of_tokens_with_them() -> None:
+    long, short = [7] * 9, [7] * 4
+    batch = {"prompt_ids": torch.ones(2, 3, dtype=torch.long), "prompt_mask": torch.ones(2, 3, dtype=torch.long),
+             "completion_ids": torch.zeros(2, 9, dtype=torch.long), "completion_mask": torch.zeros(2, 9, dtype=torch.long),
+             "advantages": torch.tensor([[0.0] * 9, [1.0] * 4 + [0.0] * 5])}
+    for row, ids in enumerate((long, short)):
+        assembly.write_completion(batch, row, ids, pad_id=0)
+    fitted = assembly.fit_rows(batch)
+    assert fitted["completion_ids"].tolist() == [short] and fitted["advantages"].tolist() == [[1.0] * 4]
+    twice = assembly.fit_rows(batch, multiple=4)
+    assert twice["advantages"].sum(dim=1).tolist() == [0, 4, 0, 0] and twice["advantages"].shape == (4, 9)
 
 
 def test_a_target_beside_rollouts_that_are_learned_from_is_a_row_of_its_own(tmp_path: Path) -> None:
