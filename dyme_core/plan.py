@@ -12,7 +12,7 @@ from typing import Any
 from dyme_core import config
 from dyme_core.experiment import HELD_OUT, Run
 
-PROFILE = "mini"
+PROFILE = config.DEFAULT
 SEEDS = (0, 1, 2, 3, 4)  # each has its own base, training questions, order and rollouts
 FEW_SEEDS = SEEDS[:3]  # of sweeps
 FINALISTS = {"sft": (1e-3, 2e-3), "grpo": (1e-4, 3e-4), "sft_grpo": (1e-4, 3e-4), "pure_dyme": (3e-4, 1e-3)}  # learning rates

@@ -18,7 +18,7 @@ SEED = re.compile(r"-s\d+$")
 
 def setting_of(point: plan.Point) -> str:
     """The part of a point's run names before the seed."""
-    return "-".join(filter(None, (point.model, point.method, point.variant)))
+    return SEED.sub("", point.runs()[0].name)
 
 
 def with_setting(frame: pd.DataFrame) -> pd.DataFrame:
@@ -34,8 +34,7 @@ def main_runs(frame: pd.DataFrame) -> pd.DataFrame:
 
 def rows_of(rows: pd.DataFrame, point: plan.Point, split: str | None = None) -> pd.DataFrame:
     """The rows of a point's runs, of one split or of all; empty where none has been made."""
-    names = [f"{setting_of(point)}-s{seed}" for seed in point.seeds]
-    found = rows[rows["run"].isin(names)]
+    found = rows[rows["run"].isin([run.name for run in point.runs()])]
     return found if split is None else found[found["split"] == split]
 
 
