@@ -37,8 +37,8 @@ base: $(READY) ## build both base checkpoints again from nothing (about 12 min)
 	@echo "Pre-training both base models from nothing into bases/ (about 12 minutes)."
 	@$(VENV_PYTHON) -m dyme_core.pretrain $(ARGS)
 
-test: $(READY) ## run the tests (about 3 min on two cores)
-	@echo "Running the tests (about 3 minutes on two cores)."
+test: $(READY) ## run the tests (about 4 min on two cores)
+	@echo "Running the tests (about 4 minutes on two cores)."
 	@$(VENV_PYTHON) -m pytest -q $(ARGS)
 
 lab: $(READY) ## open the notebooks in JupyterLab, with this environment as the kernel "dyme"
