@@ -21,7 +21,7 @@ from transformers import (
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 from transformers.processing_utils import ProcessorMixin
 
-from dyme_core import charts, looks, prompts
+from dyme_core import charts, looks, prefixes, prompts
 from dyme_core.drawing import SIZE
 from dyme_core.provenance import PART_SUFFIX
 
@@ -147,8 +147,8 @@ def save_policy(model: torch.nn.Module, processor: ProcessorMixin, folder: Path,
     aside.rename(folder)
 
 
-def load_policy(source: Path | str, backend: str = "transformers", shares_looks: bool = True
-                ) -> tuple[torch.nn.Module, ProcessorMixin]:
+def load_policy(source: Path | str, backend: str = "transformers", shares_looks: bool = True,
+                shares_prefixes: bool = True) -> tuple[torch.nn.Module, ProcessorMixin]:
     """Load a policy and its processor, vision tower frozen: (model, processor).
 
     Args:
@@ -156,6 +156,7 @@ def load_policy(source: Path | str, backend: str = "transformers", shares_looks:
             classes), or with "unsloth" also a hub id.
         backend: "transformers" (32 bits) or "unsloth" (LoRA in 16 bits, needs a CUDA GPU).
         shares_looks: with "transformers", process and encode each picture once (`looks`).
+        shares_prefixes: with "transformers", go once through a prompt that rows of a batch share (`prefixes`).
     Raises:
         FileNotFoundError: if the folder holds no model.
         RuntimeError: if Unsloth cannot be used, with what to do.
@@ -175,6 +176,8 @@ def load_policy(source: Path | str, backend: str = "transformers", shares_looks:
     freeze_vision(model)
     if shares_looks:
         looks.share_looks(model, processor)
+    if shares_prefixes:
+        prefixes.share_prefixes(model)
     return model, processor
 
 

@@ -24,7 +24,7 @@ SWITCH_VALUES = {"threshold": (0.25, 0.5), "cosine": (None,), "budget": (8.0, 32
 SWITCH_RATES = (3e-4, 1e-3)  # learning rates
 # (value, learning rate): the best on validation.
 CHOSEN_SWITCHES = {"threshold": (0.5, 1e-3), "cosine": (None, 1e-3), "budget": (8.0, 1e-3), "luffy": (0.1, 3e-4),
-                   "chord": (0.1, 3e-4), "prefix": (None, 3e-4), "grounded": (None, 3e-4)}
+                   "chord": (0.1, 3e-4), "prefix": (None, 3e-4), "grounded": (None, 1e-3)}
 
 
 @dataclass(frozen=True)

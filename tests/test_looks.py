@@ -177,7 +177,7 @@ def test_saving_writes_the_same_bytes(tmp_path: Path) -> None:
 def test_a_loaded_policy_shares_unless_told_not_to(shares: bool, tmp_path: Path) -> None:
     processor = models.build_processor()
     models.save_policy(models.build_model("svlm", processor, 0), processor, tmp_path / "policy")
-    policy, loaded = models.load_policy(tmp_path / "policy", shares_looks=shares)
+    policy, loaded = models.load_policy(tmp_path / "policy", shares_looks=shares, shares_prefixes=False)
     views = count_views(policy)
     for _ in range(2):
         decoding.decode(policy, loaded, ROWS, max_new_tokens=2)
