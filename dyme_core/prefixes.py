@@ -23,7 +23,8 @@ NOTHING = -1  # number of a completion, for tokens of prompts; of a prompt, for 
 
 
 def share_prefixes(model: PreTrainedModel) -> None:
-    """Let a model of FAMILIES go once through prompts that rows of a batch share; other models stay as they are.
+    """Let a model of FAMILIES go once through prompts that rows of a batch share; other models stay as they are, and those
+    with sliding windows, which a packed sequence would not keep.
 
     Results are the plain model's up to float rounding, except the logits at padding, which mean nothing in either.
     `forward` shares where `logits_to_keep` says that a row's last so many tokens but one are its completion, as in TRL's
@@ -32,7 +33,8 @@ def share_prefixes(model: PreTrainedModel) -> None:
     Args:
         model: its class becomes one of the same name. Prompts must be padded on the left, completions on the right.
     """
-    if isinstance(model, FAMILIES) and model.config._attn_implementation in ATTENTIONS:
+    sees_all = set(getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"]) == {"full_attention"}
+    if isinstance(model, FAMILIES) and model.config._attn_implementation in ATTENTIONS and sees_all:
         model.__class__ = _sharing(type(model))
 
 

@@ -146,8 +146,16 @@ def test_what_cannot_be_shared_goes_the_plain_way(change: str) -> None:
     assert torch.equal(outputs[0].logits, outputs[1].logits) and type(outputs[0]) is type(outputs[1])
 
 
-class Losses(DyMETrainer):
-    """Rollouts from a script; keeps what the update returns."""
+def test_models_with_sliding_windows_stay_as_they_are() -> None:
+    config = Qwen2Config(vocab_size=200, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+                         num_key_value_heads=2, use_sliding_window=True, sliding_window=4, max_window_layers=1)
+    policy = Qwen2ForCausalLM(config)
+    share_prefixes(policy)
+    assert type(policy) is Qwen2ForCausalLM
+
+
+class Scripted(DyMETrainer):
+    """Rollouts from a script."""
 
     def _generate_single_turn(self, prompt_ids, *args):
         texts = ["We look at the chart.\n<answer>no idea</answer>"] * len(prompt_ids)
@@ -163,7 +171,7 @@ def test_training_with_it_has_the_same_losses(accumulation: int, tmp_path: Path)
                                per_device_train_batch_size=16 // accumulation, gradient_accumulation_steps=accumulation,
                                max_completion_length=64, learning_rate=1e-3, report_to="none", save_strategy="no",
                                logging_steps=1, disable_tqdm=True, gradient_checkpointing=False)
-        trainer = Losses(policy, args=arguments, train_dataset=data.to_dataset(RECORDS), processing_class=PROCESSOR,
+        trainer = Scripted(policy, args=arguments, train_dataset=data.to_dataset(RECORDS), processing_class=PROCESSOR,
                          refine=data.target_writer(RuleRefiner()), reward_funcs=reward_functions(RuleChecker()))
         trainer.train()
         losses.append([(entry["loss"], entry["grad_norm"], entry["entropy"]) for entry in trainer.state.log_history
