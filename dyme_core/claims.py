@@ -120,6 +120,10 @@ def claims() -> dict[str, list[Claim]]:
         "Rollouts and supervision": [
             _beats("More rollouts a prompt help DyME (G = 16 against 2)", "paper", "figure",
                    _variant("rollouts", "G = 16", "pure_dyme"), _variant("rollouts", "G = 2", "pure_dyme")),
+            _beats("More rollouts a prompt help DyME at as many prompts (G = 8 against 2)", "ours", "–", PURE,
+                   _variant("prompts", "4 prompts", "pure_dyme")),
+            _beats("DyME with two rollouts a prompt beats CoT-SFT on as many prompts (16 a step)", "ours", "–",
+                   _variant("prompts", "16 prompts", "pure_dyme"), _variant("prompts", "16 prompts", "sft")),
             _beats("Better targets help DyME (high against low)", "poster", "68.5 (GPT-4o) against 64.9 (Qwen2.5-14B)",
                    _variant("quality", "high", "pure_dyme"), _variant("quality", "low", "pure_dyme")),
             _beats("Right facts help DyME (none wrong against half)", "ours", "–", PURE,

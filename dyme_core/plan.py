@@ -118,6 +118,16 @@ def _rollouts() -> Iterator[Point]:
                         FEW_SEEDS, value=size)
 
 
+def _prompts() -> Iterator[Point]:
+    """Prompts a step, without and with rollouts: what more prompts do is not what fewer rollouts of each do."""
+    for count in (4, 8, 16):
+        changed = {"training.prompts_per_step": count}
+        yield Point("prompts", f"{count} prompts", "sft", "" if count == 4 else f"p{count}", {} if count == 4 else changed,
+                    FEW_SEEDS, value=count)
+        yield Point("prompts", f"{count} prompts", "pure_dyme", "g2" if count == 16 else f"g2-p{count}",
+                    {"training.num_generations": 2, **changed}, FEW_SEEDS, value=count)
+
+
 def _length() -> Iterator[Point]:
     for method, limits in (("grpo", (24, 40, 56, 96)), ("pure_dyme", (56, 96))):  # the longest target has 50 tokens
         for limit in limits:
@@ -163,7 +173,7 @@ def _statistics() -> Iterator[Point]:
 
 EXPERIMENTS = {"tuning": _tuning, "main": _main, "switch_tuning": _switch_tuning, "switch": _switch, "ablation": _ablation,
                "rollouts": _rollouts, "quality": _quality, "corruption": _corruption, "length": _length,
-               "data": _data, "kinds": _kinds, "statistics": _statistics, "large": _large}
+               "data": _data, "kinds": _kinds, "statistics": _statistics, "large": _large, "prompts": _prompts}
 
 
 def points(*experiments: str) -> list[Point]:

@@ -88,6 +88,7 @@ FIGURES: dict[str, Callable[[Stored], Any]] = {
     "switches": lambda stored: sweeps.switches(stored.rows),
     "ablation": lambda stored: sweeps.ablation(stored.rows),
     "rollouts": lambda stored: sweeps.rollouts(stored.rows),
+    "prompts": lambda stored: sweeps.prompts(stored.rows),
     "data": lambda stored: sweeps.data(stored.rows),
     "supervision": lambda stored: sweeps.supervision(stored.rows),
     "length": lambda stored: sweeps.length(stored.rows),

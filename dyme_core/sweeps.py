@@ -34,6 +34,8 @@ CAPTIONS = {
                 "the low ones, without the checker thinking earns nothing. Vertical line: Full DyME.",
     "rollouts": "Claim: more rollouts a prompt help. At equal rollouts a step (32, so fewer prompts); correct on test, mini "
                 "world.",
+    "prompts": "What fewer rollouts a prompt buy. CoT-SFT, and Pure DyME with two rollouts a prompt (G = 2), by prompts a step; "
+               "correct on test, mini world.",
     "data": "What a method makes of few questions. Training questions, at equal steps up to 1,024 (4,096: one pass); correct "
             "on test, mini world.",
     "supervision": "Claim: better supervision helps. Targets of less quality, and a share of questions with wrong facts; "
@@ -65,6 +67,12 @@ def ablation(rows: pd.DataFrame) -> Figure:
 def rollouts(rows: pd.DataFrame) -> Figure:
     """Draw correct answers against G, rollouts of a prompt; lines of GRPO and Pure DyME with 95 % bands."""
     return _sweep(rows, "rollouts", "rollouts a prompt (G)")
+
+
+@themed
+def prompts(rows: pd.DataFrame) -> Figure:
+    """Draw correct answers of CoT-SFT and of Pure DyME with G = 2 against the prompts of a step."""
+    return _sweep(rows, "prompts", "prompts a step")
 
 
 @themed

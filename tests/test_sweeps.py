@@ -30,7 +30,8 @@ def rows(*experiments: str) -> pd.DataFrame:
 
 DRAW: dict[str, Callable[[], Figure]] = {
     "switches": lambda: sweeps.switches(rows("switch")), "ablation": lambda: sweeps.ablation(rows("ablation")),
-    "rollouts": lambda: sweeps.rollouts(rows("rollouts")), "data": lambda: sweeps.data(rows("data")),
+    "rollouts": lambda: sweeps.rollouts(rows("rollouts")),
+    "prompts": lambda: sweeps.prompts(rows("prompts", "rollouts")), "data": lambda: sweeps.data(rows("data")),
     "supervision": lambda: sweeps.supervision(rows("quality", "corruption")), "length": lambda: sweeps.length(rows("length")),
     "transfer": lambda: mechanism.transfer(rows("kinds", "statistics")),
     "mechanism": lambda: mechanism.mechanism(study_logs(points("main"), chance, 3), study_manifests(points("main"), 3))}
@@ -64,7 +65,7 @@ def test_the_caption_says_on_how_many_seeds_the_numbers_rest(name: str) -> None:
     assert figure.get_figwidth() in (figures.COLUMN, figures.PAGE)
 
 
-@pytest.mark.parametrize("draw", [sweeps.switches, sweeps.ablation, sweeps.rollouts, sweeps.data, sweeps.supervision,
+@pytest.mark.parametrize("draw", [sweeps.switches, sweeps.ablation, sweeps.rollouts, sweeps.prompts, sweeps.data, sweeps.supervision,
                                   sweeps.length, mechanism.transfer])
 def test_main_runs_alone_make_no_sweep(draw: Callable[[pd.DataFrame], Figure]) -> None:
     with pytest.raises(NoRows):
