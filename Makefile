@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 export HF_HUB_OFFLINE ?= $(if $(filter gpu,$(PROFILE)),0,1)
 
 .DEFAULT_GOAL := help
-.PHONY: help paper study figures base test lab llm clean
+.PHONY: help paper study figures base test bench lab llm clean
 
 help: ## list these targets
 	@echo "make TARGET [PROFILE=smoke|mini|gpu] [ARGS='...'] [PYTHON=python3.12]"
@@ -40,6 +40,10 @@ base: $(READY) ## build both base checkpoints again from nothing (about 12 min)
 test: $(READY) ## run the tests (about 4 min on two cores)
 	@echo "Running the tests (about 4 minutes on two cores)."
 	@$(VENV_PYTHON) -m pytest -q $(ARGS)
+
+bench: $(READY) ## measure what a step costs, into results/bench (about 20 min, on an idle machine)
+	@echo "Timing steps of TRL's GRPO and of DyME by turns, into results/bench (about 20 minutes; leave the machine alone)."
+	@$(VENV_PYTHON) benchmarks/step_cost.py $(ARGS)
 
 lab: $(READY) ## open the notebooks in JupyterLab, with this environment as the kernel "dyme"
 	@echo "Registering the kernel 'dyme' inside .venv and opening JupyterLab (a few seconds; stop it with Ctrl-C)."

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -18,35 +17,15 @@ import time
 from pathlib import Path
 
 import psutil
+from judge_server import serving
 
 from dyme_core import config, provenance
 from dyme_core.data import mini_records
 from dyme_core.experts import Experts
-from dyme_core.facts import facts_from_rows
-from dyme_core.judges import fact_rows
-from dyme_core.supervision import RuleRefiner, item_of
 
 ROOT = Path(__file__).resolve().parents[1]
 COUNT, KILL_AT, DELAY_S = 5000, 0.4, 0.005
 logger = logging.getLogger(__name__)
-
-
-def serve(pipe) -> None:
-    """Answer each draft request with the rule refiner's target of that question; tell the pipe address and count."""
-    sys.path.insert(0, str(ROOT / "tests"))
-    from scripted_judge import judge
-    from scripted_server import ScriptedServer
-
-    refiner, targets = RuleRefiner(), {}
-    for record in mini_records("train", COUNT, 0):
-        item = item_of(record.row)
-        targets[json.dumps([item.question, fact_rows(facts_from_rows(json.loads(record.supervision)["facts"]))])] = \
-            refiner.refine(item)
-    script = judge(draft=lambda data: targets[json.dumps([data["question"], data["facts"]])], after_s=DELAY_S)
-    with ScriptedServer(script) as server:
-        pipe.send(server.base_url)
-        while pipe.recv() != "stop":
-            pipe.send(len(server.seen))
 
 
 def work(folder: Path, base_url: str) -> None:
@@ -82,24 +61,19 @@ def run(folder: Path, base_url: str, kill_at: int | None) -> tuple[list[dict], f
 def main() -> None:
     """Kill a first worker on the way, let a second one finish, and a third find everything recorded."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    pipe, end = multiprocessing.Pipe()
-    server = multiprocessing.get_context("spawn").Process(target=serve, args=(end,), daemon=True)
-    server.start()
-    base_url, asked, found = pipe.recv(), [], {}
-    with tempfile.TemporaryDirectory() as place:
+    count, found = [], {}
+    with serving(COUNT, DELAY_S) as (base_url, asked), tempfile.TemporaryDirectory() as place:
         for name, kill_at in (("killed", int(KILL_AT * COUNT)), ("resumed", None), ("again", None)):
             lines, seconds = run(Path(place), base_url, kill_at)
-            pipe.send("count")
-            asked.append(pipe.recv())
-            found[name] = {"seconds": round(seconds, 1), "requests": asked[-1] - sum(asked[-2:-1]), "lines": lines}
-        pipe.send("stop")
+            count.append(asked())
+            found[name] = {"seconds": round(seconds, 1), "requests": count[-1] - sum(count[-2:-1]), "lines": lines}
     rest = found["resumed"]["lines"]
     distinct = len({(record.question, record.supervision) for record in mini_records("train", COUNT, 0)})
-    result = {"items": COUNT, "distinct": distinct, "requests": asked[-1], "asked_twice": asked[-1] - distinct,
+    result = {"items": COUNT, "distinct": distinct, "requests": count[-1], "asked_twice": count[-1] - distinct,
               "rss_growth_mib": rest[-1]["rss_mib"] - rest[len(rest) // 4]["rss_mib"], **found,
               **provenance.provenance(ROOT)}
     provenance.write_json(ROOT / "results" / "bench" / "bulk_supervision.json", result)
-    logger.info("%d items, %d requests, %d asked twice, memory grew by %.1f MiB", COUNT, asked[-1], result["asked_twice"],
+    logger.info("%d items, %d requests, %d asked twice, memory grew by %.1f MiB", COUNT, count[-1], result["asked_twice"],
                 result["rss_growth_mib"])
 
 

@@ -34,8 +34,8 @@ CAPTIONS = {
                 "the low ones, without the checker thinking earns nothing. Vertical line: Full DyME.",
     "rollouts": "Claim: more rollouts a prompt help. At equal rollouts a step (32, so fewer prompts); correct on test, mini "
                 "world.",
-    "prompts": "What fewer rollouts a prompt buy. CoT-SFT, and Pure DyME with two rollouts a prompt (G = 2), by prompts a step; "
-               "correct on test, mini world.",
+    "prompts": "What fewer rollouts a prompt buy. CoT-SFT, and Pure DyME with two rollouts a prompt (G = 2), by prompts a "
+               "step; correct on test, mini world.",
     "data": "What a method makes of few questions. Training questions, at equal steps up to 1,024 (4,096: one pass); correct "
             "on test, mini world.",
     "supervision": "Claim: better supervision helps. Targets of less quality, and a share of questions with wrong facts; "

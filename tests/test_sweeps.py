@@ -65,8 +65,8 @@ def test_the_caption_says_on_how_many_seeds_the_numbers_rest(name: str) -> None:
     assert figure.get_figwidth() in (figures.COLUMN, figures.PAGE)
 
 
-@pytest.mark.parametrize("draw", [sweeps.switches, sweeps.ablation, sweeps.rollouts, sweeps.prompts, sweeps.data, sweeps.supervision,
-                                  sweeps.length, mechanism.transfer])
+@pytest.mark.parametrize("draw", [sweeps.switches, sweeps.ablation, sweeps.rollouts, sweeps.prompts, sweeps.data,
+                                  sweeps.supervision, sweeps.length, mechanism.transfer])
 def test_main_runs_alone_make_no_sweep(draw: Callable[[pd.DataFrame], Figure]) -> None:
     with pytest.raises(NoRows):
         draw(rows())

@@ -1,0 +1,248 @@
+"""Trainers side by side in one process, one optimisation step at a time by turns: what a step costs, and where it goes.
+
+Every arm trains through its own `Trainer.train()`, in a thread that waits for its turn; at a learning rate of 0 and with
+the same seed before each turn all arms of a shape make the same rollouts, so only the work differs. Rewards are scripted: they
+fix how many groups are all wrong; in the others every second rollout is right.
+"""
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PrinterCallback, Trainer, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from dyme_core import config, experiment, looks, models, prefixes
+from dyme_core.data import mini_records, target_writer, to_dataset
+from dyme_core.supervision import RuleRefiner
+from dyme_core.trainer import DyMEConfig, DyMETrainer
+
+ROOT = Path(__file__).resolve().parents[1]
+SAVINGS = ("rows", "looks", "prefixes")
+WIDE = dict(hidden_size=512, intermediate_size=1536, num_hidden_layers=8, num_attention_heads=8)
+NATURAL_TOKENS = 56  # the mini profile's limit
+PHASES = ("generate", "score", "refine", "prepare", "update")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What every arm of a comparison has to do.
+
+    Attributes:
+        model: "svlm", "large" or "wide".
+        side: patches a side of a view; a picture then has 2 * side^2 + side tokens.
+        generations: G; `prompts` a step.
+        all_wrong: share of a step's groups in which no rollout is right.
+        tokens: length of every rollout and target, by a model with fresh weights; None: the base's own rollouts.
+    """
+
+    model: str = "svlm"
+    side: int = 4
+    generations: int = 8
+    prompts: int = 4
+    all_wrong: float = 0.5
+    tokens: int | None = None
+
+    @property
+    def image_tokens(self) -> int:
+        return 2 * self.side**2 + self.side
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A trainer: TRL's own GRPO (`is_dyme` false) or DyME, with some of SAVINGS."""
+
+    name: str
+    is_dyme: bool
+    savings: tuple[str, ...] = ()
+
+
+STOCK, PLAIN, FULL = Arm("TRL GRPO", False), Arm("DyME, no savings", True), Arm("DyME", True, SAVINGS)
+ALONE = [Arm(f"only {name}", True, (name,)) for name in SAVINGS]
+WITHOUT = [Arm(f"without {name}", True, tuple(other for other in SAVINGS if other != name)) for name in SAVINGS]
+
+
+class Turn(TrainerCallback):
+    """Lets a training thread go on by one step at a time."""
+
+    def __init__(self) -> None:
+        self._go, self._done = threading.Semaphore(0), threading.Semaphore(0)
+        self._failure: BaseException | None = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._go.acquire()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self._done.release()
+        self._go.acquire()
+
+    def run(self, work: Callable[[], Any]) -> None:
+        """The thread's function."""
+        try:
+            work()
+        except BaseException as failure:
+            self._failure = failure
+        finally:
+            self._done.release()
+
+    def take(self) -> None:
+        """One turn; raises what the training raised."""
+        self._go.release()
+        self._done.acquire()
+        if self._failure:
+            raise self._failure
+
+
+class Clock:
+    """Seconds of a trainer's phases within a turn, by wrapping its methods; the same for every arm."""
+
+    def __init__(self, trainer: GRPOTrainer) -> None:
+        self.spent: dict[str, float] = {}
+        self.rows = self.tokens = 0
+        for method, phase in (("_generate", "generate"), ("_calculate_rewards", "score"), ("refine", "refine"),
+                              ("_generate_and_score_completions", "before")):
+            if hasattr(trainer, method):
+                setattr(trainer, method, self._timed(getattr(trainer, method), phase))
+        forward = trainer._compute_loss
+
+        def counted(model, inputs):
+            self.rows += len(inputs["completion_ids"])
+            return forward(model, inputs)
+
+        trainer._compute_loss = counted
+
+    def _timed(self, method: Callable, phase: str) -> Callable:
+        def timed(*args, **kwargs):
+            if phase == "score":
+                self.tokens += sum(map(len, args[3]))
+            start = time.perf_counter()
+            try:
+                return method(*args, **kwargs)
+            finally:
+                self.spent[phase] = self.spent.get(phase, 0.0) + time.perf_counter() - start
+        return timed
+
+    def take(self, seconds: float) -> dict[str, float]:
+        """The phases of a turn of so many seconds, and what went through it; starts anew."""
+        spent, before = self.spent, self.spent.get("before", 0.0)
+        inner = {phase: spent.get(phase, 0.0) for phase in ("generate", "score", "refine")}
+        row = {**inner, "prepare": before - sum(inner.values()), "update": seconds - before, "rows": self.rows,
+               "tokens": self.tokens}
+        self.spent, self.rows, self.tokens = {}, 0, 0
+        return row
+
+
+def policy(shape: Shape, savings: Sequence[str]) -> tuple[torch.nn.Module, Any]:
+    """The model of a shape with some savings: the committed base, or one with fresh weights."""
+    if shape.tokens is None:
+        return models.load_policy(ROOT / "bases" / f"{shape.model}-s0", shares_looks="looks" in savings,
+                                  shares_prefixes="prefixes" in savings)
+    pixels = shape.side * models.PATCH
+    processor = models.build_processor(pixels)
+    models.SIZES.setdefault("wide", WIDE)
+    model = models.build_model(shape.model, processor, 0, pixels)
+    models.freeze_vision(model)
+    if "looks" in savings:
+        looks.share_looks(model, processor)
+    if "prefixes" in savings:
+        prefixes.share_prefixes(model)
+    return model, processor
+
+
+def build(arm: Arm, shape: Shape, steps: int, rewards: Sequence[Callable] | None = None, refine: Callable | None = None,
+          questions: int = 64, learning_rate: float = 0.0) -> Trainer:
+    """An arm's trainer; rewards and targets are scripted where none are given."""
+    model, processor = policy(shape, arm.savings)
+    profile = config.load_profile("mini", **{"training.num_generations": shape.generations,
+                                             "training.prompts_per_step": shape.prompts,
+                                             "training.max_completion_tokens": shape.tokens or NATURAL_TOKENS})
+    run = experiment.Run(profile, "pure_dyme")
+    settings = experiment.grpo_arguments(run, processor)
+    if shape.tokens:
+        settings["generation_kwargs"]["suppress_tokens"].append(processor.tokenizer.eos_token_id)
+    arguments = {**experiment.shared_arguments(run, steps, learning_rate, ROOT / "runs" / "bench"), **settings}
+    records = mini_records("train", questions, 0)
+    shared = dict(train_dataset=to_dataset(records), processing_class=processor,
+                  reward_funcs=list(rewards or scripted_rewards(shape)))
+    if not arm.is_dyme:
+        trainer = GRPOTrainer(model, args=GRPOConfig(**arguments), **shared)
+    else:
+        trainer = DyMETrainer(model, args=DyMEConfig(**arguments, drop_idle_rows="rows" in arm.savings,
+                                                     memorize_weight="group"),
+                              refine=refine or scripted_refine(shape, records), **shared)
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def scripted_rewards(shape: Shape) -> list[Callable]:
+    """[format, accuracy, thinking] that look at a rollout's place alone."""
+    num_wrong = round(shape.all_wrong * shape.prompts)
+
+    def accuracy(completions, **columns):
+        return [float(place // shape.generations >= num_wrong and place % 2) for place in range(len(completions))]
+
+    def format_(completions, **columns):
+        return [1.0] * len(completions)
+
+    def thinking(completions, **columns):
+        return [0.0] * len(completions)
+
+    return [format_, accuracy, thinking]
+
+
+def scripted_refine(shape: Shape, records: Sequence) -> Callable:
+    """Targets: the rule refiner's, or with fixed lengths as many words as a rollout has tokens, the end token among them."""
+    if shape.tokens:
+        return lambda rows: [" ".join(["value"] * (shape.tokens - 1))] * len(rows)
+    write = target_writer(RuleRefiner())
+    targets = {record.row["item"]: target for record, target in
+               zip(records, write([record.row for record in records]), strict=True)}
+    return lambda rows: [targets[row["item"]] for row in rows]
+
+
+@contextmanager
+def training(trainers: Sequence[Trainer]) -> Iterator[list[Turn]]:
+    """Start the trainers, each waiting for its turns; leaving the block lets them end."""
+    turns, threads = [], []
+    for trainer in trainers:
+        turn = Turn()
+        trainer.add_callback(turn)
+        thread = threading.Thread(target=turn.run, args=(trainer.train,), daemon=True)
+        thread.start()
+        turns.append(turn)
+        threads.append(thread)
+    yield turns
+    for turn, thread in zip(turns, threads, strict=True):
+        turn.take()
+        thread.join()
+
+
+def race(arms: Sequence[Arm], shape: Shape, steps: int, warm_up: int = 2,
+         build_arm: Callable[[Arm, Shape, int], Trainer] = build) -> list[dict[str, Any]]:
+    """Interleaved steps of every arm, each round in another order.
+
+    Returns:
+        One row per arm and step after the warm-up: arm, step, seconds and cpu_s (of the whole process, while the other arms
+        wait), PHASES in seconds, rows of the update, tokens generated.
+    """
+    trainers = [build_arm(arm, shape, steps + warm_up) for arm in arms]
+    clocks, rows = [Clock(trainer) for trainer in trainers], []
+    with training(trainers) as turns:
+        for step in range(steps + warm_up):
+            for place in range(len(arms)):
+                place = (place + step) % len(arms)
+                torch.manual_seed(step)
+                start, cpu_start = time.perf_counter(), time.process_time()
+                turns[place].take()
+                seconds, cpu_s = time.perf_counter() - start, time.process_time() - cpu_start
+                row = clocks[place].take(seconds)
+                if step >= warm_up:
+                    rows.append({"arm": arms[place].name, "step": step - warm_up, "seconds": seconds, "cpu_s": cpu_s, **row})
+    return rows
+
