@@ -1,12 +1,13 @@
 """The claims of poster and paper, declared: in words, with the numbers reported for them and how each is measured here."""
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dyme_core import plan, selection, verdicts
 from dyme_core.config import METHOD_NAMES
 from dyme_core.contrasts import REPORTED_ABLATION, REPORTED_SWITCHES
+from dyme_core.mechanism import LEFT_OUT
 from dyme_core.statistics import NoRows
 from dyme_core.verdicts import NOT_MEASURED, NOT_TESTABLE, Evidence, Measured
 
@@ -39,8 +40,8 @@ class Claim:
 
 
 def _beats(words: str, where: str, reported: str, first: str, second: str, metric: str = "correct",
-           split: str = "test") -> Claim:
-    return Claim(words, where, reported, lambda evidence: verdicts.items(evidence, first, second, metric, split))
+           split: str = "test", kinds: Sequence[str] = ()) -> Claim:
+    return Claim(words, where, reported, lambda evidence: verdicts.items(evidence, first, second, metric, split, kinds))
 
 
 def _per_run(words: str, where: str, first: str, second: str | float, measure: Callable, unit: str, what: str, sign: int = 1,
@@ -68,6 +69,11 @@ def _against(first: float, second: float) -> str:
 def _variant(experiment: str, label: str, method: str | None = None) -> str:
     """The setting of a declared point, by its label."""
     (found,) = [point for point in selection.points(experiment, method and (method,)) if point.label == label]
+    return selection.setting_of(found)
+
+
+def _left_out(method: str) -> str:
+    (found,) = selection.points("kinds", (method,))
     return selection.setting_of(found)
 
 
@@ -130,6 +136,10 @@ def claims() -> dict[str, list[Claim]]:
                    _variant("corruption", "50.0%", "pure_dyme")),
             Claim("DyME is for small VLMs: the larger sibling gains less", "paper", PAPER_GAINS,
                   lambda evidence: verdicts.gains(evidence, (PURE, "svlm-base"), ("large-pure_dyme", "large-base")))],
+        "Kinds of question that training left out (gap and count)": [
+            _beats(f"{METHOD_NAMES[method]} is above {METHOD_NAMES[other]} there", "ours", "–", _left_out(method),
+                   _left_out(other), kinds=LEFT_OUT)
+            for method, other in (("pure_dyme", "sft"), ("pure_dyme", "grpo"), ("grpo", "sft"))],
         "Real models and data": [
             Claim("DyME raises LLaVA-OV-0.5B, SmolVLM-500M and InternVL2-1B on charts", "paper", PAPER_GAINS, None,
                   "needs their weights, ChartQA and a GPU (profile gpu, not run)"),

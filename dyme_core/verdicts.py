@@ -63,9 +63,12 @@ def judge(estimate: Estimate) -> str:
     return NOT_REPRODUCED if estimate.high < 0 else NOISE
 
 
-def items(evidence: Evidence, first: str, second: str, metric: str = "correct", split: str = "test") -> Measured:
-    """Compare two settings on the same items and the same seeds: `first` above `second` is the claim."""
-    parts, seeds = _enough(evidence.rows, (first, second), split)
+def items(evidence: Evidence, first: str, second: str, metric: str = "correct", split: str = "test",
+          kinds: Sequence[str] = ()) -> Measured:
+    """Compare two settings on the same items (of some kinds of question, or all) and seeds: `first` above `second` is the
+    claim."""
+    rows, where = evidence.rows, f"{split}, {' and '.join(kinds)}" if kinds else split
+    parts, seeds = _enough(rows[rows["kind"].isin(kinds)] if kinds else rows, (first, second), split)
     matrices = [statistics.score_matrix(part, metric) for part in parts]
     estimate = statistics.paired_bootstrap(*matrices)
     sides = [100 * statistics.interquartile_mean(matrix.mean(axis=1)) for matrix in matrices]
@@ -73,7 +76,7 @@ def items(evidence: Evidence, first: str, second: str, metric: str = "correct", 
     if metric != "groundedness":
         tests = f"McNemar p = {statistics.mcnemar(matrices[0][0], matrices[1][0]):.2g} (seed {seeds[0]}); {tests}"
     return Measured(judge(estimate), f"{_interval(estimate, 100, 'points')}: {sides[0]:.1f} against {sides[1]:.1f} % "
-                    f"({METRICS[metric]}, {split})", tests, _basis((first, second), seeds, f"{estimate.num_items} items"))
+                    f"({METRICS[metric]}, {where})", tests, _basis((first, second), seeds, f"{estimate.num_items} items"))
 
 
 def gains(evidence: Evidence, first: tuple[str, str], second: tuple[str, str], metric: str = "strict") -> Measured:

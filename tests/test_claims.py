@@ -66,6 +66,17 @@ def test_settings_are_compared_on_the_seeds_that_both_have() -> None:
     assert "seeds 0, 2, 3, 4; 200 items" in found.rests_on and found.rests_on.startswith("main: svlm-pure_dyme, svlm-grpo")
 
 
+def test_a_claim_about_some_kinds_of_question_looks_at_those_alone() -> None:
+    full = evidence("main")
+    rows = full.stored_rows.assign(correct=0)
+    rows.loc[(rows["kind"] == "gap") & (rows["method"] == "pure_dyme"), "correct"] = 1
+    rows.loc[(rows["kind"] != "gap") & (rows["method"] == "sft"), "correct"] = 1
+    made, settings = Evidence(rows, full.stored_logs), ("svlm-pure_dyme", "svlm-sft")
+    assert verdicts.items(made, *settings).verdict == verdicts.NOT_REPRODUCED
+    found = verdicts.items(made, *settings, kinds=("gap",))
+    assert found.verdict == verdicts.REPRODUCED and "(correct, test, gap)" in found.measured
+
+
 def test_measures_of_a_run_by_hand() -> None:
     run = {"setting": "a", "seed": 0}
     logs = pd.DataFrame([run | {"event": "step", "step": step, "memorize": memorize, "explore": 4 - memorize, "mastered": 0,
