@@ -25,7 +25,7 @@ paper: $(READY) ## run all notebooks and write results and figures (mini: about 
 	@echo "Running the notebooks of profile '$(PROFILE)': finished ones are skipped (mini takes about 9 minutes, smoke 2)."
 	@$(VENV_PYTHON) -m dyme_core.runner --profile "$(PROFILE)" $(ARGS)
 
-study: $(READY) ## run every experiment with every seed (days on two cores; stop it at any time, it resumes; ARGS='--hours 2')
+study: $(READY) ## run every experiment with every seed (about 5.5 h on two cores; stop it at any time, it resumes; ARGS='--hours 2')
 	@echo "Running the study: finished runs are skipped, missing bases built; Ctrl-C stops it, make study goes on (ARGS=--list: what is done)."
 	@$(VENV_PYTHON) -m dyme_core.study $(ARGS)
 
