@@ -28,7 +28,7 @@ def share_prefixes(model: PreTrainedModel) -> None:
 
     Results are the plain model's up to float rounding, except the logits at padding, which mean nothing in either.
     `forward` shares where `logits_to_keep` says that a row's last so many tokens but one are its completion, as in TRL's
-    update; `generate` shares where it samples or decodes greedily, one response a row.
+    update, and where that costs fewer operations; `generate` shares where it samples or decodes greedily, one response a row.
 
     Args:
         model: its class becomes one of the same name. Prompts must be padded on the left, completions on the right.
@@ -46,8 +46,11 @@ def _sharing(plain: type[PreTrainedModel]) -> type[PreTrainedModel]:
             prompts = {name: inputs[name][:, : 1 - length] if name in ("input_ids", "attention_mask") else inputs[name]
                        for name in inputs.keys() - {"use_cache", "logits_to_keep"}}
             owners = _owners(prompts)
-            if len(set(owners)) < len(owners) and _is_padded_outside(inputs["attention_mask"].bool(), length - 1):
-                return _packed_forward(self, inputs, length - 1, owners)
+            mask = inputs["attention_mask"].bool()
+            if len(set(owners)) < len(owners) and _is_padded_outside(mask, length - 1):
+                layout = _lay_out(mask, length - 1, owners)
+                if _cost(self, *layout.source.shape) < _cost(self, *mask.shape):
+                    return _packed_forward(self, inputs, layout)
         return plain.forward(self, *args, **inputs)
 
     @functools.wraps(plain.generate)
@@ -176,10 +179,17 @@ def _lay_out(mask: Tensor, length: int, owners: Sequence[int]) -> _Layout:
     return _Layout([first for firsts in sequences for first in firsts], *parts)
 
 
-def _packed_forward(model: PreTrainedModel, inputs: dict[str, Any], length: int, owners: Sequence[int]
-                    ) -> CausalLMOutputWithPast:
+def _cost(model: PreTrainedModel, num_rows: int, width: int) -> float:
+    """Operations of a layer for so many sequences of so many tokens: attention grows with the square of the width, so that
+    long completions in one sequence can cost more than their prompts did."""
+    config = model.config.get_text_config()
+    hidden, shared = config.hidden_size, config.num_key_value_heads / config.num_attention_heads
+    weights = hidden * (2 * hidden * (1 + shared) + 3 * config.intermediate_size)
+    return num_rows * width * (2 * weights + 4 * hidden * width)
+
+
+def _packed_forward(model: PreTrainedModel, inputs: dict[str, Any], layout: _Layout) -> CausalLMOutputWithPast:
     """(B, C + 1, vocabulary) logits as the plain forward's with `logits_to_keep` C + 1."""
-    layout = _lay_out(inputs["attention_mask"].bool(), length, owners)
     pictures = {name: inputs[name][layout.prompts] for name in PICTURES if inputs.get(name) is not None}
     blocked = torch.zeros((), dtype=model.dtype, device=layout.source.device).masked_fill(~layout.mask(), float("-inf"))
     hidden = model.model(input_ids=inputs["input_ids"].flatten()[layout.source], attention_mask=blocked,

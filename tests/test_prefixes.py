@@ -85,6 +85,18 @@ def test_a_packed_update_has_no_more_tokens_than_the_longest_sequence_asks_for()
     assert counts == [capacity * (1 + -(-(sum(prompt[8:]) + int(mask[8:].sum())) // capacity))]
 
 
+def test_an_update_is_not_packed_where_long_completions_would_cost_more_than_their_prompts() -> None:
+    plain, shared = pair()
+    inputs, longer = prompts([0] * 8), 256
+    ids = torch.randint(len(models.SPECIAL), 200, (8, longer), generator=torch.Generator().manual_seed(0))
+    rows = {**inputs, "input_ids": torch.cat([inputs["input_ids"], ids], dim=1), "logits_to_keep": longer + 1,
+            "attention_mask": torch.cat([inputs["attention_mask"], torch.ones_like(ids)], dim=1)}
+    counts = seen_by_text_model(shared)
+    with torch.no_grad():
+        assert torch.equal(shared(**rows).logits, plain(**rows).logits)
+    assert counts == [rows["input_ids"].numel()]
+
+
 def test_text_models_share_too() -> None:
     config = Qwen2Config(vocab_size=200, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
                          num_key_value_heads=2)
