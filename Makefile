@@ -41,8 +41,8 @@ test: $(READY) ## run the tests (about 4 min on two cores)
 	@echo "Running the tests (about 4 minutes on two cores)."
 	@$(VENV_PYTHON) -m pytest -q $(ARGS)
 
-bench: $(READY) ## measure what a step costs, into results/bench (about 20 min, on an idle machine)
-	@echo "Timing steps of TRL's GRPO and of DyME by turns, into results/bench (about 20 minutes; leave the machine alone)."
+bench: $(READY) ## measure what a step costs, into results/bench (about 27 min, on an idle machine)
+	@echo "Timing steps of TRL's GRPO and of DyME by turns, into results/bench (about 27 minutes; leave the machine alone)."
 	@$(VENV_PYTHON) benchmarks/step_cost.py $(ARGS)
 
 lab: $(READY) ## open the notebooks in JupyterLab, with this environment as the kernel "dyme"

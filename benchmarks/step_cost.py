@@ -1,6 +1,6 @@
 """What an optimisation step costs: TRL's GRPO, DyME without its savings, with them, each on and off alone.
 
-    make bench                         # every section, into results/bench/, and the figure; about 15 min on an idle machine
+    make bench                         # every section, into results/bench/, and the figure; 27 min on an idle machine
     make bench ARGS='--only savings'   # some sections
 
 Times of a section are interleaved steps in one process on one thread, so their ratios hold where the machine's pace changes;
@@ -54,8 +54,8 @@ def compare(arms: list[Arm], shape: Shape, steps: int) -> list[dict[str, Any]]:
         line = {**asdict(shape), "image_tokens": shape.image_tokens, "millions": round(millions, 1),
                 "arm": arm.name, "savings": list(arm.savings),
                 "steps": len(own), "ratio": middle, "ratio_low": low, "ratio_high": high, "cpu_ratio": cpu_ratios.median(),
-                **{name: own[name].median() for name in ("seconds", "cpu_s", *PHASES, "rows", "tokens")}}
-        line["tokens_per_s"] = line["tokens"] / line["seconds"]
+                "generated": own["tokens"].median(), "tokens_per_s": (own["tokens"] / own["seconds"]).median(),
+                **{name: own[name].median() for name in ("seconds", "cpu_s", *PHASES, "rows")}}
         lines.append({name: round(value, 4) if isinstance(value, float) else value for name, value in line.items()})
         logger.info("  %-18s %.3f s a step (%.3f s CPU), %.2f of %s", arm.name, line["seconds"], line["cpu_s"], middle,
                     arms[0].name)

@@ -38,7 +38,7 @@ def _figure(lines: dict[str, list[dict]]) -> Figure:
     _bars(places[0], frames["savings"])
     for place, section, (name, label) in zip(places[1:], SECTIONS, CURVES.items(), strict=True):
         _curve(place, frames[section], name, label)
-    places[1].legend(loc="upper right", frameon=False, fontsize=SMALL)
+    places[1].legend(loc="upper left", frameon=False, fontsize=SMALL)
     frame = pd.concat([frame.assign(section=name) for name, frame in frames.items()])
     return finish(figure, frame.drop(columns="savings"), CAPTION)
 
@@ -46,12 +46,13 @@ def _figure(lines: dict[str, list[dict]]) -> Figure:
 def _bars(axes: Axes, frame: pd.DataFrame) -> None:
     left = pd.Series(0.0, frame.index)
     for phase in PHASES:
-        axes.barh(frame.index, frame[phase], left=left, color=COLORS[phase], height=0.7, label=phase)
+        label = phase if (frame[phase] > 0.01 * frame["seconds"]).any() else None  # the others cannot be seen
+        axes.barh(frame.index, frame[phase], left=left, color=COLORS[phase], height=0.7, label=label)
         left = left + frame[phase]
     axes.set(yticks=range(len(frame)), yticklabels=frame["arm"], ylim=(len(frame) - 0.4, -0.6), xlabel="seconds a step",
-             xlim=(0, 1.02 * left.max()))
+             xlim=(0, 1.7 * left.max()))
     axes.grid(axis="y", visible=False)
-    axes.legend(loc="lower right", frameon=False, fontsize=SMALL, handlelength=1, borderaxespad=0.1)
+    axes.legend(loc="center right", frameon=False, fontsize=SMALL, handlelength=1, borderaxespad=0.1)
 
 
 def _curve(axes: Axes, frame: pd.DataFrame, name: str, label: str) -> None:
@@ -69,4 +70,4 @@ def _curve(axes: Axes, frame: pd.DataFrame, name: str, label: str) -> None:
         axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_locator(FixedLocator(list(x.values())))
     axes.set_xticklabels([f"{place:g}" for place in x.values()])
-    axes.set(xlabel=label, ylabel="step / GRPO step", ylim=(0, 1.3))
+    axes.set(xlabel=label, ylabel="step / GRPO step", ylim=(0, 1.6))
