@@ -16,6 +16,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib import font_manager
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
@@ -31,8 +32,14 @@ PALETTE = sns.color_palette("colorblind").as_hex()
 GREY = "#5f5f5f"
 RIGHT, WRONG = PALETTE[0], PALETTE[3]  # blue and vermilion: told apart by every common kind of colour blindness
 
+FAMILY = "DejaVu Sans"
+# Matplotlib brings its own, but takes a system's of the same name where its cache of fonts says so: other bytes in the PDF.
+font_manager.fontManager.ttflist = [font for font in font_manager.fontManager.ttflist if font.name != FAMILY]
+for _name in ("", "-Bold", "-BoldOblique", "-Oblique"):
+    font_manager.fontManager.addfont(Path(mpl.get_data_path(), "fonts", "ttf", f"DejaVuSans{_name}.ttf"))
+
 THEME: dict[str, Any] = {
-    "font.family": "DejaVu Sans", "font.size": SMALL, "axes.labelsize": BODY, "axes.titlesize": BODY,
+    "font.family": FAMILY, "font.size": SMALL, "axes.labelsize": BODY, "axes.titlesize": BODY,
     "xtick.labelsize": SMALL, "ytick.labelsize": SMALL, "axes.spines.top": False, "axes.spines.right": False,
     "axes.linewidth": 0.6, "xtick.major.width": 0.6, "ytick.major.width": 0.6, "xtick.major.size": 2.5, "ytick.major.size": 2.5,
     "lines.linewidth": 1.3, "lines.markersize": 3.5, "axes.grid": True, "axes.axisbelow": True, "grid.color": "#e3e3e3",

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib import font_manager
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -22,6 +23,13 @@ from dyme_core.config import METHODS
 
 WRONG_TRACE = "we locate 2010 and 2012 . 2010 has 12 and 6 , 2012 has 31 and 5 .\n<answer>2010</answer>"
 RIGHT_TRACE = "we locate 2010 and 2012 . 2010 has 12 and 6 , 2012 has 25 and 5 .\n<answer>2012</answer>"
+
+
+def test_figures_are_set_in_the_fonts_that_matplotlib_brings_whatever_the_system_has() -> None:
+    own = Path(mpl.get_data_path())
+    found = [Path(font.fname) for font in font_manager.fontManager.ttflist if font.name == figures.FAMILY]
+    assert len(found) == 4 and all(path.is_relative_to(own) for path in found)
+    assert Path(font_manager.findfont(figures.FAMILY)) == own / "fonts" / "ttf" / "DejaVuSans.ttf"
 
 
 def make_rows(seeds: int = 2) -> pd.DataFrame:
