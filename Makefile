@@ -37,8 +37,8 @@ base: $(READY) ## build both base checkpoints again from nothing (about 12 min)
 	@echo "Pre-training both base models from nothing into bases/ (about 12 minutes)."
 	@$(VENV_PYTHON) -m dyme_core.pretrain $(ARGS)
 
-test: $(READY) ## run the tests (about 4 min on two cores)
-	@echo "Running the tests (about 4 minutes on two cores)."
+test: $(READY) ## run the tests (4 to 8 min on two cores)
+	@echo "Running the tests (4 to 8 minutes on two cores)."
 	@$(VENV_PYTHON) -m pytest -q $(ARGS)
 
 bench: $(READY) ## measure what a step costs, into results/bench (about 27 min, on an idle machine)

@@ -19,8 +19,8 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from dyme_core import config, experiment, looks, models, prefixes
-from dyme_core.data import mini_records, target_writer, to_dataset
-from dyme_core.supervision import RuleRefiner
+from dyme_core.data import mini_records, to_dataset
+from dyme_core.experts import Experts
 from dyme_core.trainer import DyMEConfig, DyMETrainer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -200,10 +200,7 @@ def scripted_refine(shape: Shape, records: Sequence) -> Callable:
     """Targets: the rule refiner's, or with fixed lengths as many words as a rollout has tokens, the end token among them."""
     if shape.tokens:
         return lambda rows: [" ".join(["value"] * (shape.tokens - 1))] * len(rows)
-    write = target_writer(RuleRefiner())
-    targets = {record.row["item"]: target for record, target in
-               zip(records, write([record.row for record in records]), strict=True)}
-    return lambda rows: [targets[row["item"]] for row in rows]
+    return Experts(config.Supervision(), config.Paths(ROOT, "mini"), ROOT / "runs" / "bench").offline(records)
 
 
 @contextmanager
@@ -245,4 +242,3 @@ def race(arms: Sequence[Arm], shape: Shape, steps: int, warm_up: int = 2,
                 if step >= warm_up:
                     rows.append({"arm": arms[place].name, "step": step - warm_up, "seconds": seconds, "cpu_s": cpu_s, **row})
     return rows
-

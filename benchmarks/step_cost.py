@@ -63,7 +63,7 @@ def compare(arms: list[Arm], shape: Shape, steps: int) -> list[dict[str, Any]]:
 
 
 def savings() -> list[dict[str, Any]]:
-    """Every arm on the mini model, half of the groups all wrong, and three of them with many image tokens."""
+    """Every arm on the mini model, half of the groups all wrong."""
     return compare([STOCK, PLAIN, FULL, *ALONE, *WITHOUT], Shape(), 20)
 
 

@@ -12,9 +12,10 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from dyme_core.figures import GREY, PAGE, PALETTE, SMALL, finish, panels, save_figure, themed
 
-CURVES = {"all_wrong": "groups all wrong (%)", "generations": "rollouts a prompt (G)", "millions": "parameters (millions)",
-          "image_tokens": "image tokens", "tokens": "tokens a rollout"}
-SECTIONS = [name if name != "millions" else "model" for name in CURVES]
+CURVES = {  # section: the column on the x axis, its label
+    "all_wrong": ("all_wrong", "groups all wrong (%)"), "generations": ("generations", "rollouts a prompt (G)"),
+    "model": ("millions", "parameters (millions)"), "image_tokens": ("image_tokens", "image tokens"),
+    "tokens": ("tokens", "tokens a rollout")}
 COLORS = dict(zip(PHASES, (PALETTE[0], PALETTE[8], PALETTE[4], PALETTE[2], PALETTE[1]), strict=True))
 STYLES = {"DyME, no savings": (PALETTE[3], "o", (0, (4, 1.5))), "DyME": (PALETTE[0], "s", "solid")}
 CAPTION = ("What a step costs on one CPU thread, all in one process by turns, same rollouts. Left above: median seconds by "
@@ -25,7 +26,7 @@ CAPTION = ("What a step costs on one CPU thread, all in one process by turns, sa
 
 def draw(folder: Path) -> Path:
     """Draw from the JSON files of `step_cost`; returns the PNG's path."""
-    lines = {name: json.loads((folder / f"{name}.json").read_text())["lines"] for name in ("savings", *SECTIONS)}
+    lines = {name: json.loads((folder / f"{name}.json").read_text())["lines"] for name in ("savings", *CURVES)}
     figure = _figure(lines)
     return save_figure(figure, figure.dyme_frame, "step_cost", folder)["png"]
 
@@ -36,8 +37,8 @@ def _figure(lines: dict[str, list[dict]]) -> Figure:
     figure, axes = panels(2, 3, PAGE, 3.9)
     places = [place for row in axes for place in row]
     _bars(places[0], frames["savings"])
-    for place, section, (name, label) in zip(places[1:], SECTIONS, CURVES.items(), strict=True):
-        _curve(place, frames[section], name, label)
+    for place, (section, (column, label)) in zip(places[1:], CURVES.items(), strict=True):
+        _curve(place, frames[section], column, label)
     places[1].legend(loc="upper left", frameon=False, fontsize=SMALL)
     frame = pd.concat([frame.assign(section=name) for name, frame in frames.items()])
     return finish(figure, frame.drop(columns="savings"), CAPTION)
@@ -50,7 +51,7 @@ def _bars(axes: Axes, frame: pd.DataFrame) -> None:
         axes.barh(frame.index, frame[phase], left=left, color=COLORS[phase], height=0.7, label=label)
         left = left + frame[phase]
     axes.set(yticks=range(len(frame)), yticklabels=frame["arm"], ylim=(len(frame) - 0.4, -0.6), xlabel="seconds a step",
-             xlim=(0, 1.7 * left.max()))
+             xlim=(0, 2 * left.max()))
     axes.grid(axis="y", visible=False)
     axes.legend(loc="center right", frameon=False, fontsize=SMALL, handlelength=1, borderaxespad=0.1)
 
