@@ -155,8 +155,8 @@ def policy(shape: Shape, savings: Sequence[str]) -> tuple[torch.nn.Module, Any]:
     return model, processor
 
 
-def build(arm: Arm, shape: Shape, steps: int, rewards: Sequence[Callable] | None = None, refine: Callable | None = None,
-          questions: int = 64, learning_rate: float = 0.0) -> Trainer:
+def build(arm: Arm, shape: Shape, steps: int, reward_funcs: Sequence[Callable] | None = None, refine: Callable | None = None,
+          watch: Callable | None = None, questions: int = 64, learning_rate: float = 0.0) -> Trainer:
     """An arm's trainer; rewards and targets are scripted where none are given."""
     model, processor = policy(shape, arm.savings)
     profile = config.load_profile("mini", **{"training.num_generations": shape.generations,
@@ -169,13 +169,13 @@ def build(arm: Arm, shape: Shape, steps: int, rewards: Sequence[Callable] | None
     arguments = {**experiment.shared_arguments(run, steps, learning_rate, ROOT / "runs" / "bench"), **settings}
     records = mini_records("train", questions, 0)
     shared = dict(train_dataset=to_dataset(records), processing_class=processor,
-                  reward_funcs=list(rewards or scripted_rewards(shape)))
+                  reward_funcs=list(reward_funcs or scripted_rewards(shape)))
     if not arm.is_dyme:
         trainer = GRPOTrainer(model, args=GRPOConfig(**arguments), **shared)
     else:
         trainer = DyMETrainer(model, args=DyMEConfig(**arguments, drop_idle_rows="rows" in arm.savings,
                                                      memorize_weight="group"),
-                              refine=refine or scripted_refine(shape, records), **shared)
+                              refine=refine or scripted_refine(shape, records), watch=watch, **shared)
     trainer.remove_callback(PrinterCallback)
     return trainer
 

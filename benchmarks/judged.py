@@ -37,9 +37,10 @@ def compare(shape: Shape, warm_up: int, steps: int) -> list[dict]:
             rest = dict(questions=QUESTIONS, learning_rate=0.0 if shape.tokens else LEARNING_RATE)
             if arm is PURE:
                 experts = stack.enter_context(Experts(config.Supervision(), config.Paths(ROOT, "mini"), Path(place) / "pure"))
-                return build(arm, shape, steps, reward_functions(RuleChecker()), experts.offline(records), **rest)
+                return build(arm, shape, steps, reward_funcs=reward_functions(RuleChecker()),
+                             refine=experts.offline(records), **rest)
             experts = stack.enter_context(Experts(settings, config.Paths(ROOT, "mini"), Path(place) / arm.name))
-            return build(arm, shape, steps, *experts.online(training), **rest)
+            return build(arm, shape, steps, **experts.online(training), **rest)
 
         frame = pd.DataFrame(race([PURE, COLD, WARM], shape, steps, warm_up, build_arm))
         count = asked()

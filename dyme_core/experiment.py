@@ -178,10 +178,10 @@ def train_dyme(run: Run, experts: Experts, model, processor, records: list[Recor
                            thinking_weight=training.thinking_weight, probe_every=training.probe_every,
                            memorize_weight=training.memorize_weight, mastered=training.mastered,
                            reward_gate=training.reward_gate, correct_needs_format=training.correct_needs_format)
-    rewards, refine = (reward_functions(RuleChecker()), experts.offline(records)) if run.method == "pure_dyme" else \
-        experts.online(training)
-    _train(DyMETrainer(model, args=arguments, train_dataset=to_dataset(records), processing_class=processor,
-                       reward_funcs=rewards, refine=refine, callbacks=[log, BankKeeper(experts.bank)]))
+    supervision = {"reward_funcs": reward_functions(RuleChecker()), "refine": experts.offline(records)} \
+        if run.method == "pure_dyme" else experts.online(training)
+    _train(DyMETrainer(model, args=arguments, train_dataset=to_dataset(records), processing_class=processor, **supervision,
+                       callbacks=[log, BankKeeper(experts.bank)]))
 
 
 def phases(run: Run) -> list[tuple[Callable, int, float]]:

@@ -67,17 +67,18 @@ class Experts:
         """The training records with the facts that supervision believes in: a share of them is wrong (`degrade.corrupt`)."""
         return corrupt(records, self.settings.corruption)
 
-    def online(self, training: config.Training) -> tuple[list[Callable[..., list[float]]], Refine]:
-        """Full DyME: reward functions and refine function that supervise during training.
+    def online(self, training: config.Training) -> dict[str, Any]:
+        """Full DyME: `reward_funcs`, `refine` and `watch` of a DyMETrainer, which supervise during training.
 
-        A language model is asked about mixed groups alone, and writes targets meanwhile; rules cost nothing, score every
-        thinking and so measure it, too.
+        A language model is asked about mixed groups alone, and writes targets meanwhile, both as rollouts end; rules cost
+        nothing, score every thinking and so measure it, too.
         """
-        checker, options = LearningChecker(self.checker, self.bank), {}
-        if self.client is not None:
-            options = {"group_size": training.num_generations, "mastered": training.mastered,
-                       "correct_needs_format": training.correct_needs_format, "on_all_wrong": self.refiner.prefetch}
-        return reward_functions(checker, **options), target_writer(self.refiner)
+        checker, refine = LearningChecker(self.checker, self.bank), target_writer(self.refiner)
+        if self.client is None:
+            return {"reward_funcs": reward_functions(checker), "refine": refine, "watch": None}
+        rewards = reward_functions(checker, group_size=training.num_generations, mastered=training.mastered,
+                                   correct_needs_format=training.correct_needs_format, on_all_wrong=self.refiner.prefetch)
+        return {"reward_funcs": rewards, "refine": refine, "watch": rewards[-1].watch}
 
     def offline(self, records: Sequence[Record]) -> Refine:
         """Pure DyME and SFT: write every target once, now; the function returned only looks them up."""

@@ -87,6 +87,12 @@ class LLMChecker(Expert):
                  parameters: Mapping[str, Any] = PARAMETERS) -> None:
         super().__init__(client, policy, parameters)
         self.guard, self.rule = guard, RuleChecker()
+        self._under_way: dict[tuple[str, str], tuple[Judgement, Future | None]] = {}  # by name and thinking; None: not asked
+
+    def prefetch(self, thinkings: Sequence[str], records: Sequence[dict[str, Any]]) -> None:
+        """Ask about traces and return at once; the next `score_all` waits for the replies."""
+        for thinking, record in zip(thinkings, records, strict=True):
+            self._ask(thinking, item_of(record), record["item"])
 
     def judge(self, thinking: str, item: Item) -> Judgement:
         """One rating, with the model's reasons, and the reading of the rules to mark claims by.
@@ -110,16 +116,19 @@ class LLMChecker(Expert):
         return [math.nan if judgement is None else judgement.score for judgement in judgements]
 
     def _judge_all(self, thinkings: Sequence[str], items: Sequence[Item], names: Sequence[str]) -> list[Judgement | None]:
-        by_rule = [self.rule.judge(thinking, item) for thinking, item in zip(thinkings, items, strict=True)]
-        futures = [None if self.guard and found.rating == "low" else self._ask(thinking, item, name)
-                   for found, thinking, item, name in zip(by_rule, thinkings, items, names, strict=True)]
-        return [self._settle(*row) for row in zip(futures, by_rule, thinkings, items, strict=True)]
+        for row in zip(thinkings, items, names, strict=True):
+            self._ask(*row)
+        under_way, self._under_way = self._under_way, {}
+        return [self._settle(*under_way[name, thinking], thinking, item)
+                for thinking, item, name in zip(thinkings, items, names, strict=True)]
 
-    def _ask(self, thinking: str, item: Item, name: str) -> Future:
-        return self._submit("check", name, check_messages(fact_rows(item.facts), item.question, item.answer, thinking),
-                            CheckReply)
+    def _ask(self, thinking: str, item: Item, name: str) -> None:
+        if (name, thinking) not in self._under_way:
+            by_rule = self.rule.judge(thinking, item)
+            self._under_way[name, thinking] = by_rule, None if self.guard and by_rule.rating == "low" else self._submit(
+                "check", name, check_messages(fact_rows(item.facts), item.question, item.answer, thinking), CheckReply)
 
-    def _settle(self, future: Future | None, by_rule: Judgement, thinking: str, item: Item) -> Judgement | None:
+    def _settle(self, by_rule: Judgement, future: Future | None, thinking: str, item: Item) -> Judgement | None:
         if future is None:
             self._counts["settled"] += 1
             return by_rule

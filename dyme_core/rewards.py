@@ -121,7 +121,7 @@ class ThinkingReward:
         mastered: as for the switch; "explore" asks about groups that are all correct, too.
         correct_needs_format: as for the switch.
         on_all_wrong: given the record of each all-wrong prompt before the checker is asked, so that targets can be under way
-            meanwhile.
+            meanwhile; more than once where `watch` is used.
     """
 
     __name__ = "thinking_reward"  # TRL names its metrics by it
@@ -138,34 +138,46 @@ class ThinkingReward:
             ValueError: for a score outside [0, 1], and for a checker that does not give one score per trace.
         """
         texts, records = [completion_text(completion) for completion in completions], _records(columns, len(completions))
-        is_formed = [prompts.is_well_formed(text) for text in texts]
-        is_wanted = self._is_wanted(texts, is_formed, records)
-        asked = [place for place, both in enumerate(zip(is_formed, is_wanted, strict=True)) if all(both)]
-        scores = [math.nan if formed else 0.0 for formed in is_formed]
+        asked = self._asked(texts, records)
+        scores = [math.nan if prompts.is_well_formed(text) else 0.0 for text in texts]
         found = self.checker.score_all([prompts.split_response(texts[place])[0] for place in asked],
                                        [records[place] for place in asked]) if asked else []
         for place, score in zip(asked, found, strict=True):
             scores[place] = _checked(score, records[place])
         return scores
 
-    def _is_wanted(self, texts: list[str], is_formed: list[bool], records: list[dict[str, Any]]) -> list[bool]:
-        """Which completions belong to a group whose thinking is to be scored; tells the hook of the all-wrong ones."""
+    def watch(self, texts: Sequence[str | None], records: Sequence[dict[str, Any]]) -> None:
+        """Start on what is certain to be asked about while rollouts are still being written (DyMETrainer's `watch`).
+
+        Args:
+            texts: of every rollout of the batch, None for one that has not ended.
+            records: the data record of each. The checker must have `prefetch`, with the arguments of `score_all`, that starts
+                on traces and returns at once, also where it is told of one again.
+        """
+        asked = self._asked(texts, records)
+        self.checker.prefetch([prompts.split_response(texts[place])[0] for place in asked], [records[place] for place in asked])
+
+    def _asked(self, texts: Sequence[str | None], records: Sequence[dict[str, Any]]) -> list[int]:
+        """Places of the well-formed completions whose group's thinking is certain to be scored, whatever those that have not
+        ended (None) turn out to be; tells the hook of the groups that are all wrong."""
+        is_formed = [text is not None and prompts.is_well_formed(text) for text in texts]
         if self.group_size is None:
-            return [True] * len(texts)
-        right = accuracy_reward(texts, [record["answer"] for record in records])
-        is_correct = [score > 0.5 and (formed or not self.correct_needs_format)
-                      for score, formed in zip(right, is_formed, strict=True)]
-        is_wanted, all_wrong = [], []
+            return [place for place, formed in enumerate(is_formed) if formed]
+        asked, all_wrong = [], []
         for _, places in groupby(range(len(texts)), key=lambda place: records[place]["item"]):
             group = list(places)
-            num_correct, is_whole = sum(is_correct[place] for place in group), len(group) == self.group_size
-            if is_whole and num_correct == 0:
+            ended = [place for place in group if texts[place] is not None]
+            right = accuracy_reward([texts[place] for place in ended], [records[place]["answer"] for place in ended])
+            num_correct = sum(score > 0.5 and (is_formed[place] or not self.correct_needs_format)
+                              for place, score in zip(ended, right, strict=True))
+            num_wrong, is_whole = len(ended) - num_correct, len(group) == self.group_size
+            if is_whole and num_wrong == self.group_size:
                 all_wrong.append(records[group[0]])
-            teaches = 0 < num_correct < len(group) or (num_correct > 0 and self.mastered == "explore")
-            is_wanted += [teaches or not is_whole] * len(group)
+            if not is_whole or num_correct and (num_wrong or self.mastered == "explore"):
+                asked += [place for place in ended if is_formed[place]]
         if all_wrong and self.on_all_wrong is not None:
             self.on_all_wrong(all_wrong)
-        return is_wanted
+        return asked
 
 
 def reward_functions(checker: Checker, **options: Any) -> list[Callable[..., list[float]]]:

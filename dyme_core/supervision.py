@@ -209,6 +209,9 @@ class LearningChecker:
             self.bank.observe(thinking, item)
         return judgement
 
+    def prefetch(self, thinkings: Sequence[str], records: Sequence[dict[str, Any]]) -> None:
+        self.checker.prefetch(thinkings, records)
+
     def score_all(self, thinkings: Sequence[str], records: Sequence[dict[str, Any]]) -> list[float]:
         scores = self.checker.score_all(thinkings, records)
         for thinking, record, score in zip(thinkings, records, scores, strict=True):

@@ -9,6 +9,7 @@ import copy
 import logging
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,7 @@ from trl import GRPOConfig
 
 from dyme_core import assembly, objective, switches
 from dyme_core.measured import MeasuredGRPOTrainer
+from dyme_core.watching import Watcher, watching
 
 logger = logging.getLogger(__name__)
 VISUAL = ("pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes", "num_tiles", "image_sizes",
@@ -76,17 +78,21 @@ class DyMETrainer(MeasuredGRPOTrainer):
     Args:
         refine: called once a step with the data rows (dicts of columns) of the prompts to memorize; returns a target's text
             for each, thinking and answer line without the end token, or None (data.target_writer).
+        watch: called while rollouts are written, whenever some of them have ended, with the text of each (None: not yet) and
+            the data rows (rewards.ThinkingReward.watch); not where vLLM writes them or a hint is given.
         **kwargs: as for MeasuredGRPOTrainer; `args` must be a DyMEConfig.
     """
 
-    def __init__(self, *args: Any, refine: Callable[[list[dict[str, Any]]], list[str | None]], **kwargs: Any):
+    def __init__(self, *args: Any, refine: Callable[[list[dict[str, Any]]], list[str | None]],
+                 watch: Callable[[list[str | None], list[dict[str, Any]]], None] | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
         if not isinstance(self.args, DyMEConfig):
             raise TypeError(f"args must be a DyMEConfig: got {type(self.args).__name__}")
         self.correct_needs_format = self.args.correct_needs_format
         self.memorize_advantage = float(self.num_generations) if self.args.memorize_weight == "group" else 1.0
         self.switch = switches.named(self.args.switch, self.args.switch_value)
-        self.refine = refine
+        self.refine, self.watch = refine, watch
+        self._inputs: list[dict[str, Any]] = []  # data rows of the batch that is being made
         self._hints: list[list[int]] = []  # token ids, one list per local row; empty where rollouts start from nothing
         self._held: list[assembly.Batch] = []  # rows with targets that wait (Decision.hold)
 
@@ -97,6 +103,7 @@ class DyMETrainer(MeasuredGRPOTrainer):
 
     def _generate_and_score_completions(self, inputs):
         is_training = self.model.training  # read before super(): generation may change it
+        self._inputs = inputs if is_training else []
         self._hints = self._draw_hints(inputs) if is_training and self.switch.hint else []
         batch = super()._generate_and_score_completions(inputs)
         start = time.perf_counter()
@@ -111,12 +118,18 @@ class DyMETrainer(MeasuredGRPOTrainer):
 
     def _generate_single_turn(self, prompt_ids, images, fields, *args, **kwargs):
         if not any(self._hints):
-            return super()._generate_single_turn(prompt_ids, images, fields, *args, **kwargs)
+            is_watched = self.watch is not None and self._inputs
+            with watching(self.model, Watcher(self._tell, self.eos_token_ids)) if is_watched else nullcontext():
+                return super()._generate_single_turn(prompt_ids, images, fields, *args, **kwargs)
         hinted = [[*ids, *hint] for ids, hint in zip(prompt_ids, self._hints, strict=True)]
         longer = {name: [[*ids, *[0] * len(hint)] for ids, hint in zip(values, self._hints, strict=True)]
                   if name in assembly.SPANS else values for name, values in fields.items()}
         sampled, log_probs = super()._generate_single_turn(hinted, images, longer, *args, **kwargs)
         return [[*hint, *ids] for hint, ids in zip(self._hints, sampled, strict=True)], log_probs
+
+    def _tell(self, rollouts: list[list[int] | None]) -> None:
+        texts = iter(self.processing_class.batch_decode([ids for ids in rollouts if ids is not None], skip_special_tokens=True))
+        self.watch([None if ids is None else next(texts) for ids in rollouts], self._inputs)
 
     def _switch(self, inputs: list[dict[str, Any]], batch: assembly.Batch) -> assembly.Batch:
         """Apply the switch to the local rows of a generated batch; groups may span processes."""

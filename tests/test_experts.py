@@ -273,7 +273,9 @@ def test_an_api_without_an_address_says_what_to_set(root: Path, monkeypatch) -> 
 
 def test_experts_of_rules_score_every_thinking_and_ask_nobody(tmp_path: Path) -> None:
     with Experts(config.Supervision(), config.Paths(tmp_path, "smoke"), tmp_path) as by_rule:
-        functions, refine = by_rule.online(config.Training())
+        online = by_rule.online(config.Training())
+        functions, refine = online["reward_funcs"], online["refine"]
+        assert online["watch"] is None
         row = RECORDS[0].row
         text = write_response(TARGETS[RECORDS[0].item], "no idea")
         assert functions[2]([text] * 8, **{name: [value] * 8 for name, value in row.items()}) == [1.0] * 8
@@ -291,7 +293,7 @@ def test_experts_of_rules_write_targets_of_the_quality_before_and_during_trainin
         rows = [record.row for record in records]
         wanted = data.target_writer(GradedRefiner(quality))(rows)
         assert wanted != data.target_writer(RuleRefiner())([record.row for record in RECORDS])
-        assert by_rule.offline(records)(rows) == by_rule.online(config.Training())[1](rows) == wanted
+        assert by_rule.offline(records)(rows) == by_rule.online(config.Training())["refine"](rows) == wanted
         told = by_rule.summary()
         assert (told["quality"], told["corruption"]) == (quality, 0.5)
 
@@ -300,7 +302,8 @@ def test_experts_behind_an_api_ask_for_the_targets_of_failed_prompts_while_rewar
     with ScriptedServer(judge("high", draft_of)) as server:
         settings = config.Supervision(backend="api", model="m", base_url=server.base_url)
         with Experts(settings, config.Paths(tmp_path, "smoke"), tmp_path) as by_api:
-            functions, refine = by_api.online(config.Training(num_generations=2))
+            online = by_api.online(config.Training(num_generations=2))
+            functions, refine = online["reward_funcs"], online["refine"]
             rows = [record.row for record in RECORDS[:2]]
             texts = [WRONG, WRONG, write_response(TARGETS[rows[1]["item"]], rows[1]["answer"]), WRONG]
             assert functions[2].on_all_wrong == by_api.refiner.prefetch

@@ -1,6 +1,8 @@
 """Scores of an answer and the rewards of a rollout."""
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -101,7 +103,10 @@ def test_accuracy_reward_refuses_answers_that_do_not_line_up() -> None:
 
 class ScriptedChecker:
     def __init__(self, score: float | None) -> None:
-        self.asked, self.reply = [], score
+        self.asked, self.early, self.reply = [], [], score
+
+    def prefetch(self, thinkings: list[str], records: list[dict]) -> None:
+        self.early += thinkings
 
     def score_all(self, thinkings: list[str], records: list[dict]) -> list[float | None]:
         self.asked += zip(thinkings, records, strict=True)
@@ -191,6 +196,32 @@ def test_targets_are_ordered_before_the_checker_is_waited_for() -> None:
     reward = rewards.ThinkingReward(Slow(0.5), group_size=2, on_all_wrong=lambda records: order.append("refine"))
     reward([GOOD, WRONG, WRONG, WRONG], item=["a", "a", "b", "b"], answer=["12"] * 4)
     assert order == ["refine", "check"]
+
+
+@pytest.mark.parametrize("mastered", ["skip", "explore"])
+@pytest.mark.parametrize("size", [3, 4], ids=["whole", "part"])
+def test_what_is_asked_early_is_what_is_asked_in_the_end(size: int, mastered: str) -> None:
+    """Every group of three rollouts, ending in every order; of a group of four one rollout is on another process."""
+    for texts in itertools.product([GOOD, WRONG, BARE], repeat=3):
+        for order in itertools.permutations(range(3)):
+            checker, failed = ScriptedChecker(0.5), []
+            reward = rewards.ThinkingReward(checker, group_size=size, mastered=mastered, on_all_wrong=failed.extend)
+            records, seen = [{"item": "a", "answer": "12"}] * 3, [None] * 3
+            for place in order:
+                seen[place] = texts[place]
+                reward.watch(seen, records)
+            early, early_failed = set(checker.early), bool(failed)
+            reward(list(texts), item=["a"] * 3, answer=["12"] * 3)
+            assert early == {thinking for thinking, _ in checker.asked}
+            assert early_failed == bool(failed) == (size == 3 and GOOD not in texts)
+
+
+def test_a_mixed_group_is_known_before_its_last_rollout_ends() -> None:
+    checker = ScriptedChecker(0.5)
+    reward = rewards.ThinkingReward(checker, group_size=4)
+    for seen, num_asked in (([GOOD, None, None, None], 0), ([GOOD, None, WRONG, None], 2), ([GOOD, BARE, WRONG, None], 4)):
+        reward.watch(seen, [{"item": "a", "answer": "12"}] * 4)
+        assert len(checker.early) == num_asked, "traces asked about again are not asked for again by the checker"
 
 
 def test_a_score_that_is_not_known_is_passed_on_as_unknown() -> None:
