@@ -22,7 +22,7 @@ from dyme_core.supervision import RuleChecker
 
 DELAY_S, QUESTIONS, LEARNING_RATE = 0.2, 512, 1e-3
 PURE, COLD, WARM = (Arm(name, True, SAVINGS) for name in ("Pure DyME", "Full DyME, cold", "Full DyME, recorded"))
-SHAPES = {"mini": (Shape(), 40, 15), "300 image tokens": (Shape(side=12, tokens=48), 1, 6)}  # warm-up steps, steps
+SHAPES = {"mini": (Shape(), 40, 30), "300 image tokens": (Shape(side=12, tokens=48), 1, 8)}  # warm-up steps, steps
 logger = logging.getLogger(__name__)
 
 
