@@ -40,6 +40,7 @@ class Shape:
         generations: G; `prompts` a step.
         all_wrong: share of a step's groups in which no rollout is right.
         tokens: length of every rollout and target, by a model with fresh weights; None: the base's own rollouts.
+        micro_batches: a step's update goes in so many parts (gradient accumulation).
     """
 
     model: str = "svlm"
@@ -48,6 +49,7 @@ class Shape:
     prompts: int = 4
     all_wrong: float = 0.5
     tokens: int | None = None
+    micro_batches: int = 1
 
     @property
     def image_tokens(self) -> int:
@@ -104,7 +106,7 @@ class Clock:
 
     def __init__(self, trainer: GRPOTrainer) -> None:
         self.spent: dict[str, float] = {}
-        self.rows = self.tokens = 0
+        self.rows = self.tokens = self.through = self.padding = 0
         for method, phase in (("_generate", "generate"), ("_calculate_rewards", "score"), ("refine", "refine"),
                               ("_generate_and_score_completions", "before")):
             if hasattr(trainer, method):
@@ -113,7 +115,14 @@ class Clock:
 
         def counted(model, inputs):
             self.rows += len(inputs["completion_ids"])
-            return forward(model, inputs)
+            seen = []
+            hook = trainer.model.model.language_model.layers[0].register_forward_pre_hook(
+                lambda module, taken: seen.append(taken[0].shape[:2].numel()))
+            loss = forward(model, inputs)
+            hook.remove()
+            self.through += sum(seen)
+            self.padding += sum(seen) - _own_tokens(inputs, sum(seen))
+            return loss
 
         trainer._compute_loss = counted
 
@@ -133,9 +142,19 @@ class Clock:
         spent, before = self.spent, self.spent.get("before", 0.0)
         inner = {phase: spent.get(phase, 0.0) for phase in ("generate", "score", "refine")}
         row = {**inner, "prepare": before - sum(inner.values()), "update": seconds - before, "rows": self.rows,
-               "tokens": self.tokens}
-        self.spent, self.rows, self.tokens = {}, 0, 0
+               "tokens": self.tokens, "through": self.through, "padding": self.padding / max(1, self.through)}
+        self.spent, self.rows, self.tokens, self.through, self.padding = {}, 0, 0, 0, 0
         return row
+
+
+def _own_tokens(inputs: dict[str, Any], through: int) -> int:
+    """Tokens of a micro-batch that are no padding; its prompts count once where fewer went through than its rows have."""
+    prompts, completions = inputs["prompt_mask"].sum(dim=1), inputs["completion_mask"].sum()
+    own = int(prompts.sum() + completions)
+    if through >= own:
+        return own
+    return int(completions) + sum({tuple(ids): int(length) for ids, length in zip(inputs["prompt_ids"].tolist(), prompts,
+                                                                                  strict=True)}.values())
 
 
 def policy(shape: Shape, savings: Sequence[str]) -> tuple[torch.nn.Module, Any]:
@@ -166,7 +185,9 @@ def build(arm: Arm, shape: Shape, steps: int, reward_funcs: Sequence[Callable] |
     settings = experiment.grpo_arguments(run, processor)
     if shape.tokens:
         settings["generation_kwargs"]["suppress_tokens"].append(processor.tokenizer.eos_token_id)
-    arguments = {**experiment.shared_arguments(run, steps, learning_rate, ROOT / "runs" / "bench"), **settings}
+    settings["per_device_train_batch_size"] //= shape.micro_batches
+    arguments = {**experiment.shared_arguments(run, steps, learning_rate, ROOT / "runs" / "bench"), **settings,
+                 "gradient_accumulation_steps": shape.micro_batches}
     records = mini_records("train", questions, 0)
     shared = dict(train_dataset=to_dataset(records), processing_class=processor,
                   reward_funcs=list(reward_funcs or scripted_rewards(shape)))
@@ -226,7 +247,8 @@ def race(arms: Sequence[Arm], shape: Shape, steps: int, warm_up: int = 2,
 
     Returns:
         One row per arm and step after the warm-up: arm, step, seconds and cpu_s (of the whole process, while the other arms
-        wait), PHASES in seconds, rows of the update, tokens generated.
+        wait), PHASES in seconds, rows of the update, tokens generated, tokens that go
+        through the model in the update, and the share of those that is padding.
     """
     trainers = [build_arm(arm, shape, steps + warm_up) for arm in arms]
     clocks, rows = [Clock(trainer) for trainer in trainers], []

@@ -1,4 +1,5 @@
-"""Full DyME with a judge that takes 200 ms, eight at a time, against Pure DyME: cold, and with every reply recorded.
+"""Full DyME with a judge that takes 200 ms, eight at a time, against Pure DyME: asked when all rollouts have ended, asked as
+they end, and with every reply recorded.
 
 The judge is scripted, on loopback, in a process of its own. It rates every trace "high", which the guard holds to what the
 rules find, so that all three arms train alike and differ in their supervision alone.
@@ -21,43 +22,57 @@ from dyme_core.rewards import reward_functions
 from dyme_core.supervision import RuleChecker
 
 DELAY_S, QUESTIONS, LEARNING_RATE = 0.2, 512, 1e-3
-PURE, COLD, WARM = (Arm(name, True, SAVINGS) for name in ("Pure DyME", "Full DyME, cold", "Full DyME, recorded"))
-SHAPES = {"mini": (Shape(), 40, 30), "300 image tokens": (Shape(side=12, tokens=48), 1, 8)}  # warm-up steps, steps
+PURE, LATE, COLD, WARM = (Arm(name, True, SAVINGS) for name in ("Pure DyME", "Full DyME, asked at the end",
+                                                                "Full DyME, cold", "Full DyME, recorded"))
+SHAPES = {"mini": (Shape(), 40, 24), "595 image tokens": (Shape(side=17, tokens=48), 1, 6)}  # warm-up steps, steps
+SUPERVISING = ("score", "refine")  # the phases in which training waits for supervision
 logger = logging.getLogger(__name__)
 
 
 def compare(shape: Shape, warm_up: int, steps: int) -> list[dict]:
-    """Medians of a step by arm, and the ratio to Pure DyME's step of the same round."""
-    records = mini_records("train", QUESTIONS, 0)
+    """Medians of a step by arm, and the ratio to Pure DyME's step of the same round; the same race with the
+    judge asked late, with it asked early, and with its replies on file."""
+    records, lines = mini_records("train", QUESTIONS, 0), []
     training = config.load_profile("mini").training
-    with serving(QUESTIONS, DELAY_S) as (base_url, asked), tempfile.TemporaryDirectory() as place, ExitStack() as stack:
-        settings = config.Supervision("api", "raise", str(Path(place) / "replies.sqlite"), model="scripted", base_url=base_url)
+    with serving(QUESTIONS, DELAY_S) as (base_url, asked), tempfile.TemporaryDirectory() as place:
+        for full in (LATE, COLD, WARM):
+            before, file = asked(), Path(place) / ("late.sqlite" if full is LATE else "replies.sqlite")
+            settings = config.Supervision("api", "raise", str(file), model="scripted", base_url=base_url)
+            with ExitStack() as stack:
+                def build_arm(arm: Arm, shape: Shape, steps: int, full=full, stack=stack, settings=settings):
+                    chosen = config.Supervision() if arm is PURE else settings
+                    experts = stack.enter_context(Experts(chosen, config.Paths(ROOT, "mini"), Path(place) / arm.name))
+                    supervision = experts.online(training) if arm is full else {
+                        "reward_funcs": reward_functions(RuleChecker()), "refine": experts.offline(records)}
+                    if arm is LATE:
+                        supervision["watch"] = None
+                    return build(arm, shape, steps, **supervision, questions=QUESTIONS,
+                                 learning_rate=0.0 if shape.tokens else LEARNING_RATE)
 
-        def build_arm(arm: Arm, shape: Shape, steps: int):
-            rest = dict(questions=QUESTIONS, learning_rate=0.0 if shape.tokens else LEARNING_RATE)
-            if arm is PURE:
-                experts = stack.enter_context(Experts(config.Supervision(), config.Paths(ROOT, "mini"), Path(place) / "pure"))
-                return build(arm, shape, steps, reward_funcs=reward_functions(RuleChecker()),
-                             refine=experts.offline(records), **rest)
-            experts = stack.enter_context(Experts(settings, config.Paths(ROOT, "mini"), Path(place) / arm.name))
-            return build(arm, shape, steps, **experts.online(training), **rest)
+                frame = pd.DataFrame(race([PURE, full], shape, steps, warm_up, build_arm))
+            lines += _lines(frame, full, asked() - before)
+    return lines
 
-        frame = pd.DataFrame(race([PURE, COLD, WARM], shape, steps, warm_up, build_arm))
-        count = asked()
-    base, lines = frame[frame["arm"] == PURE.name].set_index("step")["seconds"], []
+
+def _lines(frame: pd.DataFrame, full: Arm, requests: int) -> list[dict]:
+    base, lines = frame[frame["arm"] == PURE.name].set_index("step"), []
     for name, own in frame.groupby("arm", sort=False):
-        ratios = own.set_index("step")["seconds"] / base
-        lines.append({"arm": name, "steps": len(own), "ratio": round(ratios.median(), 3), "requests": count,
-                      **{phase: round(own[phase].median(), 4) for phase in ("seconds", "cpu_s", *PHASES, "rows")}})
-        logger.info("  %-20s %.3f s a step, %.2f of Pure DyME's", name, lines[-1]["seconds"], lines[-1]["ratio"])
+        own = own.set_index("step")
+        more = (own[[*SUPERVISING]].sum(axis=1) - base[[*SUPERVISING]].sum(axis=1)) / base["seconds"]
+        lines.append({"race": full.name, "arm": name, "steps": len(own), "requests": requests,
+                      "ratio": round((own["seconds"] / base["seconds"]).median(), 3),
+                      "ratio_of_means": round(own["seconds"].mean() / base["seconds"].mean(), 3),
+                      "cpu_ratio": round((own["cpu_s"] / base["cpu_s"]).median(), 3), "waited_more": round(more.mean(), 3),
+                      **{phase: round(own[phase].mean(), 4) for phase in ("seconds", "cpu_s", *PHASES, "rows")}})
+        logger.info("  %-20s %.3f s a step, %.2f of Pure DyME's; %d requests in this race", name, lines[-1]["seconds"],
+                    lines[-1]["ratio"], requests)
     return lines
 
 
 def judged() -> list[dict]:
     """The comparison on every shape."""
-    logging.getLogger("httpx").setLevel(logging.WARNING)
     lines = []
     for name, (shape, warm_up, steps) in SHAPES.items():
-        logger.info(" %s: %d steps of three arms", name, warm_up + steps)
+        logger.info(" %s: three races of %d steps", name, warm_up + steps)
         lines += [{"shape": name, "judge_s": DELAY_S, **line} for line in compare(shape, warm_up, steps)]
     return lines

@@ -37,6 +37,7 @@ SWEEPS: dict[str, tuple[list[Shape], int]] = {  # shapes and steps of each
     "all_wrong": ([Shape(all_wrong=share) for share in (0, 0.25, 0.5, 0.75, 1)], 8),
     "generations": ([Shape(generations=size) for size in (4, 8, 16)], 8),
     "model": ([Shape(model=name, tokens=48) for name in ("svlm", "large", "wide")], 5),
+    "micro_batches": ([Shape(micro_batches=count) for count in (1, 2, 4)], 8),
     "image_tokens": ([Shape(side=side, tokens=48) for side in (2, 4, 8, 12, 17)], 5),
     "tokens": ([Shape(tokens=length) for length in (32, 64, 128, 256)], 5)}
 EXPONENTS = {"generations": "generations", "image_tokens": "image_tokens", "tokens": "tokens"}  # section: x
@@ -55,7 +56,7 @@ def compare(arms: list[Arm], shape: Shape, steps: int) -> list[dict[str, Any]]:
                 "arm": arm.name, "savings": list(arm.savings),
                 "steps": len(own), "ratio": middle, "ratio_low": low, "ratio_high": high, "cpu_ratio": cpu_ratios.median(),
                 "generated": own["tokens"].median(), "tokens_per_s": (own["tokens"] / own["seconds"]).median(),
-                **{name: own[name].median() for name in ("seconds", "cpu_s", *PHASES, "rows")}}
+                **{name: own[name].median() for name in ("seconds", "cpu_s", *PHASES, "rows", "through", "padding")}}
         lines.append({name: round(value, 4) if isinstance(value, float) else value for name, value in line.items()})
         logger.info("  %-18s %.3f s a step (%.3f s CPU), %.2f of %s", arm.name, line["seconds"], line["cpu_s"], middle,
                     arms[0].name)

@@ -71,15 +71,32 @@ def fit_rows(batch: Batch, multiple: int = 1, drops_idle: bool = True) -> Batch:
         return batch
     fitted = take_rows(batch, sorted(needed + idle) + copies)
     fitted["advantages"][len(needed) + len(idle):] = 0.0
-    spare = fitted["completion_ids"].shape[1] - max(1, int(fitted["completion_mask"].sum(dim=1).max()))
-    return _cut(fitted, spare) if spare else fitted
+    return _trim(fitted)
 
 
-def _cut(batch: Batch, spare: int) -> Batch:
-    """The batch without its last `spare` columns of completions: rows that were left out may have been the longest."""
-    cut = {name: batch[name][:, :-spare] for name, (_, has_completion) in SPANS.items() if has_completion and name in batch}
+def micro_batches(parts: Sequence[Batch], pad_id: int, by_prompt: bool) -> list[Batch]:
+    """The rows of a step's micro-batches dealt anew, as many to each, so that little padding goes through the model.
+
+    Args:
+        parts: in any order, which no sum over the step depends on.
+        by_prompt: rows of a prompt together, for a model that goes through a shared prompt once and leaves padding out
+            (`prefixes`); else rows of like length together, each micro-batch cut to its longest.
+    """
+    whole = join(parts, pad_id)
+    prompts, lengths = whole["prompt_ids"].tolist(), (whole["prompt_mask"].sum(1) + whole["completion_mask"].sum(1)).tolist()
+    order = sorted(range(len(lengths)), key=lambda row: (prompts[row] if by_prompt else 0, lengths[row]))
+    size = len(order) // len(parts)
+    return [_trim(take_rows(whole, order[first: first + size])) for first in range(0, len(order), size)]
+
+
+def _trim(batch: Batch) -> Batch:
+    """The batch without columns that are padding in every row: rows that were left out may have been the longest."""
+    left, right = (batch[f"{part}_ids"].shape[1] - max(1, int(batch[f"{part}_mask"].sum(dim=1).max()))
+                   for part in ("prompt", "completion"))
+    cut = {name: batch[name][:, left * has_prompt: batch[name].shape[1] - right * has_completion]
+           for name, (has_prompt, has_completion) in SPANS.items() if name in batch}
     if batch["advantages"].ndim == 2:
-        cut["advantages"] = batch["advantages"][:, :-spare]
+        cut["advantages"] = batch["advantages"][:, : batch["advantages"].shape[1] - right]
     return {**batch, **cut}
 
 

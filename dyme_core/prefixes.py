@@ -38,6 +38,15 @@ def share_prefixes(model: PreTrainedModel) -> None:
         model.__class__ = _sharing(type(model))
 
 
+def shares_prefixes(model: torch.nn.Module) -> bool:
+    """True for a model that `share_prefixes` has changed."""
+    return any(isinstance(each, _Sharing) for each in model.modules())
+
+
+class _Sharing:
+    """Marks the classes that `share_prefixes` makes."""
+
+
 def _sharing(plain: type[PreTrainedModel]) -> type[PreTrainedModel]:
     @functools.wraps(plain.forward)  # TRL reads its signature
     def forward(self, *args, **inputs):
@@ -63,7 +72,7 @@ def _sharing(plain: type[PreTrainedModel]) -> type[PreTrainedModel]:
         return plain.generate(self, past_key_values=cache,
                               **{name: value for name, value in inputs.items() if name not in PICTURES})
 
-    return type(plain.__name__, (plain,), {"forward": forward, "generate": generate, "__module__": plain.__module__})
+    return type(plain.__name__, (plain, _Sharing), {"forward": forward, "generate": generate, "__module__": plain.__module__})
 
 
 def _others(inputs: dict[str, Any]) -> set[str]:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from trl import GRPOConfig
 
-from dyme_core import assembly, objective, switches
+from dyme_core import assembly, objective, prefixes, switches
 from dyme_core.measured import MeasuredGRPOTrainer
 from dyme_core.watching import Watcher, watching
 
@@ -100,6 +100,15 @@ class DyMETrainer(MeasuredGRPOTrainer):
     def progress(self) -> float:
         """Share of the training steps that are done."""
         return self.state.global_step / max(1, self.state.max_steps)  # a batch may be looked at before training
+
+    def _prepare_inputs(self, generation_batch):
+        before = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        if not self.model.training or self._buffered_inputs is before or self.args.steps_per_generation == 1:
+            return inputs
+        self._buffered_inputs = assembly.micro_batches(self._buffered_inputs, self._tokenizer.pad_token_id,
+                                                       by_prompt=prefixes.shares_prefixes(self.model))
+        return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
     def _generate_and_score_completions(self, inputs):
         is_training = self.model.training  # read before super(): generation may change it

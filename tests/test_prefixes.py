@@ -186,11 +186,33 @@ def test_training_with_it_has_the_same_losses(accumulation: int, tmp_path: Path)
         trainer = Scripted(policy, args=arguments, train_dataset=data.to_dataset(RECORDS), processing_class=PROCESSOR,
                          refine=data.target_writer(RuleRefiner()), reward_funcs=reward_functions(RuleChecker()))
         trainer.train()
-        losses.append([(entry["loss"], entry["grad_norm"], entry["entropy"]) for entry in trainer.state.log_history
-                       if "loss" in entry])
+        names = ("loss", "grad_norm", "entropy")[: 3 if accumulation == 1 else 2]  # TRL's entropy is a mean of parts' means
+        losses.append([tuple(entry[name] for name in names) for entry in trainer.state.log_history if "loss" in entry])
     assert len(set(losses[0])) == 4
     for made, wanted in zip(*losses, strict=True):
         assert made == pytest.approx(wanted, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2, 4])
+def test_a_prompt_goes_through_once_however_many_micro_batches_there_are(accumulation: int, tmp_path: Path) -> None:
+    """Four prompts of four rollouts, which TRL shuffles into the micro-batches of a step."""
+    policy = pair(torch.float32)[1]
+    arguments = DyMEConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, num_generations=4, max_steps=1, seed=0,
+                           per_device_train_batch_size=16 // accumulation, gradient_accumulation_steps=accumulation,
+                           max_completion_length=64, report_to="none", save_strategy="no", disable_tqdm=True,
+                           gradient_checkpointing=False, drop_idle_rows=False)
+    trainer = Scripted(policy, args=arguments, train_dataset=data.to_dataset(RECORDS), processing_class=PROCESSOR,
+                       refine=data.target_writer(RuleRefiner()), reward_funcs=reward_functions(RuleChecker()))
+    counts, batches = seen_by_text_model(policy), []
+    loss = trainer._compute_loss
+    trainer._compute_loss = lambda model, inputs: batches.append(inputs) or loss(model, inputs)
+    trainer.train()
+    prompts = [{tuple(ids) for ids in batch["prompt_ids"].tolist()} for batch in batches]
+    assert len(prompts) == accumulation and sum(map(len, prompts)) == 4, "no prompt stands in two micro-batches"
+    own = sum(int(batch["completion_mask"].sum()) for batch in batches) + sum(
+        {tuple(ids): int(mask.sum()) for ids, mask in zip(batch["prompt_ids"].tolist(), batch["prompt_mask"], strict=True)}[ids]
+        for batch, some in zip(batches, prompts, strict=True) for ids in some)
+    assert own <= sum(counts) < 1.15 * own, "and little padding"
 
 
 def test_names_signature_and_copies_are_the_plain_models(tmp_path: Path) -> None:

@@ -315,6 +315,30 @@ def test_a_row_too_many_for_the_micro_batches_is_not_lost(tmp_path: Path, drops:
     assert relative_error(parts.steps[0], whole.steps[0]) < 1e-5
 
 
+@pytest.mark.parametrize("by_prompt", [True, False])
+def test_micro_batches_are_dealt_so_that_little_padding_is_left(by_prompt: bool) -> None:
+    """Rows of two prompts, shuffled: together by prompt, or by length; pictures and advantages stay with their rows."""
+    lengths = [9, 2, 8, 3, 2, 9]
+    ids, mask = torch.tensor([[0, 5, 5]] * 3 + [[6, 6, 6]] * 3), torch.tensor([[0, 1, 1]] * 3 + [[1, 1, 1]] * 3)
+    whole = {"prompt_ids": ids, "prompt_mask": mask,
+             "completion_ids": torch.zeros(6, 9, dtype=torch.long), "completion_mask": torch.zeros(6, 9, dtype=torch.long),
+             "advantages": torch.arange(6.0)[:, None].repeat(1, 9), "pixel_values": torch.arange(6.0)[:, None], "number": 7}
+    for row, length in enumerate(lengths):
+        assembly.write_completion(whole, row, [10 + row] * length, pad_id=0)
+    shuffled = [assembly.take_rows(whole, rows) for rows in ([3, 0, 5], [1, 4, 2])]
+    parts = assembly.micro_batches(shuffled, 0, by_prompt)
+    assert [part["pixel_values"].flatten().tolist() for part in parts] == ([[1, 2, 0], [4, 3, 5]] if by_prompt
+                                                                           else [[1, 4, 3], [2, 0, 5]])
+    assert [part["completion_ids"].shape[1] for part in parts] == ([9, 9] if by_prompt else [3, 9])
+    assert [part["prompt_ids"].shape[1] for part in parts] == ([2, 3] if by_prompt else [3, 3])
+    for part in parts:
+        assert part["number"] == 7 and part["advantages"].shape == part["completion_ids"].shape
+        for place, row in enumerate(part["pixel_values"].flatten().int().tolist()):
+            kept = part["completion_mask"][place].bool()
+            assert part["completion_ids"][place][kept].tolist() == [10 + row] * lengths[row]
+            assert (part["advantages"][place] == row).all() and part["prompt_mask"][place].sum() == mask[row].sum()
+
+
 def test_dropping_the_longest_rows_cuts_the_weights_of_tokens_with_them() -> None:
     long, short = [7] * 9, [7] * 4
     batch = {"prompt_ids": torch.ones(2, 3, dtype=torch.long), "prompt_mask": torch.ones(2, 3, dtype=torch.long),
