@@ -158,13 +158,20 @@ class DyMETrainer(MeasuredGRPOTrainer):
             logger.info("step %d: nothing to learn from this batch: %s", self.state.global_step, self._why_nothing(groups))
         if args.probe_every and self.state.global_step % args.probe_every == 0:
             self._probe(batch, len(inputs))
-        batch = assembly.fit_rows(batch, args.steps_per_generation, args.drop_idle_rows)
+        batch = self._fit_rows(batch)
         # TRL's mean is over all rows there are; the switch's weights are meant for the rollouts of the step.
         batch["advantages"] = batch["advantages"] * (len(batch["advantages"]) / len(inputs))
         self._metrics["train"]["rows"].append(len(batch["advantages"]) * self.accelerator.num_processes)
         batch["num_items_in_batch"] = self.accelerator.gather(batch["completion_mask"].sum()).sum()
         del batch["is_target"]
         return batch
+
+    def _fit_rows(self, batch: assembly.Batch) -> assembly.Batch:
+        """Rows that teach, and as many more as TRL needs: as many on every process, and in every micro-batch."""
+        needed = assembly.busy_rows(batch) if self.args.drop_idle_rows else list(range(len(batch["advantages"])))
+        most = self.accelerator.gather(torch.tensor([len(needed)], device=batch["advantages"].device)).max().item()
+        parts = self.args.steps_per_generation
+        return assembly.fit_rows(batch, needed, -(-max(1, most) // parts) * parts)
 
     def _memorize(self, inputs, batch: assembly.Batch, rows: list[tuple[int, float]], decision: switches.Decision
                   ) -> assembly.Batch:

@@ -346,9 +346,9 @@ def test_dropping_the_longest_rows_cuts_the_weights_of_tokens_with_them() -> Non
              "advantages": torch.tensor([[0.0] * 9, [1.0] * 4 + [0.0] * 5])}
     for row, ids in enumerate((long, short)):
         assembly.write_completion(batch, row, ids, pad_id=0)
-    fitted = assembly.fit_rows(batch)
+    fitted = assembly.fit_rows(batch, assembly.busy_rows(batch), 1)
     assert fitted["completion_ids"].tolist() == [short] and fitted["advantages"].tolist() == [[1.0] * 4]
-    twice = assembly.fit_rows(batch, multiple=4)
+    twice = assembly.fit_rows(batch, assembly.busy_rows(batch), 4)
     assert twice["advantages"].sum(dim=1).tolist() == [0, 4, 0, 0] and twice["advantages"].shape == (4, 9)
 
 
