@@ -138,6 +138,7 @@ class Profile:
     learning_rates: dict[str, float] = field(default_factory=dict)  # by method; "sft_grpo" is its second phase's
     warmup_steps: dict[str, int] = field(default_factory=dict)  # by method, as above
     model: str = "mini"  # "mini", a local folder or a hub id
+    save_every: int = 50  # steps between checkpoints, from which an interrupted run goes on; 0: none
     backend: str = "transformers"  # or "unsloth", on a CUDA GPU
     overrides: tuple[tuple[str, Any], ...] = ()  # what was changed against the profile of this name
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -22,10 +23,11 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 from trl import GRPOConfig, SFTConfig, SFTTrainer
 
 from dyme_core import config, models, provenance
+from dyme_core.checkpoints import Keeper, train_from
 from dyme_core.data import Record, mini_records, sft_dataset, target_writer, to_dataset
 from dyme_core.decoding import caption_match
 from dyme_core.evaluate import evaluate, summarise
-from dyme_core.experts import BankKeeper, Experts, describe, save_bank, too_long
+from dyme_core.experts import Experts, describe, save_bank, too_long
 from dyme_core.measured import MeasuredGRPOTrainer
 from dyme_core.preflight import preflight
 from dyme_core.rewards import reward_functions
@@ -81,10 +83,33 @@ class StepLog(TrainerCallback):
         self.rows: list[dict[str, Any]] = []
         self.tokens = self._phase_tokens = 0  # prompts and completions; TRL counts anew in each phase
         self.evaluate_s = self.evaluate_cpu_s = 0.0
+        self.resumed: list[int] = []  # steps from which training went on
+        self._before = (0.0, 0.0)  # seconds and CPU seconds of training until it was interrupted
         self._start = self._step_start = time.perf_counter()
+        self._start_step = 0
+        self.begin()
+
+    def begin(self) -> None:
+        """Count what training takes from here on, without the evaluations in between."""
+        self._begun = time.perf_counter() - self.evaluate_s, time.process_time() - self.evaluate_cpu_s
+
+    def spent(self) -> tuple[float, float]:
+        """Seconds and CPU seconds of training so far."""
+        return (self._before[0] + time.perf_counter() - self.evaluate_s - self._begun[0],
+                self._before[1] + time.process_time() - self.evaluate_cpu_s - self._begun[1])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows, "tokens": self.tokens, "phase_tokens": self._phase_tokens, "steps_before": self.steps_before,
+                "resumed": self.resumed, "spent": self.spent()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.rows, self.tokens, self._phase_tokens = state["rows"], state["tokens"], state["phase_tokens"]
+        self.steps_before, self._before = state["steps_before"], tuple(state["spent"])
+        self.resumed = [*state["resumed"], self.rows[-1]["step"]]
+        self.begin()
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self._start = time.perf_counter()  # the time left is of this phase and its pace
+        self._start, self._start_step = time.perf_counter(), state.global_step  # the time left is of this phase and its pace
 
     def on_train_end(self, args, state, control, **kwargs):
         self.tokens, self._phase_tokens = self.tokens + self._phase_tokens, 0
@@ -104,7 +129,8 @@ class StepLog(TrainerCallback):
         asked = self.experts.take_counts() if self.experts is not None else {}
         row |= asked
         self.rows.append(row)
-        left = (state.max_steps - state.global_step) * (time.perf_counter() - self._start) / state.global_step
+        left = (state.max_steps - state.global_step) * (time.perf_counter() - self._start) \
+            / max(1, state.global_step - self._start_step)
         modes = f", memorize {row['memorize']:.0f} explore {row['explore']:.0f} mastered {row['mastered']:.0f}" \
             if "memorize" in row else ""
         modes += f", {describe(asked)}" if asked else ""
@@ -131,7 +157,8 @@ def shared_arguments(run: Run, steps: int, learning_rate: float, folder: Path) -
     """The settings that every method's trainer shares."""
     return dict(output_dir=str(folder), max_steps=steps, learning_rate=learning_rate, seed=run.seed, optim="adamw_torch",
                 lr_scheduler_type="linear", warmup_steps=run.profile.warmup_steps[run.method], weight_decay=0.0,
-                max_grad_norm=1.0, logging_steps=1, save_strategy="no", report_to="none", disable_tqdm=True,
+                max_grad_norm=1.0, logging_steps=1, save_strategy="steps" if run.profile.save_every else "no",
+                save_steps=run.profile.save_every or 1, save_total_limit=2, report_to="none", disable_tqdm=True,
                 use_cpu=not torch.cuda.is_available(), bf16=False, gradient_checkpointing=False,
                 dataloader_pin_memory=False, remove_unused_columns=False)
 
@@ -144,32 +171,27 @@ def grpo_arguments(run: Run, processor) -> dict[str, Any]:
                 num_iterations=1, generation_kwargs={"suppress_tokens": models.suppressed_ids(processor)})
 
 
-def train_sft(run: Run, experts: Experts, model, processor, records: list[Record], log: StepLog, steps: int,
-              learning_rate: float, folder: Path):
+def sft_trainer(run: Run, experts: Experts, model, processor, records: list[Record], log: StepLog, steps: int,
+              learning_rate: float, folder: Path) -> Trainer:
     """CoT-SFT with TRL's SFTTrainer on the refined targets, one target a prompt, as many prompts a step as the others."""
     arguments = SFTConfig(**shared_arguments(run, steps, learning_rate, folder), max_length=None,
                           per_device_train_batch_size=run.profile.training.prompts_per_step)
-    _train(SFTTrainer(model, args=arguments, train_dataset=sft_dataset(records, experts.offline(records)),
-                      processing_class=processor, callbacks=[log]))
+    return SFTTrainer(model, args=arguments, train_dataset=sft_dataset(records, experts.offline(records)),
+                      processing_class=processor, callbacks=[log])
 
 
-def _train(trainer: Trainer) -> None:
-    trainer.remove_callback(PrinterCallback)  # StepLog says the same in one readable line
-    trainer.train()
-
-
-def train_grpo(run: Run, experts: Experts, model, processor, records: list[Record], log: StepLog, steps: int,
-               learning_rate: float, folder: Path):
+def grpo_trainer(run: Run, experts: Experts, model, processor, records: list[Record], log: StepLog, steps: int,
+               learning_rate: float, folder: Path) -> Trainer:
     """GRPO as TRL has it, on format and accuracy; the checker's score is measured with weight 0 (it is DyME's supervision)."""
     arguments = GRPOConfig(**shared_arguments(run, steps, learning_rate, folder), **grpo_arguments(run, processor),
                            reward_weights=[1.0, 1.0, 0.0])
-    _train(MeasuredGRPOTrainer(model, args=arguments, train_dataset=to_dataset(records), processing_class=processor,
+    return MeasuredGRPOTrainer(model, args=arguments, train_dataset=to_dataset(records), processing_class=processor,
                                reward_funcs=reward_functions(RuleChecker()), callbacks=[log],
-                               correct_needs_format=run.profile.training.correct_needs_format))
+                               correct_needs_format=run.profile.training.correct_needs_format)
 
 
-def train_dyme(run: Run, experts: Experts, model, processor, records: list[Record], log: StepLog, steps: int,
-               learning_rate: float, folder: Path):
+def dyme_trainer(run: Run, experts: Experts, model, processor, records: list[Record], log: StepLog, steps: int,
+               learning_rate: float, folder: Path) -> Trainer:
     """DyME. Pure: targets written once, before training, thinking scored by rule. Full: checker and refiner at work during
     training, the template bank learning from rollouts rated "high"."""
     training = run.profile.training
@@ -180,14 +202,14 @@ def train_dyme(run: Run, experts: Experts, model, processor, records: list[Recor
                            reward_gate=training.reward_gate, correct_needs_format=training.correct_needs_format)
     supervision = {"reward_funcs": reward_functions(RuleChecker()), "refine": experts.offline(records)} \
         if run.method == "pure_dyme" else experts.online(training)
-    _train(DyMETrainer(model, args=arguments, train_dataset=to_dataset(records), processing_class=processor, **supervision,
-                       callbacks=[log, BankKeeper(experts.bank)]))
+    return DyMETrainer(model, args=arguments, train_dataset=to_dataset(records), processing_class=processor, **supervision,
+                       callbacks=[log])
 
 
 def phases(run: Run) -> list[tuple[Callable, int, float]]:
-    """(train function, steps, learning rate) of each phase of the run's method; all methods get the same steps in all."""
+    """(function that makes the trainer, steps, learning rate) of each phase; all methods get the same steps in all."""
     steps, rates = run.profile.training.steps, run.profile.learning_rates
-    dyme, grpo, sft = train_dyme, train_grpo, train_sft
+    dyme, grpo, sft = dyme_trainer, grpo_trainer, sft_trainer
     first = int(steps * run.profile.training.sft_share)
     return {"base": [], "sft": [(sft, steps, rates["sft"])], "grpo": [(grpo, steps, rates["grpo"])],
             "sft_grpo": [(sft, first, rates["sft"]), (grpo, steps - first, rates["sft_grpo"])],
@@ -232,27 +254,34 @@ def _execute(run: Run, splits: tuple[str, ...], keep_policy: bool, experts: Expe
     preflight(records, processor, model, others=[record for rest in held_out.values() for record in rest],
               max_new_tokens=training.max_completion_tokens, refine=refine)
     log = StepLog(run, held_out["validation"], processor, experts=experts)
-    log.measure(model, 0)
-    # What training takes is counted from here, without the evaluations in between.
-    start, cpu_start = time.perf_counter() - log.evaluate_s, time.process_time() - log.evaluate_cpu_s
-    checkpoint = run.paths.runs / run.name
-    for train, steps, learning_rate in phases(run):
-        train(run, experts, model, processor, records, log, steps, learning_rate, checkpoint / "trainer")
+    folder = run.paths.runs / run.name
+    keeper, chosen = Keeper(fingerprint(run), log=log, bank=experts.bank), phases(run)
+    found = {number: path for number in range(len(chosen)) if (path := keeper.latest(folder / f"phase-{number}"))}
+    if not found:
+        log.measure(model, 0)
+    log.begin()
+    for number, (trainer_of, steps, learning_rate) in enumerate(chosen):
+        if number < max(found, default=0):  # a later phase was under way
+            continue
+        trainer = trainer_of(run, experts, model, processor, records, log, steps, learning_rate, folder / f"phase-{number}")
+        trainer.remove_callback(PrinterCallback)  # StepLog says the same in one readable line
+        keeper.kept |= {"held": trainer.held} if isinstance(trainer, DyMETrainer) else {}
+        train_from(trainer, found.get(number), keeper)
         log.steps_before += steps
-    train_s = time.perf_counter() - start - log.evaluate_s
-    cpu_s = time.process_time() - cpu_start - log.evaluate_cpu_s
+    train_s, cpu_s = log.spent()
     rows = [row for split in splits for row in
             evaluate(model, processor, held_out[split], max_new_tokens=training.max_completion_tokens,
                      run_columns={**run.columns, "step": log.steps_before})]
     captions = caption_match(model, processor, held_out["validation"][:CAPTIONS])
     if keep_policy:
-        models.save_policy(model, processor, checkpoint / "policy")
-    save_bank(experts.bank, checkpoint)
+        models.save_policy(model, processor, folder / "policy")
+    save_bank(experts.bank, folder)
     steps = [row for row in log.rows if row["event"] == "step"]
     manifest = {**run.columns, "profile": run.profile.name, "base": base_folder(run.paths, run.model, run.seed).name,
                 "steps": log.steps_before,
                 "settings": settings_of(run), "started": started.isoformat(timespec="seconds"),
                 "seconds": (datetime.now(UTC) - started).total_seconds(),
+                "resumed": log.resumed,
                 "train_s": train_s, "cpu_s": cpu_s, "tokens": log.tokens, "s_per_step": train_s / max(1, log.steps_before),
                 "rollouts": sum("generate_s" in row for row in steps) * training.prompts_per_step * training.num_generations,
                 "captions": captions, "results": _results(rows, splits), "supervision": experts.summary(),
@@ -262,6 +291,8 @@ def _execute(run: Run, splits: tuple[str, ...], keep_policy: bool, experts: Expe
     write_rows(run_file(run.paths.logs, run.name), log.rows)
     write_rows(run_file(run.paths.rows, run.name), rows)
     provenance.write_json(made, manifest)
+    for number in range(len(chosen)):
+        shutil.rmtree(folder / f"phase-{number}", ignore_errors=True)  # checkpoints, of no use any more
     return manifest
 
 
@@ -272,6 +303,13 @@ def _results(rows: list[dict[str, Any]], splits: tuple[str, ...]) -> dict[str, d
 
 def _no_target(rows: list[dict[str, Any]]) -> list[None]:
     return [None] * len(rows)
+
+
+def fingerprint(run: Run) -> str:
+    """What a run's result depends on: its settings, the core's sources and the base."""
+    root = run.paths.root
+    sources = [*provenance.rooms_of("experiment", root / "dyme_core"), *base_folder(run.paths, run.model, run.seed).glob("*")]
+    return provenance.hash_json([repr(run), provenance.hash_files(sources, root)])
 
 
 def base_folder(paths: config.Paths, model: str, seed: int) -> Path:

@@ -94,7 +94,7 @@ class DyMETrainer(MeasuredGRPOTrainer):
         self.refine, self.watch = refine, watch
         self._inputs: list[dict[str, Any]] = []  # data rows of the batch that is being made
         self._hints: list[list[int]] = []  # token ids, one list per local row; empty where rollouts start from nothing
-        self._held: list[assembly.Batch] = []  # rows with targets that wait (Decision.hold)
+        self.held = assembly.Held()  # rows with targets that wait (Decision.hold)
 
     @property
     def progress(self) -> float:
@@ -182,10 +182,10 @@ class DyMETrainer(MeasuredGRPOTrainer):
         self._metrics["train"]["without_target"].append(self.accelerator.gather(num_missing).sum().item())
         batch["is_target"] = torch.zeros(len(inputs), dtype=torch.bool, device=batch["advantages"].device)
         if decision.hold:
-            self._held += [self._target_rows(batch, [target]) for target in found]
-            if len(self._held) < decision.hold:
+            self.held.batches += [self._target_rows(batch, [target]) for target in found]
+            if len(self.held.batches) < decision.hold:
                 return batch
-            released, self._held = self._held, []
+            released, self.held.batches = self.held.batches, []
             return assembly.join([batch, *released], self._tokenizer.pad_token_id)
         idle = [target for target in found if batch["advantages"][target[0]] == 0]
         if len(idle) < len(found):
