@@ -24,6 +24,7 @@ from trl import GRPOConfig, SFTConfig, SFTTrainer
 
 from dyme_core import config, models, provenance
 from dyme_core.checkpoints import Keeper, train_from
+from dyme_core.collapse import CollapseWatch
 from dyme_core.data import Record, mini_records, sft_dataset, target_writer, to_dataset
 from dyme_core.decoding import caption_match
 from dyme_core.evaluate import evaluate, summarise
@@ -37,7 +38,7 @@ from dyme_core.trainer import DyMEConfig, DyMETrainer
 
 logger = logging.getLogger(__name__)
 LOGGED = ("loss", "memorize", "explore", "mastered", "format", "accuracy", "correct", "thinking", "zero_variance", "entropy",
-          "thinking_tokens", "truncated", "without_target", "rows", "memorize_norm", "explore_norm", "cosine",
+          "thinking_tokens", "truncated", "repeated", "without_target", "rows", "memorize_norm", "explore_norm", "cosine",
           "generate_s", "score_s", "update_s")
 CAPTIONS = 100  # validation charts that the final policy is asked to describe
 UNSUPERVISED = ("base", "grpo")  # methods that ask no expert for anything that is learned
@@ -255,7 +256,8 @@ def _execute(run: Run, splits: tuple[str, ...], keep_policy: bool, experts: Expe
               max_new_tokens=training.max_completion_tokens, refine=refine)
     log = StepLog(run, held_out["validation"], processor, experts=experts)
     folder = run.paths.runs / run.name
-    keeper, chosen = Keeper(fingerprint(run), log=log, bank=experts.bank), phases(run)
+    watch, chosen = CollapseWatch(run.profile.on_collapse), phases(run)
+    keeper = Keeper(fingerprint(run), log=log, bank=experts.bank, watch=watch)
     found = {number: path for number in range(len(chosen)) if (path := keeper.latest(folder / f"phase-{number}"))}
     if not found:
         log.measure(model, 0)
@@ -264,6 +266,7 @@ def _execute(run: Run, splits: tuple[str, ...], keep_policy: bool, experts: Expe
         if number < max(found, default=0):  # a later phase was under way
             continue
         trainer = trainer_of(run, experts, model, processor, records, log, steps, learning_rate, folder / f"phase-{number}")
+        trainer.add_callback(watch)
         trainer.remove_callback(PrinterCallback)  # StepLog says the same in one readable line
         keeper.kept |= {"held": trainer.held} if isinstance(trainer, DyMETrainer) else {}
         train_from(trainer, found.get(number), keeper)

@@ -29,7 +29,7 @@ ROW = {"run", "method", "variant", "model", "seed", "step", "split", "item", "ki
        "num_thinking_tokens", "num_tokens", "is_truncated"}
 STEP = {"event", "run", "method", "variant", "model", "seed", "step", "loss", "entropy", "seconds"}
 ROLLOUT_STEP = STEP | {"generate_s", "score_s", "update_s", "memorize", "explore", "mastered", "format", "accuracy",
-                       "correct", "thinking", "zero_variance", "thinking_tokens", "truncated"}
+                       "correct", "thinking", "zero_variance", "thinking_tokens", "truncated", "repeated"}
 DYME_STEP = ROLLOUT_STEP | {"without_target", "rows"}
 PROBED = {"memorize_norm", "explore_norm", "cosine"}  # of the first step and of every fortieth
 EVAL = {"event", "run", "method", "model", "seed", "step", "correct", "has_format", "groundedness", "thinking", "num_items"}
