@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 export HF_HUB_OFFLINE ?= $(if $(filter gpu,$(PROFILE)),0,1)
 
 .DEFAULT_GOAL := help
-.PHONY: help paper study figures base test bench lab llm clean
+.PHONY: help paper study figures base test reliability bench lab llm clean
 
 help: ## list these targets
 	@echo "make TARGET [PROFILE=smoke|mini|gpu] [ARGS='...'] [PYTHON=python3.12]"
@@ -40,6 +40,10 @@ base: $(READY) ## build both base checkpoints again from nothing (about 12 min)
 test: $(READY) ## run the tests (4 to 8 min on two cores)
 	@echo "Running the tests (4 to 8 minutes on two cores)."
 	@$(VENV_PYTHON) -m pytest -q $(ARGS)
+
+reliability: $(READY) ## run the tests that inject faults and write results/RELIABILITY.md (about 6 min)
+	@echo "Running the tests that inject faults, into results/RELIABILITY.md (about 6 minutes)."
+	@$(VENV_PYTHON) -m pytest -q --reliability results/RELIABILITY.md $(ARGS)
 
 bench: $(READY) ## measure what a step costs, into results/bench (about 27 min, on an idle machine)
 	@echo "Timing steps of TRL's GRPO and of DyME by turns, into results/bench (about 27 minutes; leave the machine alone)."

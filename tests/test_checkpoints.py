@@ -109,6 +109,7 @@ def in_child(work: Callable[[], object]) -> int:
     return os.waitpid(child, 0)[1]
 
 
+@pytest.mark.promise("resume", "a run killed at ten random points ends with the same weights, logs, bank and rows")
 def test_a_run_killed_again_and_again_ends_as_if_it_had_never_been(root: Path, never_stopped) -> None:
     """Ten kills at points drawn at random: in generation, update, evaluation, a checkpoint being written, between."""
     wanted, run, rng = never_stopped("full_dyme"), run_of("full_dyme", "killed"), random.Random(0)
@@ -123,6 +124,7 @@ def test_a_run_killed_again_and_again_ends_as_if_it_had_never_been(root: Path, n
     assert manifest["train_s"] > 0
 
 
+@pytest.mark.promise("resume", "every method goes on exactly from each of its checkpoints")
 @pytest.mark.parametrize(("method", "changes"), [
     ("sft_grpo", {}), ("pure_dyme", {"training.switch": "budget", "training.switch_value": 5}), ("sft", {})], ids=str)
 def test_every_method_goes_on_from_each_of_its_checkpoints(root: Path, never_stopped, method: str, changes: dict,
@@ -189,6 +191,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.promise("resume", "a torn, changed or foreign checkpoint is told of, and the one before it is used")
 def test_a_broken_checkpoint_is_told_of_and_the_one_before_it_is_used(two_checkpoints, never_stopped, caplog) -> None:
     run, keeper, folder = two_checkpoints
     newest, aside = folder / "checkpoint-4", folder.parent / "aside"
@@ -208,6 +211,7 @@ def test_a_broken_checkpoint_is_told_of_and_the_one_before_it_is_used(two_checkp
     assert manifest["resumed"] == [2] and outcome(run) == never_stopped("pure_dyme")
 
 
+@pytest.mark.promise("resume", "weights are read back whatever names the files have for them")
 def test_weights_come_back_under_the_names_that_the_model_has(two_checkpoints) -> None:
     """Trainer's own reading finds none of LLaVA-OneVision's, and would go on from the base."""
     run, _, folder = two_checkpoints

@@ -59,6 +59,7 @@ def train(folder: Path, sign: str, action: str) -> Sickening:
     return trainer
 
 
+@pytest.mark.promise("collapse", "a collapse is seen within 20 steps; training stops and names the last good checkpoint")
 @pytest.mark.parametrize("sign", SICK)
 def test_a_collapse_is_seen_within_twenty_steps_and_training_stops_at_the_last_good_checkpoint(sign: str, tmp_path: Path
                                                                                                ) -> None:
@@ -77,6 +78,7 @@ def test_a_warning_is_said_once_and_training_goes_on(tmp_path: Path, caplog) -> 
     assert len(said) == 1 and "no rollout keeps the format any more" in said[0] and "memorize_weight" in said[0]
 
 
+@pytest.mark.promise("collapse", "no false alarm in the study's 285 runs; the one that collapsed is found")
 def test_among_the_runs_of_the_study_the_one_that_collapsed_is_found_and_no_other() -> None:
     assert len(LOGS) >= 285
     found = {}

@@ -115,6 +115,7 @@ def test_training_asks_for_the_mixed_group_and_the_failed_prompt_and_learns_from
     assert logged(trainer)[0]["thinking"] == pytest.approx(3.5 / 4), "the mean of the scores that are known"
 
 
+@pytest.mark.promise("judge", "training goes on when the judge's server is killed; what was lost is counted")
 @pytest.mark.parametrize("policy", ["rule", "skip"])
 def test_training_goes_on_when_the_server_is_killed(tmp_path: Path, policy: str, caplog: pytest.LogCaptureFixture) -> None:
     with ScriptedServer(judge(grade_of, draft_of)) as server, client_of(server, breaker_failures=2) as client:
@@ -133,6 +134,7 @@ def test_training_goes_on_when_the_server_is_killed(tmp_path: Path, policy: str,
     assert 1 <= len(said) <= 4 and any("lost the connection" in line for line in said)
 
 
+@pytest.mark.promise("judge", "under policy 'raise' training stops with the cause")
 def test_training_stops_with_the_cause_when_the_policy_is_to_raise(tmp_path: Path) -> None:
     with ScriptedServer(judge(grade_of, draft_of)) as server, client_of(server) as client:
         trainer = trainer_of(tmp_path, client, "raise", [After(1, server.stop)])

@@ -81,6 +81,7 @@ def test_savings_change_no_loss_and_no_weight(accumulation: int, plain: dict, tm
     check(made, plain)
 
 
+@pytest.mark.promise("alignment", "savings change no loss and no weight, on two processes with unequal rows too")
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_nor_do_they_on_two_processes_with_unequal_rows(accumulation: int, plain: dict, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__,
