@@ -5,7 +5,7 @@ advantages (B,) or (B, C), pictures), and of numbers.
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -55,16 +55,17 @@ def write_completion(batch: Batch, row: int, ids: Sequence[int], pad_id: int) ->
         batch[name][row, : len(ids)] = torch.tensor(values, device=batch[name].device)
 
 
-def fit_rows(batch: Batch, multiple: int = 1, drops_idle: bool = True) -> Batch:
+def fit_rows(batch: Batch, multiple: int = 1, drops_idle: bool = True, agree: Callable[[int], int] = int) -> Batch:
     """The batch with as many rows as micro-batches need, a multiple of `multiple`: TRL would lose the rows left over.
 
     Rows whose advantages are all 0 add nothing to the loss but cost as much as the others: with `drops_idle` only as many
     stay as fill up, one at least where all are idle. Where none is left to fill up, the first row does, with advantage 0.
+    `agree` gets the number that this process needs and gives the one that all of them take: TRL gathers a number a row.
     """
     size = len(batch["advantages"])
     is_idle = (batch["advantages"] == 0).reshape(size, -1).all(dim=1).tolist()
     needed = [row for row in range(size) if not (drops_idle and is_idle[row])]
-    missing = -(-max(1, len(needed)) // multiple) * multiple - len(needed)
+    missing = agree(-(-max(1, len(needed)) // multiple) * multiple) - len(needed)
     idle = [row for row in range(size) if drops_idle and is_idle[row]][:missing]
     copies = [0] * (missing - len(idle))
     if len(needed) + len(idle) == size and not copies:

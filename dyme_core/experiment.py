@@ -252,7 +252,8 @@ def check_memory(run: Run, model, processor, longest: Record) -> Headroom:
     """
     training, engine = run.profile.training, run.profile.engine
     rows = engine.batch(training.prompts_per_step * training.num_generations, ranks.size())["per_device_train_batch_size"]
-    tried = try_longest(model, processor, longest, rows=rows, max_completion_tokens=training.max_completion_tokens, engine=engine)
+    tried = try_longest(model, processor, longest, rows=rows, max_completion_tokens=training.max_completion_tokens,
+                        engine=engine)
     logger.info("%s", tried)
     return tried
 

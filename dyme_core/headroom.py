@@ -35,7 +35,7 @@ class Headroom:
 
     def __str__(self) -> str:
         peak = "not counted on a CPU" if self.peak_bytes is None else f"{self.peak_bytes / 2**30:.1f} GiB"
-        return f"longest sample, item {self.item!r}: {self.rows} rows of {self.tokens} tokens, forward and backward; peak {peak}"
+        return f"longest sample, item {self.item!r}: {self.rows} rows of {self.tokens} tokens, both passes; peak {peak}"
 
 
 def try_longest(model: PreTrainedModel, processor: ProcessorMixin, record: Record, *, rows: int, max_completion_tokens: int,

@@ -163,15 +163,18 @@ class DyMETrainer(MeasuredGRPOTrainer):
             logger.info("step %d: nothing to learn from this batch: %s", self.state.global_step, self._why_nothing(groups))
         if args.probe_every and self.state.global_step % args.probe_every == 0:
             self._probe(batch, len(inputs))
-        batch = assembly.fit_rows(batch, args.steps_per_generation, args.drop_idle_rows)
+        batch = assembly.fit_rows(batch, args.steps_per_generation, args.drop_idle_rows, self._most)
         # TRL's mean is over all rows there are; the switch's weights are meant for the rollouts of the step.
         batch["advantages"] = batch["advantages"] * (len(batch["advantages"]) / len(inputs))
-        rows = torch.tensor([len(batch["advantages"])], device=batch["advantages"].device)
-        self._metrics["train"]["rows"].append(self.accelerator.gather(rows).sum().item())
+        self._metrics["train"]["rows"].append(len(batch["advantages"]) * self.accelerator.num_processes)
         batch.pop("sampling_per_token_logps", None)  # vLLM's, of the rollouts: a target has none, and nothing reads them
         batch["num_items_in_batch"] = self.accelerator.gather(batch["completion_mask"].sum()).sum()
         del batch["is_target"]
         return batch
+
+    def _most(self, number: int) -> int:
+        """The largest of the processes' numbers."""
+        return int(self.accelerator.gather(torch.tensor([number], device=self.accelerator.device)).max())
 
     def _memorize(self, inputs, batch: assembly.Batch, rows: list[tuple[int, float]], decision: switches.Decision
                   ) -> assembly.Batch:
