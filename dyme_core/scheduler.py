@@ -113,7 +113,8 @@ def run_job(run: Run, splits: Sequence[str] = HELD_OUT, keep_policy: bool = True
             finished: Callable[[], bool] | None = None) -> Job:
     """The process of one run; `finished` is by default this room's `is_finished`."""
     overrides = [f"{key}={json.dumps(value)}" for key, value in run.profile.overrides]
-    arguments = ("dyme_core.experiment", "--profile", run.profile.name, "--method", run.method, "--model", run.model,
+    room = "launch" if run.profile.backend == "unsloth" else "experiment"
+    arguments = (f"dyme_core.{room}", "--profile", run.profile.name, "--method", run.method, "--model", run.model,
                  "--seed", str(run.seed), "--variant", run.variant, "--splits", *splits,
                  *([] if keep_policy else ["--no-policy"]), "--set", *overrides)
     return Job(run.name, arguments, run.paths.runs / run.name / "output.log", run.paths.root,

@@ -25,14 +25,15 @@ VISUAL = ("pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask"
           "token_type_ids", "mm_token_type_ids", "image_position_ids")  # what TRL's log-probs take besides token ids
 REQUIRED = {"loss_type": "grpo", "temperature": 1.0, "beta": 0.0, "num_iterations": 1, "mask_truncated_completions": False,
             "vllm_importance_sampling_correction": False, "scale_rewards": "group", "reward_weights": None,
-            "multi_objective_aggregation": "sum_then_normalize", "top_entropy_quantile": 1.0}
+            "multi_objective_aggregation": "sum_then_normalize", "top_entropy_quantile": 1.0, "off_policy_mask_threshold": None}
 WHY = {"loss_type": "dapo, bnpo and dr_grpo weigh a memorize row differently from the SFT step it stands for",
        "temperature": "a temperature T puts 1/T into the memorize gradient", "beta": "a reference model pulls targets back",
        "num_iterations": "a replaced row has no old log-probs", "mask_truncated_completions": "it would mask targets",
        "vllm_importance_sampling_correction": "a replaced row has no sampling log-probs",
        "scale_rewards": "advantages are standardised inside each group",
        "reward_weights": "format, accuracy and thinking weigh the same, and the switch would not see TRL's weights",
-       "multi_objective_aggregation": "the switch standardises the sum", "top_entropy_quantile": "it would mask targets"}
+       "multi_objective_aggregation": "the switch standardises the sum", "top_entropy_quantile": "it would mask targets",
+       "off_policy_mask_threshold": "a replaced row has no sampling log-probs"}
 
 
 @dataclass
@@ -80,18 +81,20 @@ class DyMETrainer(MeasuredGRPOTrainer):
             for each, thinking and answer line without the end token, or None (data.target_writer).
         watch: called while rollouts are written, whenever some of them have ended, with the text of each (None: not yet) and
             the data rows (rewards.ThinkingReward.watch); not where vLLM writes them or a hint is given.
+        on_scored: called in every process once the rollouts of a step are scored, before `refine` (Experts.share_bank).
         **kwargs: as for MeasuredGRPOTrainer; `args` must be a DyMEConfig.
     """
 
     def __init__(self, *args: Any, refine: Callable[[list[dict[str, Any]]], list[str | None]],
-                 watch: Callable[[list[str | None], list[dict[str, Any]]], None] | None = None, **kwargs: Any):
+                 watch: Callable[[list[str | None], list[dict[str, Any]]], None] | None = None,
+                 on_scored: Callable[[], None] = lambda: None, **kwargs: Any):
         super().__init__(*args, **kwargs)
         if not isinstance(self.args, DyMEConfig):
             raise TypeError(f"args must be a DyMEConfig: got {type(self.args).__name__}")
         self.correct_needs_format = self.args.correct_needs_format
         self.memorize_advantage = float(self.num_generations) if self.args.memorize_weight == "group" else 1.0
         self.switch = switches.named(self.args.switch, self.args.switch_value)
-        self.refine, self.watch = refine, watch
+        self.refine, self.watch, self.on_scored = refine, watch, on_scored
         self._inputs: list[dict[str, Any]] = []  # data rows of the batch that is being made
         self._hints: list[list[int]] = []  # token ids, one list per local row; empty where rollouts start from nothing
         self.held = assembly.Held()  # rows with targets that wait (Decision.hold)
@@ -116,7 +119,9 @@ class DyMETrainer(MeasuredGRPOTrainer):
         self._hints = self._draw_hints(inputs) if is_training and self.switch.hint else []
         batch = super()._generate_and_score_completions(inputs)
         start = time.perf_counter()
-        batch = self._switch(inputs, batch) if is_training else batch
+        if is_training:
+            self.on_scored()
+            batch = self._switch(inputs, batch)
         self._seconds["score_s"] += time.perf_counter() - start  # the refiner's seconds are no part of the update
         return batch
 
@@ -162,6 +167,7 @@ class DyMETrainer(MeasuredGRPOTrainer):
         # TRL's mean is over all rows there are; the switch's weights are meant for the rollouts of the step.
         batch["advantages"] = batch["advantages"] * (len(batch["advantages"]) / len(inputs))
         self._metrics["train"]["rows"].append(len(batch["advantages"]) * self.accelerator.num_processes)
+        batch.pop("sampling_per_token_logps", None)  # vLLM's, of the rollouts: a target has none, and nothing reads them
         batch["num_items_in_batch"] = self.accelerator.gather(batch["completion_mask"].sum()).sum()
         del batch["is_target"]
         return batch
@@ -238,7 +244,7 @@ class DyMETrainer(MeasuredGRPOTrainer):
             kept = is_kept if batch["advantages"].dim() == 1 else is_kept[:, None]
             part = {**batch, "advantages": batch["advantages"] * kept * (len(is_kept) / size)}
             gradient = torch.autograd.grad(self._compute_loss(self.model, part), parameters)
-            found.append(torch.cat([each.flatten() for each in gradient]))
+            found.append(self.accelerator.reduce(torch.cat([each.flatten() for each in gradient]), "mean"))  # of all processes
         norms = [each.norm() for each in found]
         self._metrics = metrics
         for name, norm in zip(("memorize_norm", "explore_norm"), norms, strict=True):
