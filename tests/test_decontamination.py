@@ -66,7 +66,7 @@ def test_a_file_asked_about_twice_is_found_twice(held_out, tmp_path: Path) -> No
 @needs_shared
 def test_real_charts_saved_again_are_found_and_no_other() -> None:
     records = {record.image: record for record in sources.load("chartqa", SHARED / "chartqa", "test")}
-    charts = [replace(record, image=record.load_image()) for record in records.values()]
+    charts = [replace(record, image=record.load_image()) for record in list(records.values())[:16]]
     again = [replace(record, item=f"again-{record.item}", image=SAVED[place % len(SAVED)](record.image))
              for place, record in enumerate(charts)]
     assert decontaminate(again, charts) == [
@@ -87,7 +87,7 @@ def test_thirteen_words_in_a_row_are_found_and_twelve_are_not() -> None:
 
 def test_texts_of_questions_with_pictures_are_compared_where_asked_for(train, held_out) -> None:
     mine, theirs = replace(train[0], question=LONG), replace(held_out[0], question=f"{LONG} ?")
-    assert decontaminate([mine], [theirs]) == []
+    assert decontaminate([mine], [theirs]) == decontaminate([text("bare", LONG)], [theirs]) == []
     assert decontaminate([mine], [theirs], compare_texts=True) == [Overlap(mine.item, theirs.item, "same question")]
 
 

@@ -57,12 +57,15 @@ def test_a_question_of_text_alone_has_no_image_and_an_answer_may_be_a_number(fol
     ({"image": "charts/2.png"}, "2.png.*no such file"), ({"image": "../1.png"}, "inside its folder"),
     ({"image": {"bytes": "x"}}, "a picture"), ({"fact": []}, "'fact'; rename"), ({"id": "a/b"}, "letters, digits"),
     ({"id": ".."}, "letters, digits"), ({"split": "dev"}, "train, validation, test, unseen, got 'dev'"),
-    ({"facts": "May 45"}, "list in the field 'facts'"), ({"facts": [{"entity": "May"}]}, "number as value, .*got {'entity': 'May'}"),
+    ({"facts": "May 45"}, "list in the field 'facts'"),
+    ({"facts": [{"entity": "May"}]}, "number as value, .*got {'entity': 'May'}"),
     ({"facts": [{"entity": "May", "value": "45"}]}, "number as value"), ({"facts": [{"entity": "", "value": 4}]}, "an entity"),
     ({"facts": [{"entity": "May", "value": float("nan")}]}, "number as value"),
     ({"facts": [{"entity": "May", "value": 4, "color": "red"}]}, "no field but entity"),
-    ({"trace": "May is tallest"}, "at least 4 words"), ({"trace": "We see that <answer>May</answer> is right"}, "without <answer>"),
+    ({"trace": "May is tallest"}, "at least 4 words"),
+    ({"trace": "We see that <answer>May</answer> is right"}, "without <answer>"),
     ({"supervision": {"facts": [{"entity": "May"}]}}, "number as value"), ({"supervision": "none"}, "an object"),
+    ({"supervision": {"trace": "May"}}, "at least 4 words"),
     ({"supervision": {}, "trace": "May is the taller one"}, "keep one of them")])
 def test_a_faulty_row_is_named_by_its_number_and_id(folder: Path, change: dict, reason: str) -> None:
     with pytest.raises(DataError, match=rf"(row-2|{change.get('id', 'row-2')}) \(row 2\).*{reason}"):

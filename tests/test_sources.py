@@ -28,14 +28,16 @@ GSM8K = {"question": ["Tom has 2 bags of 3 apples. How many has he?"], "answer":
 SLAKE = {"img_id": [1, 1, 1], "img_name": ["xmlab1/source.jpg"] * 3, "question": ["Which organ?", "Is it MRI?", "器官?"],
          "answer": ["Liver", "Yes", "肝"], "q_lang": ["en", "en", "zh"], "answer_type": ["OPEN", "CLOSED", "OPEN"]}
 GEO = "First perform reasoning, then finally select the question from the choices in the following format: Answer: xxx.\n"
-GEO170K = {"image": ["geoqa_plus/1.png"] * 4, "conversations": [
+GEO170K = {"image": ["geoqa_plus/1.png"] * 5, "conversations": [
     [{"from": "human", "value": f"<image>\n{GEO}Question: Angle 1 is 50°. Angle 2 is ()\nChoices:\nA:50°\nB:65°"},
      {"from": "gpt", "value": "Angle 2 is half of 130°, so it is 65°.\nAnswer:B"}],
     [{"from": "human", "value": "<image>\nQuestion: How long is AB?"},
      {"from": "gpt", "value": "AB is twice the radius of 4. Therefore, the final answer is 8."}],
     [{"from": "human", "value": "<image>\nDescribe it."}, {"from": "gpt", "value": "A circle with a chord."}],
     [{"from": "human", "value": f"<image>\n{GEO}Question: Angle 3?\nChoices:\nA:50°\nB:65°"},
-     {"from": "gpt", "value": "It is 70°.\nAnswer: none of them"}]]}
+     {"from": "gpt", "value": "It is 70°.\nAnswer: none of them"}],
+    [{"from": "human", "value": f"<image>\n{GEO}Question: Angle 4?\nChoices:\nA:50°\nB:65°"},
+     {"from": "gpt", "value": "It is 80°.\nAnswer:C"}]]}  # the last three cannot be asked
 MATHVERSE = {"sample_index": ["1", "5"], "problem_index": ["1", "1"], "problem_version": ["Text Dominant", "Vision Only"],
              "question": ["Angle 2 is ()\nChoices:\nA:50°\nB:65°", ""], "image": [WHITE, GREEN], "answer": ["B", "B"],
              "question_type": ["multi-choice"] * 2, "metadata": [{"subject": "Plane Geometry"}] * 2, "query_wo": ["x", "x"],
@@ -97,8 +99,8 @@ def test_pictures_of_the_hub_stay_compressed_until_they_are_looked_at(tmp_path: 
 
 
 @pytest.mark.parametrize(("change", "reason"), [
-    ({"human_or_machine": [0, 2]}, "test-00001.*human_or_machine 0 or 1, got 2"), ({"label": [["3"], []]}, "test_augmented-00001"),
-    ({"query": ["", "x"]}, "test_human-00000.*'query'")])
+    ({"human_or_machine": [0, 2]}, "test-00001.*human_or_machine 0 or 1, got 2"),
+    ({"label": [["3"], []]}, "test_augmented-00001.*'label'"), ({"query": ["", "x"]}, "test_human-00000.*'query'")])
 def test_a_faulty_hub_row_is_named(tmp_path: Path, change: dict, reason: str) -> None:
     save(tmp_path, "data/test-00000-of-00001.parquet", CHARTQA | change, "test")
     with pytest.raises(DataError, match=reason):
