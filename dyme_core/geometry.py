@@ -6,12 +6,14 @@ its split), rows {sample_index, problem_index, problem_version, question, image,
 """
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 
 from dyme_core.data import DataError, Record, known
 from dyme_core.rows import SPLITS, Row, list_of, picture_of, read_rows, text_of
 
+logger = logging.getLogger(__name__)
 GEO170K = "Geo170K (Gao et al. 2023)"
 MATHVERSE = "MathVerse (Zhang et al. 2024)"
 MATHVERSE_COLUMNS = ("sample_index", "problem_index", "problem_version", "question", "image", "answer", "question_type")
@@ -26,7 +28,8 @@ _LETTER = re.compile(r"\(?([A-H])\)?(?:[:.\s].*)?", re.DOTALL)
 
 
 def geo170k_records(source: Path | str, split: str = "qa_tuning", images: Path | str | None = None) -> list[Record]:
-    """Read question and solution of each row; a solution that closes on no readable answer is left out.
+    """Read question and solution of each row; a solution that closes on no readable answer is left out, and
+    the log says how many.
 
     Args:
         source: a folder that holds <split>.json, a hub id, or a folder in the hub's layout.
@@ -44,6 +47,9 @@ def geo170k_records(source: Path | str, split: str = "qa_tuning", images: Path |
     if not records:
         raise DataError(f"{source}, split {split!r}: expected solutions that close on 'Answer: ...', got none in {len(rows)} "
                         "rows; read the split qa_tuning")
+    if len(records) < len(rows):
+        logger.warning("%s: %d of %d solutions close on no readable answer and are left out", source, len(rows) - len(records),
+                       len(rows))
     return records
 
 

@@ -216,10 +216,11 @@ def test_slake_is_read_from_its_own_files(tmp_path: Path) -> None:
     assert len(sources.load("slake", tmp_path, "validation")) == 2
 
 
-def test_geo170k_solutions_are_parted_into_trace_and_answer(tmp_path: Path) -> None:
+def test_geo170k_solutions_are_parted_into_trace_and_answer(tmp_path: Path, caplog) -> None:
     save(tmp_path, "data/qa_tuning-00000-of-00001-32a379a503a63173.parquet", GEO170K, "qa_tuning")
     save_picture(tmp_path / "images" / "geoqa_plus" / "1.png")
     choice, value = sources.load("geo170k", tmp_path, "qa_tuning")
+    assert "3 of 5 solutions" in caplog.text
     assert (choice.question, choice.answer) == ("Angle 1 is 50°. Angle 2 is ()\nChoices:\nA:50°\nB:65°", "B")
     assert (value.question, value.answer, value.split) == ("How long is AB?", "8", "train")
     assert (choice.kind, value.kind) == ("multi-choice", "free-form")
