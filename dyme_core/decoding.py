@@ -76,7 +76,8 @@ def decode(model: PreTrainedModel, processor: ProcessorMixin, records: Sequence[
     model.eval()
     settings: dict[str, Any] = dict(max_new_tokens=max_new_tokens, suppress_tokens=models.suppressed_ids(processor),
                                     pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
-                                    do_sample=seed is not None, repetition_penalty=1.0)  # a hub model's own settings must not shape the scores
+                                    do_sample=seed is not None,
+                                    repetition_penalty=1.0)  # a hub model's own settings must not shape the scores
     if seed is not None:
         settings |= dict(temperature=1.0, top_k=0, top_p=1.0)
     decoded: list[Decoded] = []

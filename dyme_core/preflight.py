@@ -84,8 +84,7 @@ def preflight(records: Sequence[Record], processor: ProcessorMixin, model: PreTr
                      max_new_tokens=max_new_tokens, seed=ROLLOUT_SEED)
     tokens = [added[image.size][0] for image in images.values()]
     return PreflightReport(len(records), len({image.digest for image in images.values() if image.size != NO_SIZE}),
-                           (min(tokens), max(tokens)),
-                           records[longest].item, lengths[longest], context, max(target_lengths),
+                           (min(tokens), max(tokens)), records[longest].item, lengths[longest], context, max(target_lengths),
                            rendered[0], targets[0], len(sampled),
                            sum(is_well_formed(response.text) for response in sampled) / max(1, len(sampled)))
 

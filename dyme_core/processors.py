@@ -90,8 +90,11 @@ def _processor_class(source: Path | str) -> str | None:
 
 
 def set_padding(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Pad on the left, as generation needs it, with a token of its own: where the end token pads (Qwen2.5's bases), SFT's labels leave
-    it out with the padding and the model never learns to stop, and an end cannot be told from padding."""
+    """Pad on the left, as generation needs it, with a token of its own.
+
+    Where the end token pads (Qwen2.5's bases), SFT's labels leave it out with the padding, so that the model never learns to
+    stop, and a row that ends cannot be told from one that is cut.
+    """
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
         known = [token for token in PADS if token in tokenizer.get_vocab() and token != tokenizer.eos_token]
