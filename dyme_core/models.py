@@ -69,8 +69,8 @@ def load_policy(source: Path | str, backend: str = "transformers", shares_looks:
     rank = (UNSLOTH_RANK if backend == "unsloth" else 0) if lora_rank is None else lora_rank
     alpha = rank if lora_alpha is None else lora_alpha
     if load_in_4bit and backend != "unsloth":
-        raise RuntimeError("4 bits need backend 'unsloth' on a CUDA GPU (`pip install -e .[gpu]` there); else leave load_in_4bit "
-                           "out")
+        raise RuntimeError("4 bits need backend 'unsloth' on a CUDA GPU (`pip install -e .[gpu]` there); else leave "
+                           "load_in_4bit out")
     if load_in_4bit and not rank:
         raise ValueError("weights in 4 bits cannot be trained: give a lora_rank above 0, or leave load_in_4bit out")
     if backend == "unsloth":
