@@ -7,12 +7,14 @@ from typing import Any
 from transformers import (
     AutoProcessor,
     AutoTokenizer,
+    Idefics3Processor,
     InternVLProcessor,
     LlavaOnevisionProcessor,
     PreTrainedTokenizerBase,
     ProcessorMixin,
     Qwen2_5_VLProcessor,
 )
+from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.utils import is_torchvision_available
 
 PADS = ("<|endoftext|>", "<|fim_pad|>", "<pad>", "<|pad|>")  # tokens that may stand for padding, the first that fits
@@ -45,8 +47,7 @@ VIDEO_PROCESSORS = {"llava_onevision": LlavaOnevisionProcessor, "qwen2_5_vl": Qw
 def load_processor(source: Path | str, model_type: str, reads_images: bool = True) -> ProcessorMixin | PreTrainedTokenizerBase:
     """The processor of a model, or the tokenizer of one that reads text alone; prompts are padded on the left.
 
-    The family's own class by AutoProcessor where it works; without torchvision, for families with a video part, the same
-    class without it.
+    By AutoProcessor where torchvision is installed; elsewhere the family's own class without the parts that need it.
 
     Args:
         source: a local folder or hub id.
@@ -58,7 +59,11 @@ def load_processor(source: Path | str, model_type: str, reads_images: bool = Tru
         processor = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     elif _processor_class(source) == MiniProcessor.__name__:
         processor = MiniProcessor.from_pretrained(source, trust_remote_code=False)
-    elif model_type in VIDEO_PROCESSORS and not is_torchvision_available():
+    elif is_torchvision_available():
+        processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
+    elif model_type == "idefics3":
+        processor = _load_idefics3(source)
+    elif model_type in VIDEO_PROCESSORS:
         processor = without_video(VIDEO_PROCESSORS[model_type]).from_pretrained(source, trust_remote_code=False)
     else:
         processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
@@ -67,6 +72,12 @@ def load_processor(source: Path | str, model_type: str, reads_images: bool = Tru
                         "processor_config.json and preprocessor_config.json beside the weights")
     set_padding(tokenizer_of(processor))
     return processor
+
+
+def _load_idefics3(source: Path | str) -> Idefics3Processor:
+    """With the image processor that needs no torchvision, which AutoImageProcessor does not find for this family."""
+    parts = [Idefics3ImageProcessorPil.from_pretrained(source), AutoTokenizer.from_pretrained(source, trust_remote_code=False)]
+    return Idefics3Processor.from_args_and_dict(parts, Idefics3Processor.get_processor_dict(source)[0])
 
 
 def tokenizer_of(processor: Any) -> PreTrainedTokenizerBase:
