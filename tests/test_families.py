@@ -63,8 +63,8 @@ class Gradients(TrainerCallback):
 def step(folder: Path, family: str, policy, processor, script: list[str]) -> tuple[Scripted, Gradients]:
     """One step on two groups of G rollouts."""
     settings = DyMEConfig(str(folder), use_cpu=True, bf16=False, per_device_train_batch_size=2 * G, num_generations=G,
-                          max_steps=1, max_completion_length=200, learning_rate=1e-2, weight_decay=0.0, max_grad_norm=0.0, report_to="none",
-                          save_strategy="no", logging_steps=1, shuffle_dataset=False, disable_tqdm=True,
+                          max_steps=1, max_completion_length=200, learning_rate=1e-2, weight_decay=0.0, max_grad_norm=0.0,
+                          report_to="none", save_strategy="no", logging_steps=1, shuffle_dataset=False, disable_tqdm=True,
                           gradient_checkpointing=False, drop_idle_rows=False, seed=0,
                           generation_kwargs={"suppress_tokens": models.suppressed_ids(processor)})
     gradients = Gradients()
@@ -216,8 +216,10 @@ def test_a_folder_without_processor_files_is_refused(tmp_path: Path) -> None:
     folder = make_checkpoint("idefics3", tmp_path / "hub")
     for name in ("preprocessor_config.json", "processor_config.json"):
         (folder / name).unlink()
-    with pytest.raises((OSError, TypeError)):
+    with pytest.raises(OSError, match="load image processor"):
         models.load_policy(folder)
+    with pytest.raises(TypeError, match="expected a processor for pictures in .*: got a Qwen2Tokenizer"):
+        models.load_processor(make_checkpoint("qwen2", tmp_path / "text"), "llava")  # AutoProcessor gives a bare tokenizer
 
 
 def test_weights_that_are_no_safetensors_are_not_read(tmp_path: Path) -> None:

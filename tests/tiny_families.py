@@ -4,11 +4,13 @@ special tokens, with random weights. Written from what is known of the real fold
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
@@ -90,8 +92,8 @@ def _config(family: str, ids: dict[str, int], size: int) -> dict[str, Any]:
 # preprocessor_config.json and processor_config.json, as the hub has them (None: it has none)
 PREPROCESSOR = {
     "llava_onevision": {"image_processor_type": "LlavaOnevisionImageProcessor", "do_convert_rgb": True, "do_pad": True,
-                        **PIXELS, "image_grid_pinpoints": [[SIDE, SIDE], [SIDE, 2 * SIDE]], "size": {"height": SIDE, "width": SIDE},
-                        "processor_class": "LlavaOnevisionProcessor"},
+                        "image_grid_pinpoints": [[SIDE, SIDE], [SIDE, 2 * SIDE]], "size": {"height": SIDE, "width": SIDE},
+                        "processor_class": "LlavaOnevisionProcessor", **PIXELS},
     "idefics3": {"image_processor_type": "Idefics3ImageProcessor", "do_convert_rgb": True, "do_image_splitting": True,
                  "do_pad": True, "max_image_size": {"longest_edge": SIDE}, "size": {"longest_edge": 2 * SIDE}, **PIXELS,
                  "processor_class": "Idefics3Processor"},
@@ -135,7 +137,8 @@ def make_checkpoint(family: str, folder: Path, seed: int = 0, **tokens: str) -> 
     end, pad = END.get(family, "<|im_end|>"), PAD.get(family, "<|endoftext|>")
     tokenizer.save(str(folder / "tokenizer.json"))
     _write(folder / "tokenizer_config.json", {"add_prefix_space": False, "clean_up_tokenization_spaces": False,
-                                              "eos_token": end, "pad_token": pad, "model_max_length": 32768, **TOKENIZER[family], **tokens})
+                                              "eos_token": end, "pad_token": pad, "model_max_length": 32768,
+                                              **TOKENIZER[family], **tokens})
     (folder / "chat_template.jinja").write_text(TEMPLATES[family])
     if family in PREPROCESSOR:
         _write(folder / "preprocessor_config.json", PREPROCESSOR[family])
@@ -148,10 +151,11 @@ def make_checkpoint(family: str, folder: Path, seed: int = 0, **tokens: str) -> 
     loader = AutoModelForImageTextToText if family in PREPROCESSOR else AutoModelForCausalLM
     model = loader.from_config(AutoConfig.from_pretrained(folder), dtype=torch.bfloat16)  # as the hub's weights are
     model.save_pretrained(folder / "aside")
-    (folder / "aside" / "model.safetensors").rename(folder / "model.safetensors")
-    for path in (folder / "aside").iterdir():
-        path.unlink()
-    (folder / "aside").rmdir()
+    weights = load_file(folder / "aside" / "model.safetensors")
+    if family == "llava_onevision":  # transformers 5 dropped a part of these names, and puts it in again
+        weights = {name.replace("vision_tower.", "vision_tower.vision_model."): weight for name, weight in weights.items()}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    shutil.rmtree(folder / "aside")
     return folder
 
 
