@@ -129,7 +129,7 @@ def _load_unsloth(name: str, reads_images: bool, dtype: torch.dtype, load_in_4bi
                                             trust_remote_code=False, use_safetensors=True)
     set_padding(tokenizer_of(processor))
     if rank:
-        parts = (dict(finetune_vision_layers=False, finetunelanguage_layers=True, finetune_attention_modules=True,
+        parts = (dict(finetune_vision_layers=False, finetune_language_layers=True, finetune_attention_modules=True,
                       finetune_mlp_modules=True) if reads_images else dict(target_modules=list(LAYERS)))
         model = fast.get_peft_model(model, r=rank, lora_alpha=alpha, use_gradient_checkpointing="unsloth", **parts)
     return model, processor

@@ -5,79 +5,19 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import datasets
 import pytest
 import torch
+from family_steps import WRONG, G, answers, cross_entropy_gradient, records_for, refine, relative_error, step
 from peft import PeftModel
 from safetensors import safe_open
 from tiny_families import PREPROCESSOR, SPECIAL, TEMPLATES, make_checkpoint
-from transformers import TrainerCallback
 
-from dyme_core import data, decoding, evaluate, looks, models, prefixes, rewards, supervision
+from dyme_core import data, decoding, looks, models, prefixes
 from dyme_core.families import FAMILIES, freeze_vision
 from dyme_core.preflight import preflight
-from dyme_core.trainer import DyMEConfig, DyMETrainer
 
-G = 4
-WRONG = "We look.\n<answer>no idea</answer>"
 SHARING = {"llava_onevision", "qwen2"}  # prompts
-refine = data.target_writer(supervision.RuleRefiner())
 every_family = pytest.mark.parametrize("family", TEMPLATES)
-
-
-def records_for(family: str) -> list[data.Record]:
-    """Two questions: on charts, or for the text model the same without them."""
-    records = data.mini_records("train", 2, seed=0)
-    return records if family in PREPROCESSOR else [replace(record, image=None) for record in records]
-
-
-def dataset_for(family: str) -> datasets.Dataset:
-    records = records_for(family)
-    if family in PREPROCESSOR:
-        return data.to_dataset(records)
-    return datasets.Dataset.from_list([{**record.row, "prompt": data.messages(record.question)} for record in records])
-
-
-class Scripted(DyMETrainer):
-    """Rollouts are given texts; what went through the update is kept."""
-
-    def __init__(self, *args, script: list[str], **kwargs):
-        super().__init__(*args, **kwargs)
-        self.script, self.advantages = script, []
-
-    def _generate_single_turn(self, prompt_ids, *args, **kwargs):
-        return [[*self._tokenizer(text, add_special_tokens=False)["input_ids"], self._tokenizer.eos_token_id]
-                for text in self.script], None
-
-    def _generate_and_score_completions(self, inputs):
-        batch = super()._generate_and_score_completions(inputs)
-        self.advantages.append(batch["advantages"].tolist())
-        return batch
-
-
-class Gradients(TrainerCallback):
-    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs) -> None:
-        self.found = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
-
-
-def step(folder: Path, family: str, policy, processor, script: list[str]) -> tuple[Scripted, Gradients]:
-    """One step on two groups of G rollouts."""
-    settings = DyMEConfig(str(folder), use_cpu=True, bf16=False, per_device_train_batch_size=2 * G, num_generations=G,
-                          max_steps=1, max_completion_length=200, learning_rate=1e-2, weight_decay=0.0, max_grad_norm=0.0,
-                          report_to="none", save_strategy="no", logging_steps=1, shuffle_dataset=False, disable_tqdm=True,
-                          gradient_checkpointing=False, drop_idle_rows=False, seed=0,
-                          generation_kwargs={"suppress_tokens": models.suppressed_ids(processor)})
-    gradients = Gradients()
-    trainer = Scripted(policy, args=settings, train_dataset=dataset_for(family), processing_class=processor, script=script,
-                       refine=refine, reward_funcs=rewards.reward_functions(supervision.RuleChecker()), callbacks=[gradients])
-    trainer.train()
-    return trainer, gradients
-
-
-def answers(policy, processor, family: str) -> list[str]:
-    rows = evaluate.evaluate(policy, processor, records_for(family), max_new_tokens=12,
-                             run_columns=dict.fromkeys(evaluate.RUN_COLUMNS, ""))
-    return [row["prediction"] for row in rows]
 
 
 @every_family
@@ -107,22 +47,9 @@ def test_a_step_moves_all_but_the_vision_tower_and_the_saved_policy_answers_the_
 @every_family
 def test_a_memorize_only_step_has_the_cross_entropy_gradient(tmp_path: Path, family: str) -> None:
     policy, processor = models.load_policy(make_checkpoint(family, tmp_path / "hub"))
-    tokenizer = models.tokenizer_of(processor)
-    for record in records_for(family):
-        inputs = decoding.prompt_inputs(processor, [record])
-        ids = [*tokenizer(refine([record.row])[0], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-        added = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long),
-                 "mm_token_type_ids": torch.zeros(1, len(ids), dtype=torch.long)}
-        whole = {name: torch.cat([value, added[name]], dim=1) if name in added else value for name, value in inputs.items()}
-        labels = whole["input_ids"].clone()
-        labels[:, : -len(ids)] = -100
-        (policy(**whole, labels=labels).loss / (2 * G)).backward()  # a row weighs 1 / B
-    wanted = {name: weight.grad.clone() for name, weight in policy.named_parameters() if weight.grad is not None}
-    policy.zero_grad()
+    wanted = cross_entropy_gradient(policy, processor, family)
     _, gradients = step(tmp_path / "run", family, policy, processor, [WRONG] * 2 * G)
-    assert gradients.found.keys() == wanted.keys()
-    error = sum((gradients.found[name] - wanted[name]).square().sum() for name in wanted)
-    assert (error / sum(each.square().sum() for each in wanted.values())).sqrt() < 1e-5
+    assert relative_error(gradients.found, wanted) < 1e-5
 
 
 @every_family
