@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
 from dyme_core import models, prompts
@@ -138,7 +139,7 @@ def _run_columns(name: str) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line: rows to --out, scores to standard output, progress to standard error."""
     parser = argparse.ArgumentParser("python -m dyme_core.evaluate", description="Score a model on chart questions.")
-    parser.add_argument("--model", required=True, type=Path, help="folder of a saved model")
+    parser.add_argument("--model", required=True, help="folder of a saved model, or hub id (owner/name)")
     parser.add_argument("--data", required=True, help="chartqa:FOLDER (ChartQA's own layout) or mini:SPLIT")
     parser.add_argument("--limit", type=int, help="at most this many questions, kinds in equal numbers")
     parser.add_argument("--out", required=True, type=Path, help="JSONL file, one row per question; \".jsonl.xz\" compresses")
@@ -148,9 +149,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     records = load_records(options.data, options.limit)
     model, processor = models.load_policy(options.model)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
     logger.info("%d questions of %s, model %s", len(records), options.data, options.model)
     rows = evaluate(model, processor, records, batch_size=options.batch_size, max_new_tokens=options.max_new_tokens,
-                    run_columns=_run_columns(options.model.resolve().name))
+                    run_columns=_run_columns(Path(options.model).resolve().name))
     write_rows(options.out, rows)
     sys.stdout.write(score_report(rows))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import tempfile
 import types
+from collections.abc import Callable
 
 import torch
 
@@ -45,9 +46,14 @@ def without_gpu(fast: type, monkeypatch, **changes: object) -> dict[str, dict]:
     """Let `fast` load on a CPU, whatever models.py asks for; the returned dict fills with what it asked for, by method."""
     asked: dict[str, dict] = {}
     for method in ("from_pretrained", "get_peft_model"):
-        def call(*args, _plain=getattr(fast, method), _method=method, **options):
-            asked[_method] = options
-            wanted = changes if _method == "from_pretrained" else {}
-            return _plain(*args, **options | wanted | {"use_gradient_checkpointing": False})  # Unsloth's needs pinned memory
-        monkeypatch.setattr(fast, method, staticmethod(call))
+        monkeypatch.setattr(fast, method, staticmethod(_noting(getattr(fast, method), method, asked, changes)))
     return asked
+
+
+def _noting(plain: Callable, method: str, asked: dict[str, dict], changes: dict[str, object]) -> Callable:
+    def call(*args: object, **options: object) -> object:
+        asked[method] = options
+        wanted = changes if method == "from_pretrained" else {}
+        return plain(*args, **options | wanted | {"use_gradient_checkpointing": False})  # Unsloth's needs pinned memory
+
+    return call
