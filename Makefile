@@ -23,7 +23,7 @@ export HF_HUB_OFFLINE ?= $(if $(filter gpu,$(PROFILE)),0,1)
 
 help: ## list these targets
 	@echo "make TARGET [PROFILE=smoke|mini|gpu] [ARGS='...'] [PYTHON=python3.12]"
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "  %-14s%s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "  %-16s%s\n", $$1, $$2 }'
 
 paper: $(READY) ## run all notebooks and write results and figures (mini: about 9 min on two cores; smoke: 2 min)
 	@echo "Running the notebooks of profile '$(PROFILE)': finished ones are skipped (mini takes about 9 minutes, smoke 2)."
