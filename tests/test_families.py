@@ -81,6 +81,17 @@ def test_of_the_special_tokens_only_the_end_may_be_sampled(tmp_path: Path, famil
     assert set(tokenizer.convert_ids_to_tokens(models.suppressed_ids(processor))) == {*SPECIAL[family]} - {tokenizer.eos_token}
 
 
+def test_a_placeholder_of_pictures_is_never_sampled_even_where_its_tokenizer_calls_it_a_word(tmp_path: Path) -> None:
+    folder = make_checkpoint("llava_onevision", tmp_path / "hub")
+    content = json.loads((folder / "tokenizer.json").read_text())
+    [token] = [token for token in content["added_tokens"] if token["content"] == "<image>"]
+    token["special"] = False
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    _, processor = models.load_policy(folder)
+    assert not processor.tokenizer.added_tokens_decoder[token["id"]].special
+    assert token["id"] in models.suppressed_ids(processor)
+
+
 @pytest.mark.parametrize("family", PREPROCESSOR)
 def test_a_model_that_reads_pictures_is_also_asked_without_one(tmp_path: Path, family: str) -> None:
     policy, processor = models.load_policy(make_checkpoint(family, tmp_path / "hub"))
