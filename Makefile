@@ -19,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 export HF_HUB_OFFLINE ?= $(if $(filter gpu,$(PROFILE)),0,1)
 
 .DEFAULT_GOAL := help
-.PHONY: help paper study figures base test test-unsloth bench lab llm clean
+.PHONY: help paper study figures base test test-unsloth reliability bench lab llm clean
 
 help: ## list these targets
 	@echo "make TARGET [PROFILE=smoke|mini|gpu] [ARGS='...'] [PYTHON=python3.12]"
@@ -49,6 +49,10 @@ test-unsloth: $(UNSLOTH_READY) ## run the tests on Unsloth itself, without a GPU
 	@echo "Running the tests on Unsloth: the path for pictures with its GPU probes stubbed, then its CPU back end (4 to 8 minutes)."
 	@DYME_UNSLOTH=1 .venv-unsloth/bin/python -m pytest -q tests/with_unsloth/test_vision.py $(ARGS)
 	@DYME_UNSLOTH=1 .venv-unsloth/bin/python -m pytest -q tests/with_unsloth/test_text.py $(ARGS)
+
+reliability: $(READY) ## run the tests that inject faults and write results/RELIABILITY.md (about 6 min)
+	@echo "Running the tests that inject faults, into results/RELIABILITY.md (about 6 minutes)."
+	@$(VENV_PYTHON) -m pytest -q --reliability results/RELIABILITY.md $(ARGS)
 
 bench: $(READY) ## measure what a step costs, into results/bench (about 27 min, on an idle machine)
 	@echo "Timing steps of TRL's GRPO and of DyME by turns, into results/bench (about 27 minutes; leave the machine alone)."

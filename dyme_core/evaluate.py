@@ -1,6 +1,6 @@
 """Greedy evaluation: one JSONL row per question, and the scores of EVALUATION.md.
 
-    python -m dyme_core.evaluate --model DIR --data chartqa:FOLDER [--limit N] --out FILE
+    python -m dyme_core.evaluate --model FOLDER_OR_HUB_ID --data chartqa --source FOLDER --split test [--limit N] --out FOLDER
 """
 from __future__ import annotations
 
@@ -8,18 +8,15 @@ import argparse
 import logging
 import re
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
-from dyme_core import models, prompts
-from dyme_core.chartqa import chartqa_records
-from dyme_core.config import METHODS, SPLITS, World
-from dyme_core.data import Record, mini_records
+from dyme_core import models, prompts, provenance, ranks, splits
+from dyme_core.config import METHODS, SPLITS
+from dyme_core.data import Record
 from dyme_core.decoding import Decoded, decode
 from dyme_core.rewards import RELAXED_TOLERANCE, score_answer
 from dyme_core.store import write_rows
@@ -111,24 +108,6 @@ def score_report(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join([*lines, *(f"{rule}: {meaning}" for rule, meaning in RULES.items())]) + "\n"
 
 
-def load_records(data: str, limit: int | None) -> list[Record]:
-    """Read `chartqa:FOLDER` or draw `mini:SPLIT`; `limit` keeps the first questions of each kind in turn."""
-    name, _, place = data.partition(":")
-    if name not in ("chartqa", "mini") or not place:
-        raise ValueError(f"--data must be chartqa:FOLDER or mini:SPLIT: got {data!r}")
-    if name == "mini" and place not in SPLITS:
-        raise ValueError(f"--data mini:SPLIT takes one of {SPLITS}: got {place!r}")
-    records = chartqa_records(Path(place)) if name == "chartqa" else mini_records(place, World().test_questions, seed=0)
-    if limit is None or limit >= len(records):
-        return records
-    ranks: Counter[str] = Counter()
-    ranked = []
-    for number, record in enumerate(records):
-        ranked.append((ranks[record.kind], number))
-        ranks[record.kind] += 1
-    return [records[number] for number in sorted(number for _, number in sorted(ranked)[:limit])]
-
-
 def _run_columns(name: str) -> dict[str, Any]:
     """Run columns from a checkpoint's folder name, "<model>-<method>[-<variant>]-s<seed>"; any other is a base's."""
     match = re.fullmatch(rf"(?P<model>.+)-(?P<method>{'|'.join(METHODS)})(-(?P<variant>.+))?-s(?P<seed>\d+)", name)
@@ -136,25 +115,36 @@ def _run_columns(name: str) -> dict[str, Any]:
     return {"run": name, **found, "seed": int(found["seed"]), "step": 0}
 
 
+def _write(folder: Path, rows: list[dict[str, Any]], report: str, asked: dict[str, Any]) -> None:
+    write_rows(folder / "rows.jsonl", rows)
+    provenance.write_atomic(folder / "scores.txt", report)
+    scores = {kind: {name: score[name] for name in ("num_items", *MEASURES)} for kind, score in scores_by_kind(rows).items()}
+    provenance.write_json(folder / "manifest.json", {**asked, "scores": scores, "prompt": prompts.question_text("{question}"),
+                                                     **provenance.provenance(Path.cwd())})
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line: rows to --out, scores to standard output, progress to standard error."""
-    parser = argparse.ArgumentParser("python -m dyme_core.evaluate", description="Score a model on chart questions.")
-    parser.add_argument("--model", required=True, help="folder of a saved model, or hub id (owner/name)")
-    parser.add_argument("--data", required=True, help="chartqa:FOLDER (ChartQA's own layout) or mini:SPLIT")
+    """The command line: rows, scores and manifest to --out, scores to standard output, progress to standard error."""
+    parser = argparse.ArgumentParser("python -m dyme_core.evaluate", description="Score a VLM by the common prompt and rules.")
+    parser.add_argument("--model", required=True, help="folder of a saved model, or a hub id")
+    parser.add_argument("--data", required=True, help="mini or chartqa")
+    parser.add_argument("--source", default="", help="the data set's folder (ChartQA's own layout)")
+    parser.add_argument("--split", default="test", choices=SPLITS)
     parser.add_argument("--limit", type=int, help="at most this many questions, kinds in equal numbers")
-    parser.add_argument("--out", required=True, type=Path, help="JSONL file, one row per question; \".jsonl.xz\" compresses")
+    parser.add_argument("--out", required=True, type=Path, help="folder for rows.jsonl, scores.txt and manifest.json")
     parser.add_argument("--batch-size", type=int, default=100)
     parser.add_argument("--max-new-tokens", type=int, default=72)
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    records = load_records(options.data, options.limit)
+    records = splits.limited(splits.load(options.data, options.source, options.split), options.limit)
     model, processor = models.load_policy(options.model)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model = model if model.device.type != "cpu" else model.to(ranks.device())
     logger.info("%d questions of %s, model %s", len(records), options.data, options.model)
     rows = evaluate(model, processor, records, batch_size=options.batch_size, max_new_tokens=options.max_new_tokens,
-                    run_columns=_run_columns(Path(options.model).resolve().name))
-    write_rows(options.out, rows)
-    sys.stdout.write(score_report(rows))
+                    run_columns=_run_columns(Path(options.model).name))
+    report = score_report(rows)
+    _write(options.out, rows, report, {"model": options.model, "data": options.data, "split": options.split})
+    sys.stdout.write(report)
 
 
 if __name__ == "__main__":

@@ -3,16 +3,13 @@ API, or a recording of one.
 """
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback
-
-from dyme_core import config, provenance
+from dyme_core import config, provenance, ranks
 from dyme_core.client import Client, Endpoint, Recording
 from dyme_core.data import Record, Refine, target_writer
 from dyme_core.degrade import GradedRefiner, corrupt
@@ -54,7 +51,7 @@ class Experts:
             options = {"policy": settings.policy, "parameters": settings.parameters}
             self.checker = LLMChecker(self.client, **options)
             self.refiner = LLMRefiner(self.client, self.bank, objection=objection, **options)
-        self._before = self.counts()
+        self._before, self._shared = self.counts(), dict(self.bank.counts)
 
     def _open(self, paths: config.Paths, folder: Path) -> None:
         settings, is_replay = self.settings, self.settings.backend == "replay"
@@ -68,28 +65,39 @@ class Experts:
         return corrupt(records, self.settings.corruption)
 
     def online(self, training: config.Training) -> dict[str, Any]:
-        """Full DyME: `reward_funcs`, `refine` and `watch` of a DyMETrainer, which supervise during training.
+        """Full DyME: `reward_funcs`, `refine`, `watch` and `on_scored` of a DyMETrainer, which supervise during training.
 
         A language model is asked about mixed groups alone, and writes targets meanwhile, both as rollouts end; rules cost
-        nothing, score every thinking and so measure it, too.
+        nothing, score every thinking and so measure it, too. Each process asks about its own rollouts; the bank is of all.
         """
         checker, refine = LearningChecker(self.checker, self.bank), target_writer(self.refiner)
         if self.client is None:
-            return {"reward_funcs": reward_functions(checker), "refine": refine, "watch": None}
+            return {"reward_funcs": reward_functions(checker), "refine": refine, "watch": None, "on_scored": self.share_bank}
         rewards = reward_functions(checker, group_size=training.num_generations, mastered=training.mastered,
                                    correct_needs_format=training.correct_needs_format, on_all_wrong=self.refiner.prefetch)
-        return {"reward_funcs": rewards, "refine": refine, "watch": rewards[-1].watch}
+        return {"reward_funcs": rewards, "refine": refine, "watch": rewards[-1].watch, "on_scored": self.share_bank}
+
+    def share_bank(self) -> None:
+        """Give every process the structures that the others have seen since the last call, in the order of ranks, so that all
+        write the targets that one process would; all of them must call it."""
+        before, seen = self._shared, {text: number - self._shared.get(text, 0) for text, number in self.bank.counts.items()}
+        self.bank.counts = dict(before)
+        for others in ranks.gather({text: number for text, number in seen.items() if number}):
+            for text, number in others.items():
+                self.bank.counts[text] = self.bank.counts.get(text, 0) + number
+        self._shared = dict(self.bank.counts)
 
     def offline(self, records: Sequence[Record]) -> Refine:
-        """Pure DyME and SFT: write every target once, now; the function returned only looks them up."""
-        write, targets, start = target_writer(self.refiner), {}, time.monotonic()
-        for first in range(0, len(records), CHUNK):
-            rows = [record.row for record in records[first: first + CHUNK]]
+        """Pure DyME and SFT: write every target once, now, each process its share; the function returned only looks them up."""
+        write, targets, start, own = target_writer(self.refiner), {}, time.monotonic(), ranks.share(records)
+        for first in range(0, len(own), CHUNK):
+            rows = [record.row for record in own[first: first + CHUNK]]
             targets |= zip((row["item"] for row in rows), write(rows), strict=True)
-            left_s = (time.monotonic() - start) / len(targets) * (len(records) - len(targets))
+            left_s = (time.monotonic() - start) / len(targets) * (len(own) - len(targets))
             if self.client is not None:
-                logger.info("targets: %d of %d, %d without one, %s, about %.0f s left", len(targets), len(records),
+                logger.info("targets: %d of %d, %d without one, %s, about %.0f s left", len(targets), len(own),
                             list(targets.values()).count(None), describe(self.take_counts()), left_s)
+        targets = {item: target for others in ranks.gather(targets) for item, target in others.items()}
         return lambda rows: [targets[row["item"]] for row in rows]
 
     def counts(self) -> dict[str, float]:
@@ -106,13 +114,14 @@ class Experts:
         return {name: value - before[name] for name, value in self._before.items()}
 
     def summary(self) -> dict[str, Any]:
-        """What the run's manifest says of its supervision; no address and no key."""
+        """What the run's manifest says of its supervision, all processes together; no address and no key."""
         summary = {"backend": self.settings.backend, "quality": self.settings.quality, "corruption": self.settings.corruption,
                    "bank": self.bank.state_dict()}
         if self.client is None:
             return summary
-        return {**summary, "policy": self.settings.policy, "model": self.client.endpoint.name, "client": self.client.counts(),
-                "checker": self.checker.counts(), "refiner": self.refiner.counts()}
+        asked = {"client": self.client.counts(), "checker": self.checker.counts(), "refiner": self.refiner.counts()}
+        return {**summary, "policy": self.settings.policy, "model": self.client.endpoint.name,
+                **{name: ranks.total(counts) for name, counts in asked.items()}}
 
     def __enter__(self) -> Experts:
         return self
@@ -127,26 +136,8 @@ class Experts:
             self._recording.close()
 
 
-class BankKeeper(TrainerCallback):
-    """Saves the template bank in every checkpoint, and restores it where training resumes from one."""
-
-    def __init__(self, bank: TemplateBank) -> None:
-        self.bank = bank
-
-    def on_save(self, args, state, control, **kwargs):
-        if state.is_world_process_zero:
-            save_bank(self.bank, _checkpoint(args, state))
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        path = _checkpoint(args, state) / BANK_FILE
-        if state.global_step and path.is_file():
-            self.bank.load_state_dict(json.loads(path.read_text()))
-        elif state.global_step:
-            logger.warning("resumed at step %d, but there is no %s; the template bank starts anew", state.global_step, path)
-
-
 def save_bank(bank: TemplateBank, folder: Path) -> None:
-    """Write the bank's state into a checkpoint folder."""
+    """Write the bank's state into a run's folder."""
     provenance.write_json(folder / BANK_FILE, bank.state_dict())
 
 
@@ -164,7 +155,3 @@ def describe(counts: dict[str, float]) -> str:
     parts = "{supervision_calls:.0f} calls, {supervision_hits:.0f} hits, {supervision_failures:.0f} failed, " \
             "{supervision_waited_s:.1f} s waited"
     return parts.format(**counts)
-
-
-def _checkpoint(args: Any, state: Any) -> Path:
-    return Path(args.output_dir) / f"checkpoint-{state.global_step}"

@@ -133,7 +133,9 @@ def _length(run: Run) -> float:
 
 def _changed(made: dict[str, Any], asked: dict[str, Any]) -> list[str]:
     """The settings in which a run differs from what is asked; one that is newer than the run has its default there."""
-    defaults = {**asdict(config.Training()), "world": asdict(config.World()), "supervision": asdict(config.Supervision())}
+    parts = {"world": config.World(), "supervision": config.Supervision(), "engine": config.Engine(),
+             "data": config.DataSource()}
+    defaults = asdict(config.Training()) | {name: asdict(part) for name, part in parts.items()}
     known = _flat(defaults) | _flat(made)
     return [name for name, value in _flat(asked).items() if known.get(name) != value]
 

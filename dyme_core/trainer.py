@@ -25,14 +25,15 @@ VISUAL = ("pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask"
           "token_type_ids", "mm_token_type_ids", "image_position_ids")  # what TRL's log-probs take besides token ids
 REQUIRED = {"loss_type": "grpo", "temperature": 1.0, "beta": 0.0, "num_iterations": 1, "mask_truncated_completions": False,
             "vllm_importance_sampling_correction": False, "scale_rewards": "group", "reward_weights": None,
-            "multi_objective_aggregation": "sum_then_normalize", "top_entropy_quantile": 1.0}
+            "multi_objective_aggregation": "sum_then_normalize", "top_entropy_quantile": 1.0, "off_policy_mask_threshold": None}
 WHY = {"loss_type": "dapo, bnpo and dr_grpo weigh a memorize row differently from the SFT step it stands for",
        "temperature": "a temperature T puts 1/T into the memorize gradient", "beta": "a reference model pulls targets back",
        "num_iterations": "a replaced row has no old log-probs", "mask_truncated_completions": "it would mask targets",
        "vllm_importance_sampling_correction": "a replaced row has no sampling log-probs",
        "scale_rewards": "advantages are standardised inside each group",
        "reward_weights": "format, accuracy and thinking weigh the same, and the switch would not see TRL's weights",
-       "multi_objective_aggregation": "the switch standardises the sum", "top_entropy_quantile": "it would mask targets"}
+       "multi_objective_aggregation": "the switch standardises the sum", "top_entropy_quantile": "it would mask targets",
+       "off_policy_mask_threshold": "a replaced row has no sampling log-probs"}
 
 
 @dataclass
@@ -80,21 +81,23 @@ class DyMETrainer(MeasuredGRPOTrainer):
             for each, thinking and answer line without the end token, or None (data.target_writer).
         watch: called while rollouts are written, whenever some of them have ended, with the text of each (None: not yet) and
             the data rows (rewards.ThinkingReward.watch); not where vLLM writes them or a hint is given.
+        on_scored: called in every process once the rollouts of a step are scored, before `refine` (Experts.share_bank).
         **kwargs: as for MeasuredGRPOTrainer; `args` must be a DyMEConfig.
     """
 
     def __init__(self, *args: Any, refine: Callable[[list[dict[str, Any]]], list[str | None]],
-                 watch: Callable[[list[str | None], list[dict[str, Any]]], None] | None = None, **kwargs: Any):
+                 watch: Callable[[list[str | None], list[dict[str, Any]]], None] | None = None,
+                 on_scored: Callable[[], None] = lambda: None, **kwargs: Any):
         super().__init__(*args, **kwargs)
         if not isinstance(self.args, DyMEConfig):
             raise TypeError(f"args must be a DyMEConfig: got {type(self.args).__name__}")
         self.correct_needs_format = self.args.correct_needs_format
         self.memorize_advantage = float(self.num_generations) if self.args.memorize_weight == "group" else 1.0
         self.switch = switches.named(self.args.switch, self.args.switch_value)
-        self.refine, self.watch = refine, watch
+        self.refine, self.watch, self.on_scored = refine, watch, on_scored
         self._inputs: list[dict[str, Any]] = []  # data rows of the batch that is being made
         self._hints: list[list[int]] = []  # token ids, one list per local row; empty where rollouts start from nothing
-        self._held: list[assembly.Batch] = []  # rows with targets that wait (Decision.hold)
+        self.held = assembly.Held()  # rows with targets that wait (Decision.hold)
 
     @property
     def progress(self) -> float:
@@ -116,7 +119,9 @@ class DyMETrainer(MeasuredGRPOTrainer):
         self._hints = self._draw_hints(inputs) if is_training and self.switch.hint else []
         batch = super()._generate_and_score_completions(inputs)
         start = time.perf_counter()
-        batch = self._switch(inputs, batch) if is_training else batch
+        if is_training:
+            self.on_scored()
+            batch = self._switch(inputs, batch)
         self._seconds["score_s"] += time.perf_counter() - start  # the refiner's seconds are no part of the update
         return batch
 
@@ -158,13 +163,21 @@ class DyMETrainer(MeasuredGRPOTrainer):
             logger.info("step %d: nothing to learn from this batch: %s", self.state.global_step, self._why_nothing(groups))
         if args.probe_every and self.state.global_step % args.probe_every == 0:
             self._probe(batch, len(inputs))
-        batch = assembly.fit_rows(batch, args.steps_per_generation, args.drop_idle_rows)
+        batch = self._fit_rows(batch)
         # TRL's mean is over all rows there are; the switch's weights are meant for the rollouts of the step.
         batch["advantages"] = batch["advantages"] * (len(batch["advantages"]) / len(inputs))
         self._metrics["train"]["rows"].append(len(batch["advantages"]) * self.accelerator.num_processes)
+        batch.pop("sampling_per_token_logps", None)  # vLLM's, of the rollouts: a target has none, and nothing reads them
         batch["num_items_in_batch"] = self.accelerator.gather(batch["completion_mask"].sum()).sum()
         del batch["is_target"]
         return batch
+
+    def _fit_rows(self, batch: assembly.Batch) -> assembly.Batch:
+        """Rows that teach, and as many more as TRL needs: as many on every process, and in every micro-batch."""
+        needed = assembly.busy_rows(batch) if self.args.drop_idle_rows else list(range(len(batch["advantages"])))
+        most = self.accelerator.gather(torch.tensor([len(needed)], device=batch["advantages"].device)).max().item()
+        parts = self.args.steps_per_generation
+        return assembly.fit_rows(batch, needed, -(-max(1, most) // parts) * parts)
 
     def _memorize(self, inputs, batch: assembly.Batch, rows: list[tuple[int, float]], decision: switches.Decision
                   ) -> assembly.Batch:
@@ -175,10 +188,10 @@ class DyMETrainer(MeasuredGRPOTrainer):
         self._metrics["train"]["without_target"].append(self.accelerator.gather(num_missing).sum().item())
         batch["is_target"] = torch.zeros(len(inputs), dtype=torch.bool, device=batch["advantages"].device)
         if decision.hold:
-            self._held += [self._target_rows(batch, [target]) for target in found]
-            if len(self._held) < decision.hold:
+            self.held.batches += [self._target_rows(batch, [target]) for target in found]
+            if len(self.held.batches) < decision.hold:
                 return batch
-            released, self._held = self._held, []
+            released, self.held.batches = self.held.batches, []
             return assembly.join([batch, *released], self._tokenizer.pad_token_id)
         idle = [target for target in found if batch["advantages"][target[0]] == 0]
         if len(idle) < len(found):
@@ -231,7 +244,7 @@ class DyMETrainer(MeasuredGRPOTrainer):
             kept = is_kept if batch["advantages"].dim() == 1 else is_kept[:, None]
             part = {**batch, "advantages": batch["advantages"] * kept * (len(is_kept) / size)}
             gradient = torch.autograd.grad(self._compute_loss(self.model, part), parameters)
-            found.append(torch.cat([each.flatten() for each in gradient]))
+            found.append(self.accelerator.reduce(torch.cat([each.flatten() for each in gradient]), "mean"))  # of all processes
         norms = [each.norm() for each in found]
         self._metrics = metrics
         for name, norm in zip(("memorize_norm", "explore_norm"), norms, strict=True):

@@ -9,18 +9,19 @@ import pytest
 
 CORE = Path(__file__).resolve().parents[1] / "dyme_core"
 # The rooms in reading order; an import may only point to an earlier one.
-ROOMS = ("config", "provenance", "store", "prompts", "asking", "rubric", "replies", "recording", "ledger", "endpoint",
-         "limits", "transport", "calls", "bulk", "client", "charts", "drawing", "quantities", "arithmetic", "wording",
-         "conclusions", "facts", "tabular", "tokens", "layout", "series", "extraction", "readers", "ocr", "matching",
-         "questions", "supervision", "judges", "drafts", "rewards", "data", "degrade", "chartqa", "phrasings", "labelled",
-         "heldout", "agreement", "objective", "looks", "prefixes", "families", "processors", "mini", "models", "decoding",
-         "preflight", "lessons", "batches", "pretrain", "switches", "assembly", "measured", "watching", "trainer",
-         "gradients", "evaluate", "experts", "experiment", "plan", "scheduler", "registry", "study", "statistics",
-         "selection", "tables", "contrasts", "figures", "plots", "traces", "sweeps", "mechanism", "verdicts", "claims",
-         "findings", "report", "progress", "execution", "stamps", "weights", "serving", "runner")
-LOADS_TORCH = {"objective", "looks", "prefixes", "families", "processors", "mini", "models", "decoding", "preflight",
-               "batches", "pretrain", "switches", "assembly", "measured", "watching", "trainer", "gradients", "evaluate",
-               "experts", "experiment", "weights"}
+ROOMS = ("engine", "config", "provenance", "store", "prompts", "asking", "rubric", "replies", "recording", "ledger",
+         "endpoint", "limits", "transport", "calls", "bulk", "client", "charts", "drawing", "quantities", "arithmetic",
+         "wording", "conclusions", "facts", "tabular", "tokens", "layout", "series", "extraction", "readers", "ocr",
+         "matching", "questions", "supervision", "judges", "drafts", "rewards", "data", "degrade", "estimate", "chartqa",
+         "splits", "phrasings", "labelled", "heldout", "agreement", "ranks", "objective", "looks", "prefixes", "families",
+         "processors", "mini", "models", "decoding", "preflight", "headroom", "lessons", "batches", "pretrain", "switches",
+         "assembly", "measured", "watching", "trainer", "checkpoints", "collapse", "gradients", "evaluate", "experts",
+         "experiment", "launch", "card", "plan", "scheduler", "registry", "study", "statistics", "selection", "tables",
+         "contrasts", "figures", "plots", "traces", "sweeps", "mechanism", "verdicts", "claims", "findings", "report",
+         "progress", "execution", "stamps", "weights", "serving", "runner")
+LOADS_TORCH = {"ranks", "objective", "looks", "prefixes", "families", "processors", "mini", "models", "decoding", "preflight",
+               "headroom", "batches", "pretrain", "switches", "assembly", "measured", "watching", "trainer", "checkpoints",
+               "collapse", "gradients", "evaluate", "experts", "experiment", "launch", "weights"}
 HEAVY = {"torch", "transformers", "trl", "accelerate", "peft", "unsloth", "torchvision"}
 FORBIDDEN_MODULES = {"pickle", "cloudpickle", "dill", "shelve", "marshal"}
 FORBIDDEN_CALLS = {"eval", "exec", "print", "breakpoint"}

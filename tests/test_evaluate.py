@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dyme_core import decoding, evaluate, models, prompts
+from dyme_core import decoding, evaluate, models, prompts, splits
 from dyme_core.data import NO_SUPERVISION, Record, mini_records, target_writer
 from dyme_core.decoding import Decoded
 from dyme_core.facts import write_facts
@@ -155,18 +155,34 @@ def test_means_are_over_the_rows_that_have_a_measure() -> None:
 
 
 def test_a_limit_keeps_kinds_in_equal_numbers() -> None:
-    assert [record.kind for record in evaluate.load_records("mini:test", 7)] == list(KINDS)
-    with pytest.raises(ValueError, match="chartqa:FOLDER or mini:SPLIT"):
-        evaluate.load_records("somewhere", None)
+    records = splits.load("mini", "", "test")
+    assert [record.kind for record in splits.limited(records, 7)] == list(KINDS)
+    assert splits.limited(records, None) == records
+    with pytest.raises(ValueError, match="expected the data set mini or chartqa"):
+        splits.load("somewhere", "", "test")
+    with pytest.raises(ValueError, match="of ChartQA one of train, validation, test: got 'chartqa', 'unseen'"):
+        splits.load("chartqa", "folder", "unseen")
+
+
+def test_the_command_leaves_a_folder_that_says_what_was_asked(processor, model, tmp_path: Path, capsys) -> None:
+    models.save_policy(model, processor, tmp_path / "some-model")
+    evaluate.main(["--model", str(tmp_path / "some-model"), "--data", "mini", "--split", "validation", "--limit", "3",
+                   "--out", str(tmp_path / "out"), "--max-new-tokens", "4"])
+    rows = [json.loads(line) for line in (tmp_path / "out" / "rows.jsonl").read_text().splitlines()]
+    assert [row["split"] for row in rows] == ["validation"] * 3 and rows[0]["run"] == "some-model"
+    made = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert made["scores"]["overall"]["num_items"] == 3 and made["prompt"] == prompts.question_text("{question}")
+    assert {"commit", "versions", "cpu"} <= set(made) and (made["data"], made["split"]) == ("mini", "validation")
+    assert (tmp_path / "out" / "scores.txt").read_text() == capsys.readouterr().out
 
 
 @pytest.mark.skipif(not CHARTQA.is_dir(), reason=f"real ChartQA questions are not at {CHARTQA}")
 def test_the_command_scores_real_chartqa_questions(processor, model, tmp_path: Path, capsys) -> None:
-    folder, out = tmp_path / "svlm-sft-s3", tmp_path / "rows.jsonl"
+    folder, out = tmp_path / "svlm-sft-s3", tmp_path / "out"
     models.save_policy(model, processor, folder)
-    evaluate.main(["--model", str(folder), "--data", f"chartqa:{CHARTQA}", "--limit", "5", "--out", str(out),
-                   "--max-new-tokens", "4"])
-    rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    evaluate.main(["--model", str(folder), "--data", "chartqa", "--source", str(CHARTQA), "--limit", "5",
+                   "--out", str(out), "--max-new-tokens", "4"])
+    rows = [json.loads(line) for line in (out / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["kind"] for row in rows] == ["human"] * 3 + ["augmented"] * 2
     assert (rows[0]["method"], rows[0]["model"], rows[0]["seed"]) == ("sft", "svlm", 3)
     shown = capsys.readouterr().out

@@ -272,6 +272,8 @@ def test_rewards_are_the_same_for_strings_and_messages() -> None:
     ({"scale_rewards": "none"}, "scale_rewards='group': got 'none'"),
     ({"reward_weights": [1.0, 2.0, 1.0]}, "reward_weights=None: .* the switch would not see TRL's weights"),
     ({"top_entropy_quantile": 0.2}, "top_entropy_quantile=1.0: got 0.2, but it would mask targets"),
+    ({"off_policy_mask_threshold": 0.1}, "off_policy_mask_threshold=None: got 0.1, but a replaced row has no sampling"),
+    ({"vllm_importance_sampling_correction": True}, "correction=False: got True, but a replaced row has no sampling log-probs"),
     ({"memorize_weight": "column"}, r"memorize_weight must be one of \('row', 'group'\): got 'column'"),
     ({"mastered": "drop"}, r"mastered must be one of \('skip', 'explore'\): got 'drop'"),
     ({"reward_gate": "and"}, r"reward_gate must be one of \('sum', 'gated'\): got 'and'"),
@@ -346,9 +348,9 @@ def test_dropping_the_longest_rows_cuts_the_weights_of_tokens_with_them() -> Non
              "advantages": torch.tensor([[0.0] * 9, [1.0] * 4 + [0.0] * 5])}
     for row, ids in enumerate((long, short)):
         assembly.write_completion(batch, row, ids, pad_id=0)
-    fitted = assembly.fit_rows(batch)
+    fitted = assembly.fit_rows(batch, assembly.busy_rows(batch), 1)
     assert fitted["completion_ids"].tolist() == [short] and fitted["advantages"].tolist() == [[1.0] * 4]
-    twice = assembly.fit_rows(batch, multiple=4)
+    twice = assembly.fit_rows(batch, assembly.busy_rows(batch), 4)
     assert twice["advantages"].sum(dim=1).tolist() == [0, 4, 0, 0] and twice["advantages"].shape == (4, 9)
 
 
@@ -417,6 +419,43 @@ def test_the_probe_measures_targets_and_rollouts_apart_and_leaves_no_trace(tmp_p
     assert log["cosine"] == pytest.approx(torch.cosine_similarity(*flat, dim=0).item(), abs=1e-4)
 
 
+def test_checkpointed_activations_give_the_same_gradient(tmp_path: Path) -> None:
+    _, kept = run(tmp_path, MIXED)
+    _, again = run(tmp_path, MIXED, gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": False})
+    assert relative_error(again.steps[0], kept.steps[0]) < 1e-6
+
+
+class VLLM:
+    """Stands in for TRL's vLLM: writes what it is told, with log-probs far from the policy's own."""
+
+    def __init__(self, texts: list[str]) -> None:
+        self.texts, self.synced = texts, 0
+
+    def sync_weights(self) -> None:
+        self.synced += 1
+
+    def generate(self, prompts, images, num_generations, profiler):
+        ids = [[*PROCESSOR.tokenizer(text, add_special_tokens=False)["input_ids"], END] for text in self.texts]
+        return prompts, ids, [[[-9.0]] * len(row) for row in ids], None
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_with_rollouts_of_vllm_a_target_has_ratio_one_and_the_cross_entropy_gradient(tmp_path: Path, accumulate: int) -> None:
+    trainer, gradients = build(tmp_path, per_device_train_batch_size=2 * G // accumulate,
+                               gradient_accumulation_steps=accumulate, drop_idle_rows=True)
+    told, seen, loss = [], [], trainer._compute_loss
+    trainer.use_vllm, trainer.vllm_generation, trainer.watch = True, VLLM([WRONG] * 2 * G), lambda *args: told.append(args)
+    trainer._compute_loss = lambda model, inputs: (seen.append(inputs), loss(model, inputs))[1]
+    trainer._last_loaded_step = -1  # as TRL sets it where it opens vLLM
+    direct = cross_entropy_gradient(trainer.model, [(row, target_of(row)) for row in ROWS[:2]])
+    trainer.train()
+    assert relative_error(gradients.steps[0], {name: gradient / G for name, gradient in direct.items()}) < 1e-5
+    stale = {"sampling_per_token_logps", "importance_sampling_ratio", "old_per_token_logps"}
+    assert len(seen) == accumulate and not any(stale & set(inputs) for inputs in seen)
+    assert logged(trainer)["memorize"] == 2 and logged(trainer)["clip_ratio/region_mean"] == 0
+    assert trainer.vllm_generation.synced == 1 and told == [], "vLLM tells of rollouts when all have ended"
+
+
 SPAN_STEPS = 3
 
 
@@ -439,6 +478,7 @@ def without_padding(batch: dict) -> list[list[int]]:
             for ids, mask in zip(batch["completion_ids"], batch["completion_mask"], strict=True)]
 
 
+@pytest.mark.promise("alignment", "a group that spans two processes is switched as in one")
 def test_a_group_that_spans_two_processes_is_switched_as_in_one(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
                __file__, str(tmp_path)]

@@ -1,0 +1,74 @@
+"""How a machine does the work, and which questions it is done on: settings that change no method."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How one training run uses its machine; the defaults are one CPU's.
+
+    Attributes:
+        micro_batches: parts of a step's rollouts that go through the update one after another, on each card.
+        bf16: mixed precision; needs a card of NVIDIA's Ampere generation or later (a Colab T4 has none).
+        gradient_checkpointing: keep one activation a layer and compute the rest again: about a third more time.
+        lora_rank: of adapters on the language model; None trains every weight but the vision tower's.
+        lora_alpha: adapters are scaled by lora_alpha / lora_rank.
+        load_in_4bit: frozen weights in 4 bits, adapters only.
+        use_vllm: rollouts by vLLM in the same processes (TRL's "colocate").
+        vllm_memory_share: of the card's memory, for vLLM's weights and cache; TRL's default.
+    """
+
+    micro_batches: int = 1
+    bf16: bool = False
+    gradient_checkpointing: bool = False
+    lora_rank: int | None = None
+    lora_alpha: int = 16
+    load_in_4bit: bool = False
+    use_vllm: bool = False
+    vllm_memory_share: float = 0.3
+
+    def __post_init__(self) -> None:
+        if self.micro_batches < 1:
+            raise ValueError(f"engine.micro_batches must be at least 1: got {self.micro_batches!r}")
+        if self.load_in_4bit and self.lora_rank is None:
+            raise ValueError("engine.load_in_4bit freezes the weights: set engine.lora_rank, or train in 16 bits")
+        if not 0 < self.vllm_memory_share < 1:
+            raise ValueError(f"engine.vllm_memory_share must be a share in (0, 1): got {self.vllm_memory_share!r}")
+
+    def batch(self, rows: int, processes: int) -> dict[str, int]:
+        """The trainer's two numbers for a step of `rows` over `processes`, as TRL calls them.
+
+        Fewer micro-batches are made where a step has not rows enough (SFT has one row a prompt).
+
+        Raises:
+            ValueError: where the rows cannot be dealt evenly.
+        """
+        if rows % processes:
+            raise ValueError(f"{rows} rows a step cannot be dealt to {processes} processes evenly; change "
+                             "training.prompts_per_step or training.num_generations")
+        own = rows // processes
+        parts = min(self.micro_batches, own)
+        if own % parts:
+            raise ValueError(f"{own} rows a step and process cannot be dealt to engine.micro_batches={parts} evenly")
+        return {"per_device_train_batch_size": own // parts, "gradient_accumulation_steps": parts}
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Which questions are trained and scored on.
+
+    Attributes:
+        name: "mini", the charts that are drawn here, or a data set's, for example "chartqa".
+        source: a folder, or a hub id; "" for "mini".
+        held_out: splits that are answered, of config.SPLITS; the first one is watched during training.
+    """
+
+    name: str = "mini"
+    source: str = ""
+    held_out: tuple[str, ...] = ("validation", "test", "unseen")
+
+    def __post_init__(self) -> None:
+        if (self.name == "mini") == bool(self.source):
+            raise ValueError(f"data.source must name a folder or hub id, and be empty for 'mini': got {self.source!r} for "
+                             f"{self.name!r}")

@@ -1,0 +1,66 @@
+"""One run in several processes (torchrun, accelerate): who is who, and how what each of them knows is put together.
+
+The trainers deal rollouts to processes themselves; this room is for the rest: files have one writer, calls one asker.
+"""
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from torch import distributed
+
+
+def start() -> None:
+    """Meet the other processes, if the launcher started any (it sets WORLD_SIZE)."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        PartialState(cpu=not torch.cuda.is_available())
+
+
+def stop() -> None:
+    """Part from the other processes; a process that ends without is taken for one that was lost."""
+    if distributed.is_initialized():
+        distributed.barrier()
+        distributed.destroy_process_group()
+
+
+def size() -> int:
+    """How many processes train together."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def rank() -> int:
+    """Which of them this is, from 0."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def is_writer() -> bool:
+    """True in the one process that writes files and says how far the run is."""
+    return rank() == 0
+
+
+def device() -> torch.device:
+    """This process's card, or the CPU."""
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def share(rows: Sequence[Any]) -> list[Any]:
+    """The rows that are this process's: every `size()`-th."""
+    return list(rows[rank():: size()])
+
+
+def gather(value: Any) -> list[Any]:
+    """Every process's value, in the order of ranks; all of them must call it."""
+    if size() == 1:
+        return [value]
+    found: list[Any] = [None] * size()
+    distributed.all_gather_object(found, value)
+    return found
+
+
+def total(counts: Mapping[str, float]) -> dict[str, float]:
+    """The sum of all processes' counts, name by name; all of them must call it."""
+    found = gather(dict(counts))
+    return {name: sum(each[name] for each in found) for name in counts}

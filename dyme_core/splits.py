@@ -1,0 +1,58 @@
+"""The questions of a run, by data set and split: the mini charts, or a data set's own.
+
+World's numbers are how many mini questions are drawn, and the most that are taken of any other data set.
+"""
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from dyme_core.chartqa import chartqa_records
+from dyme_core.config import Profile, World
+from dyme_core.data import Record, mini_records
+
+CHARTQA = {"train": "train", "validation": "val", "test": "test"}  # its own names
+
+
+def load(name: str, source: str, split: str) -> list[Record]:
+    """All questions of one split.
+
+    Args:
+        name: "mini", whose test splits have World's numbers, or "chartqa".
+        source: the data set's folder.
+        split: one of config.SPLITS that the data set has.
+    Raises:
+        ValueError: for an unknown data set or split.
+    """
+    if name == "mini":
+        return mini_records(split, _count(World(), split), seed=0)
+    if name != "chartqa" or split not in CHARTQA:
+        raise ValueError(f"expected the data set mini or chartqa, and of ChartQA one of {', '.join(CHARTQA)}: got {name!r}, "
+                         f"{split!r}")
+    return chartqa_records(Path(source), CHARTQA[split])
+
+
+def of_profile(profile: Profile, split: str, seed: int) -> list[Record]:
+    """A split's questions as a profile asks for them; mini training questions are the seed's own."""
+    world = profile.world
+    if profile.data.name != "mini":
+        return limited(load(profile.data.name, profile.data.source, split), _count(world, split))
+    if split != "train":
+        return mini_records(split, _count(world, split), 0, world.real_share)
+    real_share = world.real_share if world.train_real_share is None else world.train_real_share
+    return mini_records(split, world.train_questions, seed, real_share, world.left_out_kinds)
+
+
+def limited(records: Sequence[Record], limit: int | None) -> list[Record]:
+    """The first questions of each kind in turn, `limit` of them in all, in their order."""
+    ranks: Counter[str] = Counter()
+    ranked = []
+    for number, record in enumerate(records):
+        ranked.append((ranks[record.kind], number))
+        ranks[record.kind] += 1
+    return [records[number] for number in sorted(number for _, number in sorted(ranked)[:limit])]
+
+
+def _count(world: World, split: str) -> int:
+    return {"train": world.train_questions, "validation": world.validation_questions}.get(split, world.test_questions)

@@ -1,0 +1,147 @@
+"""A whole Full DyME run in two processes is the run of one: losses, modes, calls, files; a lost process ends it.
+
+Run as a script (alone or under torchrun), the file is one process of such a run, whose rollouts are told by a script.
+"""
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from scripted_judge import judge
+from scripted_server import ScriptedServer
+
+from dyme_core import config, data, experiment, models, ranks
+from dyme_core.engine import Engine
+from dyme_core.prompts import write_response
+from dyme_core.store import read_rows
+from dyme_core.supervision import DEFAULT_TEMPLATES, RuleRefiner, item_of
+from dyme_core.trainer import DyMETrainer
+
+G, STEPS, LOST_AT = 4, 4, 1
+WRONG = "We look at the chart.\n<answer>no idea</answer>"
+SETTINGS = {"world.train_questions": 24, "world.validation_questions": 4, "world.test_questions": 4, "training.steps": STEPS,
+            "training.evaluate_every": STEPS, "training.num_generations": G, "training.probe_every": 2,
+            "supervision.backend": "api"}
+LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+
+
+def rollout(row: dict, place: int) -> str:
+    """What the policy "says" in a place of its group: by item all wrong, some right in two wordings, or all right."""
+    kind, item = int(row["item"].rsplit("-", 1)[1]) % 4, item_of(row)
+    if kind == 0 or kind < 3 and place in (1, 2):
+        return WRONG
+    thinking = DEFAULT_TEMPLATES[1].fill(item) if place == 0 else RuleRefiner().refine(item)
+    return write_response(thinking, row["answer"])
+
+
+def sample(trainer: DyMETrainer, prompt_ids, *args) -> tuple[list[list[int]], None]:
+    """In place of the policy's sampling, which differs from process to process; one process is lost where the test says so."""
+    if os.environ.get("LOSE_A_PROCESS") and ranks.rank() == 1 and trainer.state.global_step == LOST_AT:
+        os.kill(os.getpid(), signal.SIGKILL)
+    first, tokenizer = ranks.rank() * len(prompt_ids), trainer.processing_class.tokenizer
+    texts = [rollout(row, (first + place) % G) for place, row in enumerate(trainer._inputs)]
+    return [[*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id] for text in texts], None
+
+
+def command(prompts: int, *launcher: str) -> list[str]:
+    settings = [f"{name}={json.dumps(value)}" for name, value in {**SETTINGS, "training.prompts_per_step": prompts}.items()]
+    return [sys.executable, *launcher, __file__, "--profile", "smoke", "--method", "full_dyme", "--set", *settings]
+
+
+def train(folder: Path, server: ScriptedServer, prompts: int, *launcher: str, **environment: str
+          ) -> subprocess.CompletedProcess[str]:
+    """A run in a repository of its own, with a random base."""
+    (folder / "bases").mkdir(parents=True)
+    (folder / "pyproject.toml").touch()
+    processor = models.build_processor()
+    models.save_policy(models.build_model("svlm", processor, 0), processor, folder / "bases" / "svlm-s0")
+    path = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(command(prompts, *launcher), capture_output=True, text=True, timeout=300, env=os.environ | {
+        "DYME_ROOT": str(folder), "PYTHONPATH": path, "OPENAI_BASE_URL": server.base_url, "OPENAI_MODEL": "m",
+        "OPENAI_API_KEY": "none", **environment})
+
+
+def scripted() -> ScriptedServer:
+    """A judge that rates all "high" and drafts what the rules write."""
+    drafts = {record.question + json.dumps(sorted(fact.entity for fact in item_of(record.row).facts)):
+              RuleRefiner().refine(item_of(record.row)) for record in data.mini_records("train", 24, 0)}
+    return ScriptedServer(judge("high", lambda asked: drafts[asked["question"] + json.dumps(sorted(
+        row[0] for row in asked["facts"]))]))
+
+
+def results(folder: Path) -> tuple[list[dict], dict, list[dict]]:
+    """The steps of the log, the manifest and the ledger of the one run in a repository."""
+    stored, runs = folder / "results" / "smoke", folder / "runs" / "smoke"
+    [made] = (stored / "runs").iterdir()
+    log = read_rows(stored / "logs" / f"{made.stem}.jsonl.xz")
+    ledger = [json.loads(line) for line in (runs / made.stem / "ledger.jsonl").read_text().splitlines()]
+    return [row for row in log if row["event"] == "step"], json.loads(made.read_text()), ledger
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prompts", [2, 1], ids=["whole groups", "a group on two processes"])
+def test_two_processes_train_as_one_does_and_ask_the_judge_no_more(tmp_path: Path, prompts: int) -> None:
+    with scripted() as server:
+        ended = [train(tmp_path / name, server, prompts, *launcher) for name, launcher in (("one", ()), ("two", LAUNCHER))]
+    assert [each.returncode for each in ended] == [0, 0], ended[0].stderr[-1500:] + ended[1].stderr[-9000:]
+    (alone, one, one_ledger), (steps, two, two_ledger) = results(tmp_path / "one"), results(tmp_path / "two")
+    assert [row["loss"] for row in steps] == pytest.approx([row["loss"] for row in alone], abs=1e-5)
+    for name in ("memorize", "explore", "mastered", "without_target", "correct", "format"):
+        assert [row[name] for row in steps] == [row[name] for row in alone], name
+    assert sum(row["memorize"] for row in steps) > 0 and any(row["loss"] != 0 for row in steps)
+    assert steps[0]["memorize_norm"] == pytest.approx(alone[0]["memorize_norm"], rel=1e-4), "the gradient of all rows"
+    asked = [Counter((row["purpose"], row["item"]) for row in ledger) for ledger in (one_ledger, two_ledger)]
+    drafts = [{key: number for key, number in counts.items() if key[0] == "refine"} for counts in asked]
+    assert drafts[0] == drafts[1] and sum(drafts[1].values()) == sum(row["memorize"] for row in steps)
+    if prompts == 2:
+        assert asked[0] == asked[1] and any(purpose == "check" for purpose, _ in asked[0])
+        assert [row["supervision_calls"] for row in steps] == [row["supervision_calls"] for row in alone]
+        assert two["supervision"]["client"]["calls"] == one["supervision"]["client"]["calls"] == len(one_ledger)
+        assert two["supervision"]["bank"] == one["supervision"]["bank"] and len(two["supervision"]["bank"]["counts"]) == 2
+    assert (one["processes"], two["processes"]) == (1, 2)
+    assert (two["rollouts"], two["tokens"], two["settings"]) == (one["rollouts"], one["tokens"], one["settings"])
+    lines = [line for line in ended[1].stderr.splitlines() if f"step 1 of {STEPS}" in line]
+    assert len(lines) == 1, "one process says how far the run is"
+
+
+@pytest.mark.slow
+def test_a_process_that_is_lost_ends_the_run_with_a_clear_error_and_no_results(tmp_path: Path) -> None:
+    start = time.monotonic()
+    with scripted() as server:
+        ended = train(tmp_path, server, 2, *LAUNCHER, LOSE_A_PROCESS="1")
+    assert ended.returncode != 0 and time.monotonic() - start < 120  # most of it is loading torch
+    assert "Signal 9 (SIGKILL)" in ended.stderr and "rank      : 1" in ended.stderr
+    assert not (tmp_path / "results" / "smoke" / "runs").exists() and not list(tmp_path.rglob("*.part"))
+
+
+def test_rows_are_dealt_evenly_or_refused() -> None:
+    assert Engine().batch(32, 1) == {"per_device_train_batch_size": 32, "gradient_accumulation_steps": 1}
+    assert Engine(micro_batches=8).batch(256, 8) == {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 8}
+    assert Engine(micro_batches=16).batch(4, 1) == {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
+    with pytest.raises(ValueError, match="9 rows a step cannot be dealt to 2 processes evenly"):
+        Engine().batch(9, 2)
+    with pytest.raises(ValueError, match="10 rows a step and process cannot be dealt to engine.micro_batches=4"):
+        Engine(micro_batches=4).batch(10, 1)
+    for name in ("gpu", "paper"):
+        profile, cards = config.load_profile(name), {"gpu": 1, "paper": 8}[name]
+        training = profile.training
+        shape = profile.engine.batch(training.prompts_per_step * training.num_generations, cards)
+        assert training.num_generations * training.prompts_per_step == cards * shape["per_device_train_batch_size"] * \
+            shape["gradient_accumulation_steps"]
+
+
+def test_alone_a_process_is_the_writer_and_has_all() -> None:
+    assert (ranks.size(), ranks.rank(), ranks.is_writer()) == (1, 0, True)
+    assert ranks.share([1, 2, 3]) == [1, 2, 3] and ranks.gather("x") == ["x"] and ranks.total({"calls": 2}) == {"calls": 2}
+
+
+if __name__ == "__main__":
+    DyMETrainer._generate_single_turn = sample
+    experiment.main(sys.argv[1:])
