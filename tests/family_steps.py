@@ -32,13 +32,16 @@ def dataset_for(family: str) -> datasets.Dataset:
 
 
 class Scripted(DyMETrainer):
-    """Rollouts are given texts; what went through the update is kept."""
+    """Rollouts are given texts, or sampled where there are none; what went through the update is kept."""
 
-    def __init__(self, *args, script: list[str], **kwargs):
+    def __init__(self, *args, script: list[str] | None, **kwargs):
         super().__init__(*args, **kwargs)
-        self.script, self.advantages, self.keys = script, [], set()
+        self.script, self.advantages, self.keys, self.sampled = script, [], set(), []
 
     def _generate_single_turn(self, prompt_ids, *args, **kwargs):
+        if self.script is None:
+            self.sampled, log_probs = super()._generate_single_turn(prompt_ids, *args, **kwargs)
+            return self.sampled, log_probs
         return [[*self._tokenizer(text, add_special_tokens=False)["input_ids"], self._tokenizer.eos_token_id]
                 for text in self.script], None
 
@@ -54,12 +57,13 @@ class Gradients(TrainerCallback):
         self.found = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
 
 
-def step(folder: Path, family: str, policy, processor, script: list[str]) -> tuple[Scripted, Gradients]:
+def step(folder: Path, family: str, policy, processor, script: list[str] | None, max_completion_length: int = 200
+         ) -> tuple[Scripted, Gradients]:
     """One step on two groups of G rollouts."""
     settings = DyMEConfig(str(folder), use_cpu=True, bf16=False, per_device_train_batch_size=2 * G, num_generations=G,
-                          max_steps=1, max_completion_length=200, learning_rate=1e-2, weight_decay=0.0, max_grad_norm=0.0,
-                          report_to="none", save_strategy="no", logging_steps=1, shuffle_dataset=False, disable_tqdm=True,
-                          gradient_checkpointing=False, drop_idle_rows=False, seed=0,
+                          max_steps=1, max_completion_length=max_completion_length, learning_rate=1e-2, weight_decay=0.0,
+                          max_grad_norm=0.0, report_to="none", save_strategy="no", logging_steps=1, shuffle_dataset=False,
+                          disable_tqdm=True, gradient_checkpointing=False, drop_idle_rows=False, seed=0,
                           generation_kwargs={"suppress_tokens": models.suppressed_ids(processor)})
     gradients = Gradients()
     trainer = Scripted(policy, args=settings, train_dataset=dataset_for(family), processing_class=processor, script=script,

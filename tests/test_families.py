@@ -13,7 +13,9 @@ from safetensors import safe_open
 from tiny_families import PREPROCESSOR, SPECIAL, TEMPLATES, make_checkpoint
 
 from dyme_core import data, decoding, looks, models, prefixes
+from dyme_core.config import Engine
 from dyme_core.families import FAMILIES, freeze_vision
+from dyme_core.headroom import try_longest
 from dyme_core.preflight import preflight
 
 SHARING = {"llava_onevision", "qwen2"}  # prompts
@@ -53,6 +55,16 @@ def test_a_memorize_only_step_has_the_cross_entropy_gradient(tmp_path: Path, fam
 
 
 @every_family
+def test_sampled_rollouts_go_through_a_step(tmp_path: Path, family: str) -> None:
+    """A random policy would say <image> sooner or later: nothing special may be among 8 x 40 tokens but the end."""
+    policy, processor = models.load_policy(make_checkpoint(family, tmp_path / "hub"))
+    trainer, gradients = step(tmp_path / "run", family, policy, processor, None, max_completion_length=40)
+    said = {token for ids in trainer.sampled for token in ids}
+    assert len(trainer.sampled) == 2 * G and len(said) > 50 and not said & {*models.suppressed_ids(processor)}
+    assert gradients.found and trainer.advantages[0] == [1, 0, 0, 0] * 2
+
+
+@every_family
 def test_preflight_looks_at_a_data_set_with_every_family(tmp_path: Path, family: str) -> None:
     policy, processor = models.load_policy(make_checkpoint(family, tmp_path / "hub"))
     report = preflight(records_for(family), processor, policy, rollouts=2, max_new_tokens=300)
@@ -61,6 +73,14 @@ def test_preflight_looks_at_a_data_set_with_every_family(tmp_path: Path, family:
     [longest] = [record for record in records_for(family) if record.item == report.longest_item]
     target = models.tokenizer_of(processor)(refine([longest.row])[0], add_special_tokens=False)["input_ids"]
     assert report.longest_tokens == decoding.prompt_inputs(processor, [longest])["input_ids"].shape[1] + len(target) + 1
+
+
+@every_family
+def test_the_longest_sample_is_tried_with_every_family(tmp_path: Path, family: str) -> None:
+    policy, processor = models.load_policy(make_checkpoint(family, tmp_path / "hub"))
+    record = records_for(family)[0]
+    tried = try_longest(policy, processor, record, rows=2, max_completion_tokens=20, engine=Engine())
+    assert tried.tokens == decoding.prompt_inputs(processor, [record])["input_ids"].shape[1] + 20
 
 
 @every_family
@@ -134,6 +154,14 @@ def test_lora_moves_nothing_else_and_merges_into_plain_weights(tmp_path: Path, f
     with torch.no_grad():
         assert not torch.allclose(plain(**inputs).logits, untouched.eval()(**inputs).logits, atol=1e-2)
     assert answers(plain, its_processor, family) == answers(policy, processor, family)
+
+
+def test_lora_on_weights_in_4_bits_is_not_merged_but_advised_on(tmp_path: Path) -> None:
+    policy, tokenizer = models.load_policy(make_checkpoint("qwen2", tmp_path / "hub"), lora_rank=4)
+    policy.get_base_model().config.quantization_config = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    with pytest.raises(ValueError, match="save_pretrained_merged"):
+        models.save_policy(policy, tokenizer, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
 
 
 def test_padding_has_a_token_of_its_own(tmp_path: Path) -> None:
