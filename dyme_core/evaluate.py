@@ -58,7 +58,7 @@ def evaluate(model: PreTrainedModel, processor: ProcessorMixin, records: Sequenc
         raise ValueError(f"run_columns must be {RUN_COLUMNS}: got {tuple(run_columns)}")
     checker = checker or RuleChecker()
     decoded = decode(model, processor, records, batch_size=batch_size, max_new_tokens=max_new_tokens)
-    return [{**run_columns, **_score(record, response, processor.tokenizer, checker)}
+    return [{**run_columns, **_score(record, response, models.tokenizer_of(processor), checker)}
             for record, response in zip(records, decoded, strict=True)]
 
 
