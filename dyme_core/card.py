@@ -9,6 +9,7 @@ import json
 import math
 import shutil
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ def model_card(manifest: dict[str, Any]) -> str:
 
     Every number is the manifest's own; the paper's are never among them.
     """
-    made, settings = manifest, manifest["settings"]
+    older = {"data": asdict(config.DataSource()), "engine": asdict(config.Engine())}  # what earlier manifests do not name
+    made, settings = {"processes": 1, "hardware": None, **manifest}, {**older, **manifest["settings"]}
     data, told, engine = settings["data"], made["supervision"], settings["engine"]
     source = f"{data['name']} ({data['source']})" if data["source"] else f"the {data['name']} charts drawn by this repository"
     judge = "deterministic rules" if told["backend"] == "rule" else f"the language model {told['model']} ({told['backend']})"

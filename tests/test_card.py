@@ -34,6 +34,12 @@ def test_a_card_says_what_the_manifest_says_and_no_number_of_the_paper() -> None
     assert "deterministic rules" in rules and "not committed" not in rules and "- one card, Linux" in rules
 
 
+def test_a_run_that_is_on_file_has_a_card() -> None:
+    path = next(iter(sorted((Path(__file__).parents[1] / "results" / "mini" / "runs").glob("svlm-full_dyme-s0.json"))))
+    text = card.model_card(json.loads(path.read_text()))
+    assert "the mini charts drawn by this repository" in text and "| unseen | 400 |" in text and "1 processes" in text
+
+
 @pytest.mark.parametrize(("share", "count", "low", "high"), [(0.5, 100, 0.4038, 0.5962), (0.0, 10, 0.0, 0.2775),
                                                              (1.0, 10, 0.7225, 1.0)])
 def test_the_interval_is_wilson_s(share: float, count: int, low: float, high: float) -> None:

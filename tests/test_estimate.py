@@ -1,6 +1,9 @@
 """The estimate's formulas against what torch counts on the mini model: FLOPs, and the most memory an update holds."""
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
@@ -106,6 +109,16 @@ def test_each_setting_that_saves_something_says_so() -> None:
     paper = estimate.estimate(config.load_profile("paper"))
     assert paper.fits and (paper.processes, paper.card) == (8, "A100")
     assert "estimate, not measured: profile gpu on 1 x RTX 4090: 25 s a step" in str(base)
+
+
+def test_the_readme_s_table_is_what_the_formulas_give() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (?:(\d) x )?([\w ]+) \(\d+ GB\) \| (\d+) \| (\d+) steps, ([\d.]+) h \| (\d+) GiB \|$",
+                      (Path(__file__).parents[1] / "README.md").read_text(), re.MULTILINE)
+    assert {row[0] for row in rows} == set(estimate.USUAL) and len(rows) == 6
+    for chosen, processes, name, step_s, steps, hours, gib in rows:
+        told = estimate.estimate(config.load_profile(chosen), card=name, processes=int(processes or 1))
+        assert [f"{told.step_s:.0f}", f"{told.steps}", f"{told.step_s * told.steps / 3600:.1f}", f"{told.peak_gib:.0f}"] == [
+            step_s, steps, hours, gib]
 
 
 @pytest.mark.parametrize(("change", "advice"), [
