@@ -239,11 +239,15 @@ def execute(run: Run, splits: tuple[str, ...] = HELD_OUT, keep_policy: bool = Tr
 
 
 def load_start(run: Run) -> tuple[Any, Any]:
-    """Model and processor that a run starts from, on this process's device: the seed's mini base, or the profile's model."""
-    is_mini, profile = run.profile.model == "mini", run.profile
+    """Model and processor that a run starts from, on this process's device: the seed's mini base, or the profile's model.
+
+    Weights that FSDP deals out move in memory, so that nothing may be kept of what they once gave (`looks`).
+    """
+    is_mini, profile, is_whole = run.profile.model == "mini", run.profile, not ranks.deals_weights()
+    source = base_folder(run.paths, run.model, run.seed) if is_mini else profile.model
     adapters = {name: getattr(profile.engine, name) for name in ("lora_rank", "lora_alpha", "load_in_4bit")}
-    model, processor = models.load_policy(base_folder(run.paths, run.model, run.seed) if is_mini else profile.model,
-                                          backend=profile.backend, **(adapters if profile.engine.lora_rank else {}))
+    model, processor = models.load_policy(source, profile.backend, shares_looks=is_whole, shares_prefixes=is_whole,
+                                          **(adapters if profile.engine.lora_rank else {}))
     return model if model.device.type != "cpu" else model.to(ranks.device()), processor
 
 
@@ -305,18 +309,23 @@ def _execute(run: Run, names: tuple[str, ...], keep_policy: bool, experts: Exper
                 "captions": captions, "results": _results(rows, names), "supervision": experts.summary(),
                 "hardware": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
                 **provenance.provenance(run.paths.root)}
+    state = ranks.whole_state(model) if keep_policy else None
     if ranks.is_writer():
         if keep_policy:
-            keep(model, processor, checkpoint / "policy", manifest)
+            keep(model, processor, checkpoint / "policy", manifest, state)
         save_bank(experts.bank, checkpoint)
         _store(run, log.rows, rows, manifest)
     return manifest
 
 
-def keep(model, processor, folder: Path, manifest: dict[str, Any]) -> None:
-    """Save a policy, adapters merged into its weights, with its card."""
-    save = models.save_merged if hasattr(model, "peft_config") else models.save_policy
-    save(model, processor, folder)
+def keep(model, processor, folder: Path, manifest: dict[str, Any], state: dict[str, torch.Tensor] | None = None) -> None:
+    """Save a policy, adapters merged into its weights, with its card; `state` are weights that were dealt over cards."""
+    if state is not None:
+        model.save_pretrained(folder, state_dict=state)
+        processor.save_pretrained(folder)
+    else:
+        save = models.save_merged if hasattr(model, "peft_config") else models.save_policy
+        save(model, processor, folder)
     provenance.write_atomic(folder / "README.md", model_card(manifest))
 
 
