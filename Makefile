@@ -15,14 +15,14 @@ UNSLOTH_NEEDS := unsloth==2026.10.9 unsloth_zoo==2026.10.9 torchvision==0.28.0 t
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
-# The CPU profiles need no model hub; gpu loads real models and data from it.
-export HF_HUB_OFFLINE ?= $(if $(filter gpu,$(PROFILE)),0,1)
+# The CPU profiles need no model hub; gpu and paper load real models and data from it.
+export HF_HUB_OFFLINE ?= $(if $(filter gpu paper,$(PROFILE))$(filter test-gpu,$(MAKECMDGOALS)),0,1)
 
 .DEFAULT_GOAL := help
-.PHONY: help paper study figures base test test-unsloth reliability bench lab llm clean
+.PHONY: help paper study figures base test test-unsloth test-gpu reliability bench lab llm clean
 
 help: ## list these targets
-	@echo "make TARGET [PROFILE=smoke|mini|gpu] [ARGS='...'] [PYTHON=python3.12]"
+	@echo "make TARGET [PROFILE=smoke|mini|gpu|paper] [ARGS='...'] [PYTHON=python3.12]"
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "  %-16s%s\n", $$1, $$2 }'
 
 paper: $(READY) ## run all notebooks and write results and figures (mini: about 9 min on two cores; smoke: 2 min)
@@ -53,6 +53,10 @@ test-unsloth: $(UNSLOTH_READY) ## run the tests on Unsloth itself, without a GPU
 reliability: $(READY) ## run the tests that inject faults and write results/RELIABILITY.md (about 6 min)
 	@echo "Running the tests that inject faults, into results/RELIABILITY.md (about 6 minutes)."
 	@$(VENV_PYTHON) -m pytest -q --reliability results/RELIABILITY.md $(ARGS)
+
+test-gpu: $(READY) ## on a machine with a CUDA card: a few steps, measured, into results/gpu (minutes; without a card: exit code 2)
+	@echo "Trying a CUDA card: a few DyME steps on the mini model and on the gpu profile's, into results/gpu (a few minutes)."
+	@$(VENV_PYTHON) benchmarks/gpu_smoke.py $(ARGS)
 
 bench: $(READY) ## measure what a step costs, into results/bench (about 27 min, on an idle machine)
 	@echo "Timing steps of TRL's GRPO and of DyME by turns, into results/bench (about 27 minutes; leave the machine alone)."

@@ -201,11 +201,11 @@ _CHARTQA_TRAINING = 28299  # questions of its training split (Masry et al. 2022:
 PROFILES = {
     "gpu": Profile("gpu", learning_rates=dict.fromkeys(_LEARNING_RATES, 1e-5),  # public code: its GRPO's and SFT's; with
                    warmup_steps=_WARMUP_STEPS,  # memorize_weight "group" a target then weighs what 8e-5 gives it there
-                   # ours: 24 GB hold 2 rollouts at a time by `estimate`, and the paper's 300 tokens and G = 8
+                   # ours: 4 rollouts at a time (11 GiB by `estimate`); G and tokens: public code, chart
                    training=Training(steps=480, prompts_per_step=4, max_completion_tokens=300, evaluate_every=80,
                                      probe_every=0),
                    world=World(train_questions=4096, validation_questions=200, test_questions=500),  # ours: half a day
-                   engine=Engine(micro_batches=16, bf16=True, gradient_checkpointing=True,
+                   engine=Engine(micro_batches=8, bf16=True, gradient_checkpointing=True,
                                  lora_rank=16, lora_alpha=16),  # Unsloth's recipe for vision models
                    backend="unsloth", **_REAL),
     "paper": Profile("paper", learning_rates={**dict.fromkeys(_LEARNING_RATES, 1e-5),  # public code: its GRPO's and SFT's

@@ -60,15 +60,10 @@ class DataSource:
 
     Attributes:
         name: "mini", the charts that are drawn here, or a data set's, for example "chartqa".
-        source: a folder, or a hub id; "" for "mini".
+        source: a folder, or a hub id; not read for "mini".
         held_out: splits that are answered, of config.SPLITS; the first one is watched during training.
     """
 
     name: str = "mini"
     source: str = ""
     held_out: tuple[str, ...] = ("validation", "test", "unseen")
-
-    def __post_init__(self) -> None:
-        if (self.name == "mini") == bool(self.source):
-            raise ValueError(f"data.source must name a folder or hub id, and be empty for 'mini': got {self.source!r} for "
-                             f"{self.name!r}")

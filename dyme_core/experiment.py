@@ -24,15 +24,17 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 from trl import GRPOConfig, SFTConfig, SFTTrainer
 
 from dyme_core import config, models, provenance, ranks, splits
+from dyme_core.card import model_card
 from dyme_core.checkpoints import Keeper, train_from
 from dyme_core.collapse import CollapseWatch
 from dyme_core.data import Record, sft_dataset, target_writer, to_dataset
 from dyme_core.decoding import caption_match
+from dyme_core.estimate import CARDS, Estimate, estimate, shape_of
 from dyme_core.evaluate import evaluate, summarise
 from dyme_core.experts import Experts, describe, save_bank, too_long
 from dyme_core.headroom import Headroom, try_longest
 from dyme_core.measured import MeasuredGRPOTrainer
-from dyme_core.preflight import preflight
+from dyme_core.preflight import PreflightReport, preflight
 from dyme_core.rewards import reward_functions
 from dyme_core.store import run_file, write_rows
 from dyme_core.supervision import RuleChecker
@@ -260,11 +262,24 @@ def execute(run: Run, splits: tuple[str, ...] = HELD_OUT, keep_policy: bool = Tr
 
 
 def load_start(run: Run) -> tuple[Any, Any]:
-    """Model and processor that a run starts from, on this process's device: the seed's mini base, or the profile's model."""
-    is_mini, profile = run.profile.model == "mini", run.profile
-    model, processor = models.load_policy(base_folder(run.paths, run.model, run.seed) if is_mini else profile.model,
-                                          backend=profile.backend)
+    """Model and processor that a run starts from, on this process's device: the seed's mini base, or the profile's model.
+
+    Weights that FSDP deals out move in memory, so that nothing may be kept of what they once gave (`looks`).
+    """
+    is_mini, profile, is_whole = run.profile.model == "mini", run.profile, not ranks.deals_weights()
+    source = base_folder(run.paths, run.model, run.seed) if is_mini else profile.model
+    adapters = {name: getattr(profile.engine, name) for name in ("lora_rank", "lora_alpha", "load_in_4bit")}
+    model, processor = models.load_policy(source, profile.backend, shares_looks=is_whole, shares_prefixes=is_whole,
+                                          **(adapters if profile.engine.lora_rank else {}))
     return model if model.device.type != "cpu" else model.to(ranks.device()), processor
+
+
+def expected(run: Run, model, checked: PreflightReport) -> Estimate:
+    """What a step of the run will take, on this card if `estimate` knows it, from the model and its longest prompt."""
+    vision = sum(p.numel() for name, p in model.named_parameters() if "vision_tower" in name or "vision_model" in name)
+    shape = shape_of(model.config, checked.image_tokens[1], checked.longest_tokens - checked.longest_target, vision)
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    return estimate(run.profile, shape, next((card for card in CARDS if card in name), None), ranks.size())
 
 
 def check_memory(run: Run, model, processor, longest: Record) -> Headroom:
@@ -290,6 +305,7 @@ def _execute(run: Run, names: tuple[str, ...], keep_policy: bool, experts: Exper
     checked = preflight(records, processor, model, others=[record for rest in held_out.values() for record in rest],
                         max_new_tokens=training.max_completion_tokens, refine=refine)
     if run.profile.model != "mini":
+        logger.info("%s", expected(run, model, checked))
         check_memory(run, model, processor, next(record for record in records if record.item == checked.longest_item))
     log = StepLog(run, watched, processor, experts=experts)
     folder = run.paths.runs / run.name
@@ -324,15 +340,28 @@ def _execute(run: Run, names: tuple[str, ...], keep_policy: bool, experts: Exper
                 "train_s": train_s, "cpu_s": cpu_s, "tokens": log.tokens, "s_per_step": train_s / max(1, log.steps_before),
                 "rollouts": sum("generate_s" in row for row in steps) * training.prompts_per_step * training.num_generations,
                 "captions": captions, "results": _results(rows, names), "supervision": experts.summary(),
+                "hardware": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
                 **provenance.provenance(run.paths.root)}
+    state = ranks.whole_state(model) if keep_policy else None
     if ranks.is_writer():
         if keep_policy:
-            models.save_policy(model, processor, folder / "policy")
+            keep(model, processor, folder / "policy", manifest, state)
         save_bank(experts.bank, folder)
         _store(run, log.rows, rows, manifest)
         for number in range(len(chosen)):
             shutil.rmtree(folder / f"phase-{number}", ignore_errors=True)  # checkpoints, of no use any more
     return manifest
+
+
+def keep(model, processor, folder: Path, manifest: dict[str, Any], state: dict[str, torch.Tensor] | None = None) -> None:
+    """Save a policy, adapters merged into its weights, with its card; `state` are weights that were dealt over cards."""
+    if state is not None:
+        model.save_pretrained(folder, state_dict=state)
+        processor.save_pretrained(folder)
+    else:
+        save = models.save_merged if hasattr(model, "peft_config") else models.save_policy
+        save(model, processor, folder)
+    provenance.write_atomic(folder / "README.md", model_card(manifest))
 
 
 def _store(run: Run, log: list[dict[str, Any]], rows: list[dict[str, Any]], manifest: dict[str, Any]) -> None:

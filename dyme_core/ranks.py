@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from torch import distributed
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.tensor import DTensor
 
 
 def start() -> None:
@@ -41,6 +43,11 @@ def is_writer() -> bool:
     return rank() == 0
 
 
+def deals_weights() -> bool:
+    """Whether accelerate will deal the weights out over the processes (FSDP)."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
 def device() -> torch.device:
     """This process's card, or the CPU."""
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else torch.device("cpu")
@@ -64,3 +71,11 @@ def total(counts: Mapping[str, float]) -> dict[str, float]:
     """The sum of all processes' counts, name by name; all of them must call it."""
     found = gather(dict(counts))
     return {name: sum(each[name] for each in found) for name in counts}
+
+
+def whole_state(model: torch.nn.Module) -> dict[str, torch.Tensor] | None:
+    """The writer's copy of weights that are dealt out over the processes (FSDP2), empty in the others; None where each process
+    holds them whole. All of them must call it."""
+    if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        return None
+    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))

@@ -134,7 +134,7 @@ def with_bases(jobs: Iterable[Job]) -> list[Job]:
     """Jobs in their order, each missing base before the first run that starts from it."""
     found: dict[str, Job] = {}
     for job in jobs:
-        for base in _missing_bases(job.run.paths, job.run.model, job.run.seed):
+        for base in _missing_bases(job.run.paths, job.run.model, job.run.seed) if job.run.profile.model == "mini" else ():
             found.setdefault(base.name, base)
         found[job.name] = job
     return list(found.values())

@@ -23,13 +23,15 @@ def load(name: str, source: str, split: str) -> list[Record]:
         source: the data set's folder.
         split: one of config.SPLITS that the data set has.
     Raises:
-        ValueError: for an unknown data set or split.
+        ValueError: for an unknown data set or split, or a data set without a folder.
     """
     if name == "mini":
         return mini_records(split, _count(World(), split), seed=0)
     if name != "chartqa" or split not in CHARTQA:
         raise ValueError(f"expected the data set mini or chartqa, and of ChartQA one of {', '.join(CHARTQA)}: got {name!r}, "
                          f"{split!r}")
+    if not source:
+        raise ValueError(f"data set {name!r} needs a source: the folder that holds it")
     return chartqa_records(Path(source), CHARTQA[split])
 
 

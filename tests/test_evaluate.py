@@ -162,6 +162,8 @@ def test_a_limit_keeps_kinds_in_equal_numbers() -> None:
         splits.load("somewhere", "", "test")
     with pytest.raises(ValueError, match="of ChartQA one of train, validation, test: got 'chartqa', 'unseen'"):
         splits.load("chartqa", "folder", "unseen")
+    with pytest.raises(ValueError, match="'chartqa' needs a source"):
+        splits.load("chartqa", "", "test")
 
 
 def test_the_command_leaves_a_folder_that_says_what_was_asked(processor, model, tmp_path: Path, capsys) -> None:

@@ -103,6 +103,22 @@ def test_a_run_changes_every_parameter_but_those_of_the_vision_tower(root: Path,
     assert same == {name for name in base if "vision_tower" in name} and same
 
 
+def test_a_model_of_ones_own_is_estimated_tried_on_its_longest_sample_and_kept_with_a_card(root: Path, caplog) -> None:
+    caplog.set_level("INFO")
+    own = {"model": str(root / "bases" / "svlm-s0"), "training.steps": 1, "engine.micro_batches": 2,
+           "engine.gradient_checkpointing": True, "data.held_out": ("validation", "test")}
+    run = Run(config.load_profile("smoke", **SMALL | own), "grpo", variant="own")
+    manifest = experiment.execute(run)
+    told = [line for line in caplog.messages if line.startswith(("estimate, not measured: profile smoke", "longest sample"))]
+    assert "on 1 x RTX 4090" in told[0] and "4 rows of" in told[1] and len(told) == 2
+    assert manifest["base"] == run.profile.model and set(manifest["results"]) == {"validation", "test"}
+    assert manifest["settings"]["engine"]["micro_batches"] == 2 and manifest["rollouts"] == 8
+    card = (root / "runs" / "smoke" / run.name / "policy" / "README.md").read_text()
+    assert f"# {run.name}" in card and "| validation | 16 |" in card
+    for path in (root / "results" / "smoke").glob(f"*/{run.name}.json*"):
+        path.unlink()  # the report below shall see its own runs only
+
+
 def test_the_base_is_evaluated_and_trained_for_no_time(root: Path) -> None:
     manifest = experiment.execute(smoke("base"), splits=("validation",))
     assert manifest["steps"] == manifest["rollouts"] == manifest["tokens"] == 0 and manifest["settings"]["learning_rate"] == []

@@ -13,7 +13,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from dyme_core import config, runner
+from dyme_core import config, models, runner
 from dyme_core.stamps import Workspace
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -71,6 +71,34 @@ def test_every_section_says_what_it_shows_before_it_computes(path: Path) -> None
     cells = nbformat.read(path, as_version=4).cells
     assert sum(cell.cell_type == "markdown" and "\n## " in f"\n{cell.source}" for cell in cells) >= 3
     assert cells[-1].cell_type == "code", "the last word is measured"
+
+
+@pytest.mark.slow
+def test_notebook_03_runs_top_to_bottom_as_profile_gpu_does(tmp_path: Path, monkeypatch, capsys) -> None:
+    """Every cell, with the branches of a real model, on a small model in a folder, small data and rule experts."""
+    processor = models.build_processor()
+    models.save_policy(models.build_model("svlm", processor, 0), processor, tmp_path / "some-model")
+    (tmp_path / "pyproject.toml").touch()
+    shutil.copytree(ROOT / "dyme_core", tmp_path / "dyme_core", ignore=shutil.ignore_patterns("__pycache__"))
+    for name, value in {"DYME_ROOT": str(tmp_path), "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"}.items():
+        monkeypatch.setenv(name, value)
+    small = {"model": str(tmp_path / "some-model"), "backend": "transformers", "supervision.backend": "rule",
+             "data.name": "mini", "data.held_out": ["validation", "test"], "world.train_questions": 64,
+             "world.validation_questions": 8, "world.test_questions": 8, "training.steps": 2, "training.evaluate_every": 1,
+             "training.prompts_per_step": 2, "training.max_completion_tokens": 56, "engine.lora_rank": None}
+    load = config.load_profile
+    monkeypatch.setattr(config, "load_profile", lambda name: load("gpu", **small))
+    space: dict = {}
+    for cell in code_cells(ROOT / "notebooks" / "03_dyme_training.ipynb"):
+        exec(compile(cell.source.replace('profile = "mini"', 'profile = "gpu"'), "03", "exec"), space)  # noqa: S102
+    shown, run = capsys.readouterr().out, "svlm-full_dyme-s0"
+    assert "estimate, not measured: profile gpu on 1 x" in shown and "longest sample, item" in shown
+    assert "trained now: svlm-" in shown and f"# {run}" in shown and "not reproduced here" in shown
+    assert {path.stem for path in (tmp_path / "results" / "gpu" / "runs").iterdir()} == {
+        "svlm-base-s0", "svlm-grpo-s0", run}
+    gathered = {path.name for path in (tmp_path / "runs" / "gpu" / "gathered" / run).iterdir()}
+    assert gathered == {"README.md", "log.jsonl", "manifest.json", "rows.jsonl"}
+    assert (tmp_path / "runs" / "gpu" / run / "policy" / "model.safetensors").is_file()
 
 
 @pytest.mark.slow

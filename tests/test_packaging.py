@@ -14,7 +14,7 @@ from dyme_core import weights
 
 ROOT = Path(__file__).resolve().parents[1]
 PIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[0-9][A-Za-z0-9.]*")
-TARGETS = ("paper", "study", "figures", "base", "test", "lab", "llm", "clean", "help")
+TARGETS = ("paper", "study", "figures", "base", "test", "test-gpu", "lab", "llm", "clean", "help")
 TEXT_ENDINGS = set(".py .md .toml .yml .yaml .lock .cff .json .jsonl .csv .tex .ipynb .txt .svg .cfg".split()) | {""}
 # Paths and hosts of one machine: none of them may be in a file that git carries.
 MACHINE_SPECIFIC = re.compile("|".join((

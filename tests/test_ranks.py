@@ -16,8 +16,11 @@ from pathlib import Path
 import pytest
 from scripted_judge import judge
 from scripted_server import ScriptedServer
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from dyme_core import config, data, experiment, models, ranks
+from dyme_core.decoding import decode
 from dyme_core.engine import Engine
 from dyme_core.prompts import write_response
 from dyme_core.store import read_rows
@@ -55,13 +58,19 @@ def command(prompts: int, *launcher: str) -> list[str]:
     return [sys.executable, *launcher, __file__, "--profile", "smoke", "--method", "full_dyme", "--set", *settings]
 
 
+def save_base(folder: Path) -> Path:
+    """A repository with a random base, whose folder is returned."""
+    (folder / "bases").mkdir(parents=True)
+    (folder / "pyproject.toml").touch()
+    processor, base = models.build_processor(), folder / "bases" / "svlm-s0"
+    models.save_policy(models.build_model("svlm", processor, 0), processor, base)
+    return base
+
+
 def train(folder: Path, server: ScriptedServer, prompts: int, *launcher: str, **environment: str
           ) -> subprocess.CompletedProcess[str]:
     """A run in a repository of its own, with a random base."""
-    (folder / "bases").mkdir(parents=True)
-    (folder / "pyproject.toml").touch()
-    processor = models.build_processor()
-    models.save_policy(models.build_model("svlm", processor, 0), processor, folder / "bases" / "svlm-s0")
+    save_base(folder)
     path = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(command(prompts, *launcher), capture_output=True, text=True, timeout=300, env=os.environ | {
         "DYME_ROOT": str(folder), "PYTHONPATH": path, "OPENAI_BASE_URL": server.base_url, "OPENAI_MODEL": "m",
@@ -142,6 +151,40 @@ def test_alone_a_process_is_the_writer_and_has_all() -> None:
     assert ranks.share([1, 2, 3]) == [1, 2, 3] and ranks.gather("x") == ["x"] and ranks.total({"calls": 2}) == {"calls": 2}
 
 
+def dealt_out(folder: Path) -> None:
+    """Saves a policy whose weights are dealt over the processes, as FSDP2 does it, answers with it, and notes what it said."""
+    ranks.start()
+    model, processor = experiment.load_start(experiment.Run(config.load_profile("smoke"), "base"))
+    for part in (*model.model.language_model.layers, model):
+        fully_shard(part, mesh=init_device_mesh("cpu", (ranks.size(),)))
+    said = [each.text for each in decode(model, processor, data.mini_records("test", 2, seed=0), max_new_tokens=4)]
+    state = ranks.whole_state(model)
+    if ranks.is_writer():
+        experiment.keep(model, processor, folder / "policy", json.loads((folder / "manifest.json").read_text()), state)
+        (folder / "said.json").write_text(json.dumps(said))
+    ranks.stop()
+
+
+@pytest.mark.slow
+def test_weights_that_are_dealt_out_answer_and_are_saved_whole(tmp_path: Path) -> None:
+    made = Path(__file__).parents[1] / "results" / "mini" / "runs" / "svlm-full_dyme-s0.json"
+    (tmp_path / "manifest.json").write_text(made.read_text())
+    base = save_base(tmp_path)
+    path = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    ended = subprocess.run([sys.executable, *LAUNCHER, __file__, "dealt-out", str(tmp_path)], capture_output=True, text=True,
+                           timeout=300, env=os.environ | {
+                               "PYTHONPATH": path, "DYME_ROOT": str(tmp_path), "ACCELERATE_USE_FSDP": "true"})
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    (model, processor), (plain, _) = models.load_policy(tmp_path / "policy"), models.load_policy(base)
+    assert ranks.whole_state(model) is None, "every process holds these whole"
+    assert all(tensor.equal(plain.state_dict()[name]) for name, tensor in model.state_dict().items())
+    said = [each.text for each in decode(plain, processor, data.mini_records("test", 2, seed=0), max_new_tokens=4)]
+    assert json.loads((tmp_path / "said.json").read_text()) == said
+
+
 if __name__ == "__main__":
-    DyMETrainer._generate_single_turn = sample
-    experiment.main(sys.argv[1:])
+    if sys.argv[1] == "dealt-out":
+        dealt_out(Path(sys.argv[2]))
+    else:
+        DyMETrainer._generate_single_turn = sample
+        experiment.main(sys.argv[1:])
