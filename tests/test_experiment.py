@@ -120,7 +120,7 @@ def test_a_model_of_ones_own_is_estimated_tried_on_its_longest_sample_and_kept_w
 
 
 def test_the_base_is_evaluated_and_trained_for_no_time(root: Path) -> None:
-    manifest = experiment.execute(smoke("base"), splits=("validation",))
+    manifest = experiment.execute(smoke("base"), ("validation",))
     assert manifest["steps"] == manifest["rollouts"] == manifest["tokens"] == 0 and manifest["settings"]["learning_rate"] == []
     assert 0 <= manifest["train_s"] < 1 and 0 <= manifest["cpu_s"] < 1
     rows = lines(root / "results" / "smoke" / "rows" / "svlm-base-s0.jsonl.xz")
