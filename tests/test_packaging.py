@@ -43,7 +43,8 @@ def carried_files() -> list[Path]:
         command = ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
         names = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\0")
         return [ROOT / name for name in names if name and (ROOT / name).is_file()]
-    made = {".venv", "__pycache__", "runs", "dyme.egg-info", ".pytest_cache", ".hypothesis", ".ruff_cache", ".stamps"}
+    made = {".venv", ".venv-unsloth", "__pycache__", "runs", "dyme.egg-info", ".pytest_cache", ".hypothesis", ".ruff_cache",
+            ".stamps"}
     return [path for path in ROOT.rglob("*") if path.is_file() and not made & set(path.relative_to(ROOT).parts)]
 
 
