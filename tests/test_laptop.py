@@ -1,0 +1,95 @@
+"""Anyone's laptop: a folder with a space and an umlaut, a home that cannot be written, no git, two runs at once, faults."""
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from dyme_core import config, experiment, provenance
+from dyme_core.checkpoints import Keeper
+from dyme_core.headroom import OutOfMemory
+from dyme_core.trainer import DyMETrainer
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = {"world.train_questions": 24, "world.validation_questions": 4, "world.test_questions": 4, "training.steps": 4,
+         "training.evaluate_every": 4, "training.prompts_per_step": 2, "training.num_generations": 4, "save_every": 2}
+
+
+@pytest.mark.promise("laptop", "notebooks run in a folder with a space and an umlaut, without git or a home, two runs at once")
+def test_notebooks_run_in_an_awkward_place_twice_at_once(tmp_path: Path) -> None:
+    root = tmp_path / "my dÿme"
+    for part in ("dyme_core", "notebooks", "bases/svlm-s0", "pyproject.toml", "requirements.lock"):
+        (root / part).parent.mkdir(parents=True, exist_ok=True)
+        copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
+        copy(ROOT / part, root / part)
+    nowhere = "/proc/none"  # no folder can be made there, not even by root
+    environment = {"HOME": nowhere, "XDG_CACHE_HOME": nowhere, "PATH": "/nowhere", "OMP_NUM_THREADS": "1", "LANG": "C",
+                   "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(root)}
+    runs = [subprocess.Popen([sys.executable, "-m", "dyme_core.runner", "--profile", "smoke", "--only", "01"], cwd=root,
+                             env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _ in range(2)]
+    said = [run.communicate(timeout=300)[0] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], "\n".join(said)[-3000:]
+    made = json.loads((root / "results" / "smoke" / "manifest.json").read_text())
+    assert made["commit"] is None and len(list((root / "results" / "smoke" / "notebooks").glob("01*.ipynb"))) == 1
+    assert not list(root.rglob("*.part"))
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch) -> experiment.Run:
+    torch.set_num_threads(1)
+    (tmp_path / "pyproject.toml").touch()
+    shutil.copytree(ROOT / "bases" / "svlm-s0", tmp_path / "bases" / "svlm-s0")
+    monkeypatch.setenv("DYME_ROOT", str(tmp_path))
+    return experiment.Run(config.load_profile("smoke", **SMALL), "pure_dyme")
+
+
+FAULTS = {
+    "a full disk": (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "No space left on device"),
+    "results that cannot be written": (PermissionError(errno.EACCES, os.strerror(errno.EACCES)), "Permission denied"),
+}
+
+
+@pytest.mark.promise("faults", "a full disk or results that cannot be written: the error says so, the same command finishes")
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("place", ["checkpoint", "results"])
+def test_what_cannot_be_written_is_said_and_earlier_work_is_kept(run, monkeypatch, fault: str, place: str) -> None:
+    error, said = FAULTS[fault]
+    write = provenance.write_atomic
+
+    def failing(path: Path, content) -> None:
+        if ("results" in path.parts) if place == "results" else path.parent.name == "checkpoint-4":
+            raise error
+        write(path, content)
+
+    with monkeypatch.context() as patch:
+        for module in ("provenance", "store"):
+            patch.setattr(sys.modules[f"dyme_core.{module}"], "write_atomic", failing)
+        with pytest.raises(OSError, match=said):
+            experiment.execute(run, ("validation",))
+    assert experiment.execute(run, ("validation",))["resumed"] == [4 if place == "results" else 2]
+
+
+@pytest.mark.promise("faults", "out of memory in a step: the error names what to lower, and the run goes on")
+def test_out_of_memory_in_a_step_is_told_with_what_to_lower(run, monkeypatch, caplog) -> None:
+    caplog.set_level(logging.INFO)
+    loss = DyMETrainer._compute_loss
+
+    def greedy(self, model, inputs):
+        if self.state.global_step == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return loss(self, model, inputs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DyMETrainer, "_compute_loss", greedy)
+        with pytest.raises(OutOfMemory, match=r"step 4 of 4.*engine.micro_batches.*max_completion_tokens.*goes on"):
+            experiment.execute(run, ("validation",))
+    assert experiment.execute(run, ("validation",))["resumed"] == [2]
+    assert Keeper("").latest(run.paths.runs / run.name) is None, "checkpoints of a finished run are gone"
