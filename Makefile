@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 export HF_HUB_OFFLINE ?= $(if $(filter gpu paper,$(PROFILE))$(filter test-gpu,$(MAKECMDGOALS)),0,1)
 
 .DEFAULT_GOAL := help
-.PHONY: help paper study figures base test test-gpu bench lab llm clean
+.PHONY: help paper study figures base test test-gpu reliability bench lab llm clean
 
 help: ## list these targets
 	@echo "make TARGET [PROFILE=smoke|mini|gpu|paper] [ARGS='...'] [PYTHON=python3.12]"
@@ -44,6 +44,10 @@ test: $(READY) ## run the tests (4 to 8 min on two cores)
 test-gpu: $(READY) ## on a machine with a CUDA card: a few steps, measured, into results/gpu (minutes; without a card: exit code 2)
 	@echo "Trying a CUDA card: a few DyME steps on the mini model and on the gpu profile's, into results/gpu (a few minutes)."
 	@$(VENV_PYTHON) benchmarks/gpu_smoke.py $(ARGS)
+
+reliability: $(READY) ## run the tests that inject faults and write results/RELIABILITY.md (about 6 min)
+	@echo "Running the tests that inject faults, into results/RELIABILITY.md (about 6 minutes)."
+	@$(VENV_PYTHON) -m pytest -q --reliability results/RELIABILITY.md $(ARGS)
 
 bench: $(READY) ## measure what a step costs, into results/bench (about 27 min, on an idle machine)
 	@echo "Timing steps of TRL's GRPO and of DyME by turns, into results/bench (about 27 minutes; leave the machine alone)."

@@ -187,7 +187,7 @@ def build(arm: Arm, shape: Shape, steps: int, reward_funcs: Sequence[Callable] |
         settings["generation_kwargs"]["suppress_tokens"].append(processor.tokenizer.eos_token_id)
     settings["per_device_train_batch_size"] //= shape.micro_batches
     arguments = {**experiment.shared_arguments(run, steps, learning_rate, ROOT / "runs" / "bench"), **settings,
-                 "gradient_accumulation_steps": shape.micro_batches}
+                 "gradient_accumulation_steps": shape.micro_batches, "save_strategy": "no"}
     records = mini_records("train", questions, 0)
     shared = dict(train_dataset=to_dataset(records), processing_class=processor,
                   reward_funcs=list(reward_funcs or scripted_rewards(shape)))

@@ -5,7 +5,7 @@ advantages (B,) or (B, C), pictures), and of numbers.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,19 @@ PROMPT, COMPLETION, BOTH = (True, False), (False, True), (True, True)  # what a 
 SPANS = {"prompt_ids": PROMPT, "prompt_mask": PROMPT, "completion_ids": COMPLETION, "completion_mask": COMPLETION,
          "token_type_ids": BOTH, "mm_token_type_ids": BOTH}
 IDS = ("prompt_ids", "completion_ids")
+
+
+class Held:
+    """Rows that wait for later steps; their state goes into checkpoints."""
+
+    def __init__(self) -> None:
+        self.batches: list[Batch] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"batches": self.batches}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.batches = state["batches"]
 
 
 def take_rows(batch: Batch, rows: Sequence[int]) -> Batch:
@@ -55,23 +68,19 @@ def write_completion(batch: Batch, row: int, ids: Sequence[int], pad_id: int) ->
         batch[name][row, : len(ids)] = torch.tensor(values, device=batch[name].device)
 
 
-def fit_rows(batch: Batch, multiple: int = 1, drops_idle: bool = True, agree: Callable[[int], int] = int) -> Batch:
-    """The batch with as many rows as micro-batches need, a multiple of `multiple`: TRL would lose the rows left over.
+def busy_rows(batch: Batch) -> list[int]:
+    """The rows whose advantages are not all 0; the others add nothing to the loss but cost as much."""
+    return (batch["advantages"] != 0).reshape(len(batch["advantages"]), -1).any(dim=1).nonzero().flatten().tolist()
 
-    Rows whose advantages are all 0 add nothing to the loss but cost as much as the others: with `drops_idle` only as many
-    stay as fill up, one at least where all are idle. Where none is left to fill up, the first row does, with advantage 0.
-    `agree` gets the number that this process needs and gives the one that all of them take: TRL gathers a number a row.
-    """
-    size = len(batch["advantages"])
-    is_idle = (batch["advantages"] == 0).reshape(size, -1).all(dim=1).tolist()
-    needed = [row for row in range(size) if not (drops_idle and is_idle[row])]
-    missing = agree(-(-max(1, len(needed)) // multiple) * multiple) - len(needed)
-    idle = [row for row in range(size) if drops_idle and is_idle[row]][:missing]
-    copies = [0] * (missing - len(idle))
-    if len(needed) + len(idle) == size and not copies:
+
+def fit_rows(batch: Batch, needed: Sequence[int], size: int) -> Batch:
+    """The batch with `size` rows: the needed ones, then others, then copies of the first, both with advantage 0."""
+    others = sorted(set(range(len(batch["advantages"]))) - set(needed))[: size - len(needed)]
+    copies = [0] * (size - len(needed) - len(others))
+    if len(needed) + len(others) == len(batch["advantages"]) and not copies:
         return batch
-    fitted = take_rows(batch, sorted(needed + idle) + copies)
-    fitted["advantages"][len(needed) + len(idle):] = 0.0
+    fitted = take_rows(batch, sorted([*needed, *others]) + copies)
+    fitted["advantages"][len(needed) + len(others):] = 0.0
     return _trim(fitted)
 
 

@@ -1,53 +1,55 @@
-"""ChartQA in its own layout -> records: png/, <split>_human.json, <split>_augmented.json, tables/ where there are any.
+"""ChartQA to records, from its own layout or from the hub (HuggingFaceM4/ChartQA).
 
-Rows are {imgname, query, label}. A gold table gives the picture's facts; the steps to an answer are not known.
+Its own layout: png/, <split>_human.json, <split>_augmented.json with rows {imgname, query, label}, tables/ where there are any.
+A gold table gives the picture's facts; the steps to an answer are not known. The hub's columns (its card): image, query, label
+(a list of one), human_or_machine (0, 1); it has no tables.
 """
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from dyme_core.data import NO_SUPERVISION, DataError, Record
-from dyme_core.facts import facts_to_rows
+from dyme_core.data import NO_SUPERVISION, DataError, Record, known
+from dyme_core.rows import SPLITS, Row, list_of, picture_of, read_json, read_rows, text_of
 from dyme_core.tabular import table_facts
 
 KINDS = ("human", "augmented")
-FIELDS = ("imgname", "query", "label")
+COLUMNS = ("image", "query", "label", "human_or_machine")
 SOURCE = "ChartQA (Masry et al. 2022)"
 
 
-def chartqa_records(folder: Path, split: str = "test") -> list[Record]:
-    """Read the questions of one split, human before augmented, in the order of the files.
+def chartqa_records(source: Path | str, split: str = "test") -> list[Record]:
+    """Read the questions of one split; from files human before augmented, each in the order of its file.
 
     Args:
-        folder: holds png/ and <split>_human.json or <split>_augmented.json or both; tables/<image>.csv gives facts.
+        source: a folder that holds png/ and <split>_human.json or <split>_augmented.json or both, where tables/<image>.csv
+            gives facts; or a hub id, or a folder in the hub's layout.
         split: ChartQA's name, "test", "val" or "train".
     Raises:
-        DataError: naming the file and row, where a file is missing or a row lacks its picture, question or answer.
+        DataError: naming the row, where a file is missing or a row lacks its picture, question or answer.
     """
-    folder = Path(folder)
-    files = [(kind, folder / f"{split}_{kind}.json") for kind in KINDS if (folder / f"{split}_{kind}.json").is_file()]
-    if not files:
-        raise DataError(f"{folder} must hold {split}_human.json or {split}_augmented.json beside png/: found neither; "
-                        "give the folder of ChartQA's own layout")
-    records = []
-    for kind, file in files:
-        rows = json.loads(file.read_text(encoding="utf-8"))
-        records += [_record(folder, split, kind, place, row) for place, row in enumerate(rows)]
-    return records
+    files = {kind: Path(source) / f"{split}_{kind}.json" for kind in KINDS}
+    if any(file.is_file() for file in files.values()):
+        return [_file_record(Path(source), split, kind, place, row) for kind, file in files.items() if file.is_file()
+                for place, row in enumerate(read_json(file))]
+    rows = read_rows(source, split, COLUMNS, [file.name for file in files.values()])
+    return [_hub_record(split, place, row) for place, row in enumerate(rows)]
 
 
-def _record(folder: Path, split: str, kind: str, place: int, row: dict) -> Record:
-    item, where = f"{split}_{kind}-{place:05d}", f"row {place} of {split}_{kind}.json"
-    for name in FIELDS:
-        if not str(row.get(name) or "").strip():
-            raise DataError.of(item, f"a {name!r} in {where}", repr(row.get(name)), "fill it in or remove the row")
-    image = folder / "png" / Path(row["imgname"]).name  # the name alone: a row must not reach outside the folder
-    if not image.is_file():
-        raise DataError.of(item, f"the picture {image} of {where}", "no such file", "restore it or remove the row")
-    table = folder / "tables" / f"{image.stem}.csv"
-    supervision = NO_SUPERVISION
-    if table.is_file():
-        supervision = json.dumps({"facts": facts_to_rows(table_facts(table)), "evidence": []})
-    return Record(item, str(row["query"]).strip(), str(row["label"]).strip(), kind, SOURCE,
-                  {"val": "validation"}.get(split, split), image, supervision, f"chartqa {image.stem}")
+def _file_record(folder: Path, split: str, kind: str, place: int, row: Row) -> Record:
+    item = f"{split}_{kind}-{place:05d}"
+    name = Path(text_of(row, "imgname", item)).name  # the name alone: a row must not reach outside the folder
+    image = picture_of(name, item, folder / "png")
+    table = folder / "tables" / f"{Path(name).stem}.csv"
+    supervision = known(table_facts(table)) if table.is_file() else NO_SUPERVISION
+    return Record(item, text_of(row, "query", item), text_of(row, "label", item), kind, SOURCE, SPLITS.get(split, split), image,
+                  supervision, f"chartqa {Path(name).stem}")
+
+
+def _hub_record(split: str, place: int, row: Row) -> Record:
+    if row["human_or_machine"] not in (0, 1):
+        raise DataError.of(f"{split}-{place:05d}", "human_or_machine 0 or 1", repr(row["human_or_machine"]), "correct the row")
+    kind = KINDS[row["human_or_machine"]]
+    item = f"{split}_{kind}-{place:05d}"
+    answer = text_of({"label": list_of(row, "label", item)[0]}, "label", item)
+    return Record(item, text_of(row, "query", item), answer, kind, SOURCE, SPLITS.get(split, split),
+                  picture_of(row["image"], item))

@@ -19,6 +19,7 @@ METHOD_NAMES = {"base": "Base", "sft": "CoT-SFT", "grpo": "GRPO", "sft_grpo": "S
 DEFAULT = "mini"  # the profile whose figures and claims are the repository's
 SPLITS = ("train", "validation", "test", "unseen")
 SUPERVISORS = ("rule", "api", "replay")
+COLLAPSE_ACTIONS = ("warn", "stop")
 POLICIES = ("rule", "raise", "skip")  # what a call without a usable reply comes to (judges.py)
 QUALITIES = ("high", "medium", "low")  # of targets
 ENDPOINT_SETTINGS = ("model", "base_url", "known_as", "max_concurrency", "requests_per_minute", "tokens_per_minute",
@@ -142,6 +143,8 @@ class Profile:
     learning_rates: dict[str, float] = field(default_factory=dict)  # by method; "sft_grpo" is its second phase's
     warmup_steps: dict[str, int] = field(default_factory=dict)  # by method, as above
     model: str = "mini"  # "mini", a local folder or a hub id
+    save_every: int = 50  # steps between checkpoints, from which an interrupted run goes on; 0: none
+    on_collapse: str = "warn"  # or "stop", where rollouts or the loss say that training has collapsed (collapse.py)
     backend: str = "transformers"  # or "unsloth", on a CUDA GPU
     seed: int = 0  # where none is given
     overrides: tuple[tuple[str, Any], ...] = ()  # what was changed against the profile of this name

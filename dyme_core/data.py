@@ -1,7 +1,8 @@
 """One record schema for every question on a picture; the mini splits; what TRL's trainers are given; the data card.
 
 A record keeps its supervision (facts, evidence, steps) as JSON, so that it passes through `datasets` and through TRL's
-reward columns unchanged; `supervision.item_of` reads it back.
+reward columns unchanged; `supervision.item_of` reads it back. What a data set's own scorer needs beyond the answer (`scoring`)
+travels in the same JSON.
 """
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ import datasets
 from PIL import Image
 
 from dyme_core import charts, drawing, prompts
-from dyme_core.facts import facts_of, facts_to_rows
+from dyme_core.facts import Fact, facts_of, facts_to_rows
 from dyme_core.provenance import write_atomic
 from dyme_core.questions import KINDS, Question
 from dyme_core.supervision import VisualRefiner
@@ -31,7 +32,12 @@ LICENCES = (  # beginning of a source, what its package says of it
     ("vega_datasets", "vega_datasets 0.9.0 on PyPI: MIT (barley, Immer et al. 1934; Iowa electricity, U.S. EIA, public "
                       "domain; Seattle weather, NOAA, public domain)"),
     ("generated", "generated: random integers drawn by dyme_core.charts; Apache-2.0, as this repository"),
-    ("ChartQA", "ChartQA (Masry et al. 2022): believed GPL-3.0; not part of this repository"))
+    ("ChartQA", "ChartQA (Masry et al. 2022): believed GPL-3.0; not part of this repository"),
+    ("A-OKVQA", "A-OKVQA (Schwenk et al. 2022): Apache-2.0, its pictures are COCO's; not part of this repository"),
+    ("GSM8K", "GSM8K (Cobbe et al. 2021): MIT; not part of this repository"),
+    ("SLAKE", "SLAKE (Liu et al. 2021): CC BY 4.0, as its card says; not part of this repository"),
+    ("Geo170K", "Geo170K (Gao et al. 2023): its card names no licence; not part of this repository"),
+    ("MathVerse", "MathVerse (Zhang et al. 2024): MIT, as its card says; not part of this repository"))
 
 
 class DataError(ValueError):
@@ -45,7 +51,7 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class Record:
-    """One question on one picture.
+    """One question on one picture, or on none.
 
     Attributes:
         item: id, unique in its data set.
@@ -54,8 +60,9 @@ class Record:
         kind: question kind ("lookup", ...; ChartQA: "human" or "augmented").
         source: where the picture's numbers are from.
         split: one of config.SPLITS.
-        image: the picture, or where it lies.
-        supervision: JSON {facts, evidence, labels, working, conclusion}; NO_SUPERVISION where nothing is known.
+        image: the picture, the bytes of its file, or where it lies; None for a question of text alone.
+        supervision: JSON {facts, evidence, labels, working, conclusion, trace, scoring}, only the first two always there;
+            NO_SUPERVISION where nothing is known.
         table_key: what makes two pictures the same statistics; "" where unknown.
     """
 
@@ -65,7 +72,7 @@ class Record:
     kind: str
     source: str
     split: str
-    image: Image.Image | Path = field(repr=False)
+    image: Image.Image | Path | bytes | None = field(repr=False)
     supervision: str = field(default=NO_SUPERVISION, repr=False)
     table_key: str = ""
 
@@ -78,15 +85,19 @@ class Record:
         """The picture in RGB.
 
         Raises:
-            DataError: if it is missing, unreadable or has no pixels.
+            DataError: if there is none, or if it is missing, unreadable or has no pixels.
         """
+        if self.image is None:
+            raise DataError.of(self.item, "a picture", "a question of text alone", "ask it without a picture")
         try:
-            image = self.image if isinstance(self.image, Image.Image) else Image.open(self.image)
+            image = self.image if isinstance(self.image, Image.Image) else Image.open(
+                io.BytesIO(self.image) if isinstance(self.image, bytes) else self.image)
             if 0 in image.size:
                 raise DataError.of(self.item, "a picture with pixels", f"size {image.size}", "remove the row")
             return image.convert("RGB")
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow says SyntaxError of a broken PNG
-            raise DataError.of(self.item, "a readable picture", f"{self.image} ({error})",
+            what = f"{len(self.image)} bytes" if isinstance(self.image, bytes) else self.image
+            raise DataError.of(self.item, "a readable picture", f"{what} ({error})",
                                "restore the file or remove the row") from error
 
 
@@ -131,18 +142,36 @@ def write_supervision(table: charts.Table, question: Question, **more: str) -> s
                        "labels": question.labels, "working": question.working, "conclusion": question.conclusion, **more})
 
 
+def known(facts: Sequence[Fact] = (), trace: str = "", **scoring: Any) -> str:
+    """A record's supervision as JSON where no steps were computed; NO_SUPERVISION for nothing.
+
+    Args:
+        facts: what the picture shows.
+        trace: thinking that comes with the data set (supervision.TraceRefiner memorizes it).
+        scoring: what the data set's own scorer needs beyond the answer.
+    """
+    more = {"trace": trace, "scoring": scoring}
+    return json.dumps({"facts": facts_to_rows(tuple(facts)), "evidence": [],
+                       **{name: value for name, value in more.items() if value}})
+
+
 def messages(question: str, instruction: str = prompts.THINK_INSTRUCTION) -> list[dict[str, str]]:
     """The conversation that asks `question`; TRL and `decoding` put the picture before its text."""
     return [{"role": "user", "content": prompts.question_text(question, instruction)}]
 
 
 def to_dataset(records: Sequence[Record]) -> datasets.Dataset:
-    """The records as TRL's GRPOTrainer takes them: prompt (conversational), image, and the columns of `Record.row`."""
+    """The records as TRL's GRPOTrainer takes them: prompt (conversational), image, and the columns of `Record.row`.
+
+    Raises:
+        DataError: where some records have a picture and others none; without any there is no column `image`.
+    """
     return _dataset(records, {"prompt": [messages(record.question) for record in records]})
 
 
 def sft_dataset(records: Sequence[Record], refine: Refine) -> datasets.Dataset:
-    """The records as TRL's SFTTrainer takes them: prompt, completion, image; its loss is then on the completion only.
+    """The records as TRL's SFTTrainer takes them: prompt, completion, image (as `to_dataset`); its loss is then on the
+    completion only.
 
     The token ids are the prompt's, the target's and the end token: what DyMETrainer writes into a memorize row.
 
@@ -167,8 +196,13 @@ def target_writer(refiner: VisualRefiner) -> Refine:
 
 def _dataset(records: Sequence[Record], columns: dict[str, list]) -> datasets.Dataset:
     rows = {name: [getattr(record, name) for record in records] for name in COLUMNS}
+    bare = [record.item for record in records if record.image is None]
+    if bare and len(bare) == len(records):
+        return datasets.Dataset.from_dict({**columns, **rows})
+    if bare:
+        raise DataError.of(bare[0], "a picture, as other records have", "none", "train on records of one sort")
     feature = datasets.Image(mode="RGB")
-    images = [feature.encode_example(record.image if isinstance(record.image, Image.Image) else str(record.image))
+    images = [feature.encode_example(str(record.image) if isinstance(record.image, Path) else record.image)
               for record in records]  # encoded here: pictures in memory and in files may stand in one data set
     return datasets.Dataset.from_dict({**columns, "image": images, **rows}).cast_column("image", feature)
 
@@ -181,17 +215,19 @@ def png_bytes(image: Image.Image) -> bytes:
 
 
 def write_jsonl(records: Iterable[Record], folder: Path) -> Path:
-    """Write records for readers of any language: data.jsonl, one row a record, and images/<item>.png.
+    """Write records for readers of any language: data.jsonl, one row a record, and images/<item>.png (`own.own_records`
+    reads them back).
 
     Returns:
-        the path of data.jsonl, whose `image` fields are relative to `folder`.
+        the path of data.jsonl, whose `image` fields are relative to `folder`, and absent where there is no picture.
     """
     lines = []
     for record in records:
-        name = f"images/{record.item}.png"
-        write_atomic(folder / name, png_bytes(record.load_image()))
-        row = {**record.row, "split": record.split, "source": record.source, "table_key": record.table_key,
-               "image": name, "supervision": json.loads(record.supervision)}
+        row = {**record.row, "supervision": json.loads(record.supervision), "split": record.split, "source": record.source,
+               "table_key": record.table_key}
+        if record.image is not None:
+            row["image"] = f"images/{record.item}.png"
+            write_atomic(folder / row["image"], png_bytes(record.load_image()))
         lines.append(json.dumps(row, ensure_ascii=False))
     write_atomic(folder / "data.jsonl", "".join(f"{line}\n" for line in lines))
     return folder / "data.jsonl"
@@ -200,7 +236,9 @@ def write_jsonl(records: Iterable[Record], folder: Path) -> Path:
 def data_card(records: Sequence[Record]) -> str:
     """A Markdown card of the records: counts by split, kind and source, how splits are made, licences."""
     splits = list(dict.fromkeys(record.split for record in records))
-    parts = ["# Data card", "", f"{len(records)} questions, one picture each.", "", _splits_table(records, splits)]
+    num_bare = sum(record.image is None for record in records)
+    pictures = "one picture each" if not num_bare else f"{num_bare} of them without a picture"
+    parts = ["# Data card", "", f"{len(records)} questions, {pictures}.", "", _splits_table(records, splits)]
     for name in ("kind", "source"):
         parts += ["", f"| {name} | {' | '.join(splits)} |", f"| --- |{' ---: |' * len(splits)}"]
         counts = Counter((getattr(record, name), record.split) for record in records)
@@ -219,6 +257,6 @@ def data_card(records: Sequence[Record]) -> str:
 
 def _splits_table(records: Sequence[Record], splits: list[str]) -> str:
     questions = Counter(record.split for record in records)
-    tables = Counter(split for split, _ in {(record.split, record.table_key) for record in records})
+    tables = Counter(split for split, key in {(record.split, record.table_key) for record in records} if key)
     lines = ["| split | questions | tables |", "| --- | ---: | ---: |"]
     return "\n".join([*lines, *(f"| {split} | {questions[split]} | {tables[split]} |" for split in splits)])

@@ -15,10 +15,11 @@ from typing import Any, Protocol
 from transformers import PreTrainedModel, ProcessorMixin
 
 from dyme_core import models, prompts, provenance, ranks, splits
-from dyme_core.config import METHODS, SPLITS
+from dyme_core.config import METHODS
 from dyme_core.data import Record
 from dyme_core.decoding import Decoded, decode
 from dyme_core.rewards import RELAXED_TOLERANCE, score_answer
+from dyme_core.sources import KNOWN
 from dyme_core.store import write_rows
 from dyme_core.supervision import Item, Judgement, RuleChecker, item_of
 
@@ -127,9 +128,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command line: rows, scores and manifest to --out, scores to standard output, progress to standard error."""
     parser = argparse.ArgumentParser("python -m dyme_core.evaluate", description="Score a VLM by the common prompt and rules.")
     parser.add_argument("--model", required=True, help="folder of a saved model, or a hub id")
-    parser.add_argument("--data", required=True, help="mini or chartqa")
-    parser.add_argument("--source", default="", help="the data set's folder (ChartQA's own layout)")
-    parser.add_argument("--split", default="test", choices=SPLITS)
+    parser.add_argument("--data", required=True, help=f"mini, or one of {', '.join(KNOWN)}")
+    parser.add_argument("--source", default="", help="the data set's folder or hub id; its usual one by default")
+    parser.add_argument("--split", default="test", help="ours, or as the data set calls it")
     parser.add_argument("--limit", type=int, help="at most this many questions, kinds in equal numbers")
     parser.add_argument("--out", required=True, type=Path, help="folder for rows.jsonl, scores.txt and manifest.json")
     parser.add_argument("--batch-size", type=int, default=100)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -24,22 +25,24 @@ from trl import GRPOConfig, SFTConfig, SFTTrainer
 
 from dyme_core import config, models, provenance, ranks, splits
 from dyme_core.card import model_card
-from dyme_core.data import Record, sft_dataset, target_writer, to_dataset
+from dyme_core.checkpoints import Keeper, train_from
+from dyme_core.collapse import CollapseWatch
+from dyme_core.data import DataError, Record, sft_dataset, target_writer, to_dataset
 from dyme_core.decoding import caption_match
 from dyme_core.estimate import CARDS, Estimate, estimate, shape_of
 from dyme_core.evaluate import evaluate, summarise
-from dyme_core.experts import BankKeeper, Experts, describe, save_bank, too_long
+from dyme_core.experts import Experts, describe, save_bank, too_long
 from dyme_core.headroom import Headroom, try_longest
 from dyme_core.measured import MeasuredGRPOTrainer
 from dyme_core.preflight import PreflightReport, preflight
 from dyme_core.rewards import reward_functions
 from dyme_core.store import run_file, write_rows
-from dyme_core.supervision import RuleChecker
+from dyme_core.supervision import RuleChecker, item_of
 from dyme_core.trainer import DyMEConfig, DyMETrainer
 
 logger = logging.getLogger(__name__)
 LOGGED = ("loss", "memorize", "explore", "mastered", "format", "accuracy", "correct", "thinking", "zero_variance", "entropy",
-          "thinking_tokens", "truncated", "without_target", "rows", "memorize_norm", "explore_norm", "cosine",
+          "thinking_tokens", "truncated", "repeated", "without_target", "rows", "memorize_norm", "explore_norm", "cosine",
           "generate_s", "score_s", "update_s")
 NEVER = -100.0  # added to a logit: vLLM has no list of suppressed ids
 CAPTIONS = 100  # validation charts that the final policy is asked to describe
@@ -86,10 +89,33 @@ class StepLog(TrainerCallback):
         self.rows: list[dict[str, Any]] = []
         self.tokens = self._phase_tokens = 0  # prompts and completions; TRL counts anew in each phase
         self.evaluate_s = self.evaluate_cpu_s = 0.0
+        self.resumed: list[int] = []  # steps from which training went on
+        self._before = (0.0, 0.0)  # seconds and CPU seconds of training until it was interrupted
         self._start = self._step_start = time.perf_counter()
+        self._start_step = 0
+        self.begin()
+
+    def begin(self) -> None:
+        """Count what training takes from here on, without the evaluations in between."""
+        self._begun = time.perf_counter() - self.evaluate_s, time.process_time() - self.evaluate_cpu_s
+
+    def spent(self) -> tuple[float, float]:
+        """Seconds and CPU seconds of training so far."""
+        return (self._before[0] + time.perf_counter() - self.evaluate_s - self._begun[0],
+                self._before[1] + time.process_time() - self.evaluate_cpu_s - self._begun[1])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows, "tokens": self.tokens, "phase_tokens": self._phase_tokens, "steps_before": self.steps_before,
+                "resumed": self.resumed, "spent": self.spent()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.rows, self.tokens, self._phase_tokens = state["rows"], state["tokens"], state["phase_tokens"]
+        self.steps_before, self._before = state["steps_before"], tuple(state["spent"])
+        self.resumed = [*state["resumed"], self.rows[-1]["step"]]
+        self.begin()
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self._start = time.perf_counter()  # the time left is of this phase and its pace
+        self._start, self._start_step = time.perf_counter(), state.global_step  # the time left is of this phase and its pace
 
     def on_train_end(self, args, state, control, **kwargs):
         self.tokens, self._phase_tokens = self.tokens + self._phase_tokens, 0
@@ -109,7 +135,8 @@ class StepLog(TrainerCallback):
         asked = ranks.total(self.experts.take_counts()) if self.experts is not None else {}
         row |= asked
         self.rows.append(row)
-        left = (state.max_steps - state.global_step) * (time.perf_counter() - self._start) / state.global_step
+        left = (state.max_steps - state.global_step) * (time.perf_counter() - self._start) \
+            / max(1, state.global_step - self._start_step)
         modes = f", memorize {row['memorize']:.0f} explore {row['explore']:.0f} mastered {row['mastered']:.0f}" \
             if "memorize" in row else ""
         modes += f", {describe(asked)}" if asked else ""
@@ -137,7 +164,8 @@ def shared_arguments(run: Run, steps: int, learning_rate: float, folder: Path) -
     engine = run.profile.engine
     return dict(output_dir=str(folder), max_steps=steps, learning_rate=learning_rate, seed=run.seed, optim="adamw_torch",
                 lr_scheduler_type="linear", warmup_steps=run.profile.warmup_steps[run.method], weight_decay=0.0,
-                max_grad_norm=1.0, logging_steps=1, save_strategy="no", report_to="none", disable_tqdm=True,
+                max_grad_norm=1.0, logging_steps=1, save_strategy="steps" if run.profile.save_every else "no",
+                save_steps=run.profile.save_every or 1, save_total_limit=2, report_to="none", disable_tqdm=True,
                 use_cpu=not torch.cuda.is_available(), bf16=engine.bf16, gradient_checkpointing=engine.gradient_checkpointing,
                 gradient_checkpointing_kwargs={"use_reentrant": False}, dataloader_pin_memory=False,
                 remove_unused_columns=False)
@@ -155,32 +183,27 @@ def grpo_arguments(run: Run, processor) -> dict[str, Any]:
                 **(vllm if engine.use_vllm else {"generation_kwargs": {"suppress_tokens": forbidden}}))
 
 
-def train_sft(run: Run, experts: Experts, model, processor, records: list[Record], log: StepLog, steps: int,
-              learning_rate: float, folder: Path):
+def sft_trainer(run: Run, experts: Experts, model, processor, records: list[Record], log: StepLog, steps: int,
+              learning_rate: float, folder: Path) -> Trainer:
     """CoT-SFT with TRL's SFTTrainer on the refined targets, one target a prompt, as many prompts a step as the others."""
     arguments = SFTConfig(**shared_arguments(run, steps, learning_rate, folder), max_length=None,
                           **run.profile.engine.batch(run.profile.training.prompts_per_step, ranks.size()))
-    _train(SFTTrainer(model, args=arguments, train_dataset=sft_dataset(records, experts.offline(records)),
-                      processing_class=processor, callbacks=[log]))
+    return SFTTrainer(model, args=arguments, train_dataset=sft_dataset(records, experts.offline(records)),
+                      processing_class=processor, callbacks=[log])
 
 
-def _train(trainer: Trainer) -> None:
-    trainer.remove_callback(PrinterCallback)  # StepLog says the same in one readable line
-    trainer.train()
-
-
-def train_grpo(run: Run, experts: Experts, model, processor, records: list[Record], log: StepLog, steps: int,
-               learning_rate: float, folder: Path):
+def grpo_trainer(run: Run, experts: Experts, model, processor, records: list[Record], log: StepLog, steps: int,
+               learning_rate: float, folder: Path) -> Trainer:
     """GRPO as TRL has it, on format and accuracy; the checker's score is measured with weight 0 (it is DyME's supervision)."""
     arguments = GRPOConfig(**shared_arguments(run, steps, learning_rate, folder), **grpo_arguments(run, processor),
                            reward_weights=[1.0, 1.0, 0.0])
-    _train(MeasuredGRPOTrainer(model, args=arguments, train_dataset=to_dataset(records), processing_class=processor,
+    return MeasuredGRPOTrainer(model, args=arguments, train_dataset=to_dataset(records), processing_class=processor,
                                reward_funcs=reward_functions(RuleChecker()), callbacks=[log],
-                               correct_needs_format=run.profile.training.correct_needs_format))
+                               correct_needs_format=run.profile.training.correct_needs_format)
 
 
-def train_dyme(run: Run, experts: Experts, model, processor, records: list[Record], log: StepLog, steps: int,
-               learning_rate: float, folder: Path):
+def dyme_trainer(run: Run, experts: Experts, model, processor, records: list[Record], log: StepLog, steps: int,
+               learning_rate: float, folder: Path) -> Trainer:
     """DyME. Pure: targets written once, before training, thinking scored by rule. Full: checker and refiner at work during
     training, the template bank learning from rollouts rated "high"."""
     training = run.profile.training
@@ -191,14 +214,14 @@ def train_dyme(run: Run, experts: Experts, model, processor, records: list[Recor
                            reward_gate=training.reward_gate, correct_needs_format=training.correct_needs_format)
     supervision = {"reward_funcs": reward_functions(RuleChecker()), "refine": experts.offline(records)} \
         if run.method == "pure_dyme" else experts.online(training)
-    _train(DyMETrainer(model, args=arguments, train_dataset=to_dataset(records), processing_class=processor, **supervision,
-                       callbacks=[log, BankKeeper(experts.bank)]))
+    return DyMETrainer(model, args=arguments, train_dataset=to_dataset(records), processing_class=processor, **supervision,
+                       callbacks=[log])
 
 
 def phases(run: Run) -> list[tuple[Callable, int, float]]:
-    """(train function, steps, learning rate) of each phase of the run's method; all methods get the same steps in all."""
+    """(function that makes the trainer, steps, learning rate) of each phase; all methods get the same steps in all."""
     steps, rates = run.profile.training.steps, run.profile.learning_rates
-    dyme, grpo, sft = train_dyme, train_grpo, train_sft
+    dyme, grpo, sft = dyme_trainer, grpo_trainer, sft_trainer
     first = int(steps * run.profile.training.sft_share)
     return {"base": [], "sft": [(sft, steps, rates["sft"])], "grpo": [(grpo, steps, rates["grpo"])],
             "sft_grpo": [(sft, first, rates["sft"]), (grpo, steps - first, rates["sft_grpo"])],
@@ -251,6 +274,18 @@ def load_start(run: Run) -> tuple[Any, Any]:
     return model if model.device.type != "cpu" else model.to(ranks.device()), processor
 
 
+def check_facts(records: list[Record]) -> None:
+    """Refuse to train on targets where no question has what they are written from.
+
+    Raises:
+        DataError: where no record has facts of its picture.
+    """
+    if not any(item_of(record.row).facts for record in records):
+        raise DataError(f"none of {len(records)} training questions has facts of its picture, so that no target can be written "
+                        "and no thinking checked; give data.source a folder with tables (ChartQA's own release has them), "
+                        "extract facts first (extraction), or train with grpo")
+
+
 def expected(run: Run, model, checked: PreflightReport) -> Estimate:
     """What a step of the run will take, on this card if `estimate` knows it, from the model and its longest prompt."""
     vision = sum(p.numel() for name, p in model.named_parameters() if "vision_tower" in name or "vision_model" in name)
@@ -276,6 +311,8 @@ def check_memory(run: Run, model, processor, longest: Record) -> Headroom:
 def _execute(run: Run, names: tuple[str, ...], keep_policy: bool, experts: Experts, model, processor) -> dict[str, Any]:
     started, training, data = datetime.now(UTC), run.profile.training, run.profile.data
     records = experts.supposed(splits.of_profile(run.profile, "train", run.seed))
+    if run.method not in UNSUPERVISED:
+        check_facts(records)
     held_out = {split: splits.of_profile(run.profile, split, run.seed) for split in data.held_out}
     watched = held_out[data.held_out[0]]
     refine = _no_target if run.method in UNSUPERVISED else target_writer(experts.rules)
@@ -285,15 +322,24 @@ def _execute(run: Run, names: tuple[str, ...], keep_policy: bool, experts: Exper
         logger.info("%s", expected(run, model, checked))
         check_memory(run, model, processor, next(record for record in records if record.item == checked.longest_item))
     log = StepLog(run, watched, processor, experts=experts)
-    log.measure(model, 0)
-    # What training takes is counted from here, without the evaluations in between.
-    start, cpu_start = time.perf_counter() - log.evaluate_s, time.process_time() - log.evaluate_cpu_s
-    checkpoint = run.paths.runs / run.name
-    for train, steps, learning_rate in phases(run):
-        train(run, experts, model, processor, records, log, steps, learning_rate, checkpoint / "trainer")
+    folder = run.paths.runs / run.name
+    watch, chosen = CollapseWatch(run.profile.on_collapse), phases(run)
+    keeper = Keeper(fingerprint(run), log=log, bank=experts.bank, watch=watch)
+    found = {number: path for number in range(len(chosen)) if (path := keeper.latest(folder / f"phase-{number}"))}
+    if not found:
+        log.measure(model, 0)
+    log.begin()
+    for number, (trainer_of, steps, learning_rate) in enumerate(chosen):
+        if number < max(found, default=0):  # a later phase was under way
+            continue
+        trainer = trainer_of(run, experts, model, processor, records, log, steps, learning_rate, folder / f"phase-{number}")
+        trainer.add_callback(watch)
+        trainer.remove_callback(PrinterCallback)  # StepLog says the same in one readable line
+        keeper.kept |= {"held": trainer.held} if isinstance(trainer, DyMETrainer) else {}
+        train_from(trainer, found.get(number), keeper)
         log.steps_before += steps
-    train_s = time.perf_counter() - start - log.evaluate_s
-    cpu_s = sum(ranks.gather(time.process_time() - cpu_start - log.evaluate_cpu_s))
+    train_s, cpu_s = log.spent()
+    cpu_s = sum(ranks.gather(cpu_s))
     # Every process answers every question: none is waited for, and a model that is dealt over cards needs all of them.
     rows = [row for split in names for row in
             evaluate(model, processor, held_out[split], max_new_tokens=training.max_completion_tokens,
@@ -304,6 +350,7 @@ def _execute(run: Run, names: tuple[str, ...], keep_policy: bool, experts: Exper
                 "steps": log.steps_before, "processes": ranks.size(),
                 "settings": settings_of(run), "started": started.isoformat(timespec="seconds"),
                 "seconds": (datetime.now(UTC) - started).total_seconds(),
+                "resumed": log.resumed,
                 "train_s": train_s, "cpu_s": cpu_s, "tokens": log.tokens, "s_per_step": train_s / max(1, log.steps_before),
                 "rollouts": sum("generate_s" in row for row in steps) * training.prompts_per_step * training.num_generations,
                 "captions": captions, "results": _results(rows, names), "supervision": experts.summary(),
@@ -312,9 +359,11 @@ def _execute(run: Run, names: tuple[str, ...], keep_policy: bool, experts: Exper
     state = ranks.whole_state(model) if keep_policy else None
     if ranks.is_writer():
         if keep_policy:
-            keep(model, processor, checkpoint / "policy", manifest, state)
-        save_bank(experts.bank, checkpoint)
+            keep(model, processor, folder / "policy", manifest, state)
+        save_bank(experts.bank, folder)
         _store(run, log.rows, rows, manifest)
+        for number in range(len(chosen)):
+            shutil.rmtree(folder / f"phase-{number}", ignore_errors=True)  # checkpoints, of no use any more
     return manifest
 
 
@@ -344,6 +393,13 @@ def _results(rows: list[dict[str, Any]], names: tuple[str, ...]) -> dict[str, di
 
 def _no_target(rows: list[dict[str, Any]]) -> list[None]:
     return [None] * len(rows)
+
+
+def fingerprint(run: Run) -> str:
+    """What a run's result depends on: its settings, the core's sources and the base."""
+    root = run.paths.root
+    sources = [*provenance.rooms_of("experiment", root / "dyme_core"), *base_folder(run.paths, run.model, run.seed).glob("*")]
+    return provenance.hash_json([repr(run), provenance.hash_files(sources, root)])
 
 
 def base_folder(paths: config.Paths, model: str, seed: int) -> Path:

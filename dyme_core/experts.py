@@ -3,14 +3,11 @@ API, or a recording of one.
 """
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-
-from transformers import TrainerCallback
 
 from dyme_core import config, provenance, ranks
 from dyme_core.client import Client, Endpoint, Recording
@@ -139,26 +136,8 @@ class Experts:
             self._recording.close()
 
 
-class BankKeeper(TrainerCallback):
-    """Saves the template bank in every checkpoint, and restores it where training resumes from one."""
-
-    def __init__(self, bank: TemplateBank) -> None:
-        self.bank = bank
-
-    def on_save(self, args, state, control, **kwargs):
-        if state.is_world_process_zero:
-            save_bank(self.bank, _checkpoint(args, state))
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        path = _checkpoint(args, state) / BANK_FILE
-        if state.global_step and path.is_file():
-            self.bank.load_state_dict(json.loads(path.read_text()))
-        elif state.global_step:
-            logger.warning("resumed at step %d, but there is no %s; the template bank starts anew", state.global_step, path)
-
-
 def save_bank(bank: TemplateBank, folder: Path) -> None:
-    """Write the bank's state into a checkpoint folder."""
+    """Write the bank's state into a run's folder."""
     provenance.write_json(folder / BANK_FILE, bank.state_dict())
 
 
@@ -176,7 +155,3 @@ def describe(counts: dict[str, float]) -> str:
     parts = "{supervision_calls:.0f} calls, {supervision_hits:.0f} hits, {supervision_failures:.0f} failed, " \
             "{supervision_waited_s:.1f} s waited"
     return parts.format(**counts)
-
-
-def _checkpoint(args: Any, state: Any) -> Path:
-    return Path(args.output_dir) / f"checkpoint-{state.global_step}"

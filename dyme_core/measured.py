@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ class MeasuredGRPOTrainer(GRPOTrainer):
 
     Logged: groups by mode (memorize / explore / mastered: none, some, all of a prompt's rollouts correct; plain GRPO only
     counts them), mean format / accuracy / thinking / correct, share of zero-variance groups, thinking length in tokens,
-    share of truncated rollouts, seconds to generate, to score and to update.
+    share of truncated rollouts and of those that repeat one token, seconds to generate, to score and to update.
 
     Args:
         reward_funcs: exactly [format, accuracy, thinking], each in [0, 1] (rewards.reward_functions).
@@ -60,10 +61,11 @@ class MeasuredGRPOTrainer(GRPOTrainer):
         thinking = [split_response(completion_text(completion))[0] for completion in completions]
         lengths = [len(ids) for ids in self._tokenizer(thinking, add_special_tokens=False)["input_ids"]]
         truncated = [ids[-1] not in self.eos_token_ids for ids in completion_ids_list]
-        local = torch.tensor([lengths, truncated], dtype=torch.float32, device=self.accelerator.device).mean(dim=1)
-        means = self.accelerator.gather(local[None]).mean(dim=0).tolist()
-        metrics["thinking_tokens"].append(means[0])
-        metrics["truncated"].append(means[1])
+        repeated = [_is_one_token(ids) for ids in completion_ids_list]
+        local = torch.tensor([lengths, truncated, repeated], dtype=torch.float32, device=self.accelerator.device).mean(dim=1)
+        for name, mean in zip(("thinking_tokens", "truncated", "repeated"), self.accelerator.gather(local[None]).mean(dim=0),
+                              strict=True):
+            metrics[name].append(mean.item())
 
     def _generate_and_score_completions(self, inputs):
         start = time.perf_counter()
@@ -80,3 +82,8 @@ class MeasuredGRPOTrainer(GRPOTrainer):
         for name, seconds in self._seconds.items():  # TRL logs the mean over micro-batches; wanted is the step's sum
             self._metrics["train"][name].append(seconds * self.current_gradient_accumulation_steps)
         return loss
+
+
+def _is_one_token(ids: Sequence[int]) -> bool:
+    """True where one token makes up most of a rollout; short ones say nothing."""
+    return len(ids) >= 8 and Counter(ids).most_common(1)[0][1] > len(ids) / 2

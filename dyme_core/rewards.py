@@ -120,6 +120,7 @@ class ThinkingReward:
             costs nothing, and where thinking is to be measured.
         mastered: as for the switch; "explore" asks about groups that are all correct, too.
         correct_needs_format: as for the switch.
+        accuracy: the accuracy reward that is trained with, as it decides which groups are mixed.
         on_all_wrong: given the record of each all-wrong prompt before the checker is asked, so that targets can be under way
             meanwhile; more than once where `watch` is used.
     """
@@ -127,9 +128,10 @@ class ThinkingReward:
     __name__ = "thinking_reward"  # TRL names its metrics by it
 
     def __init__(self, checker: Checker, *, group_size: int | None = None, mastered: str = "skip",
-                 correct_needs_format: bool = True, on_all_wrong: Callable[[list[dict[str, Any]]], None] | None = None) -> None:
+                 correct_needs_format: bool = True, on_all_wrong: Callable[[list[dict[str, Any]]], None] | None = None,
+                 accuracy: Callable[..., list[float]] = accuracy_reward) -> None:
         self.checker, self.group_size, self.mastered = checker, group_size, mastered
-        self.correct_needs_format, self.on_all_wrong = correct_needs_format, on_all_wrong
+        self.correct_needs_format, self.on_all_wrong, self.accuracy = correct_needs_format, on_all_wrong, accuracy
 
     def __call__(self, completions: Sequence[Completion], **columns: Any) -> list[float]:
         """Score the completions; every data column given as a list with one value per completion joins the record.
@@ -167,7 +169,8 @@ class ThinkingReward:
         for _, places in groupby(range(len(texts)), key=lambda place: records[place]["item"]):
             group = list(places)
             ended = [place for place in group if texts[place] is not None]
-            right = accuracy_reward([texts[place] for place in ended], [records[place]["answer"] for place in ended])
+            columns = {name: [records[place][name] for place in ended] for name in records[group[0]]}
+            right = self.accuracy([texts[place] for place in ended], **columns)
             num_correct = sum(score > 0.5 and (is_formed[place] or not self.correct_needs_format)
                               for place, score in zip(ended, right, strict=True))
             num_wrong, is_whole = len(ended) - num_correct, len(group) == self.group_size
@@ -180,9 +183,16 @@ class ThinkingReward:
         return asked
 
 
-def reward_functions(checker: Checker, **options: Any) -> list[Callable[..., list[float]]]:
-    """Give the three reward functions of DyME in the order [format, accuracy, thinking]; options as for ThinkingReward."""
-    return [format_reward, accuracy_reward, ThinkingReward(checker, **options)]
+def reward_functions(checker: Checker, accuracy: Callable[..., list[float]] = accuracy_reward, **options: Any
+                     ) -> list[Callable[..., list[float]]]:
+    """Give the three reward functions of DyME in the order [format, accuracy, thinking].
+
+    Args:
+        checker: scores the thinking.
+        accuracy: the task's (`scoring.accuracy_of`); ChartQA's, tolerance 0, by default.
+        options: as for ThinkingReward.
+    """
+    return [format_reward, accuracy, ThinkingReward(checker, accuracy=accuracy, **options)]
 
 
 def _checked(score: float | None, record: dict[str, Any]) -> float:

@@ -5,7 +5,6 @@ where an earlier scheduler was killed and left its processes behind.
 """
 from __future__ import annotations
 
-import ast
 import fcntl
 import json
 import logging
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from dyme_core import config, provenance
-from dyme_core.experiment import HELD_OUT, Run, base_folder
+from dyme_core.experiment import HELD_OUT, Run, base_folder, fingerprint
 from dyme_core.store import run_file
 
 logger = logging.getLogger(__name__)
@@ -58,31 +57,6 @@ class Job:
     needs: tuple[str, ...] = ()
     run: Run | None = None
     minutes: int = 0
-
-
-def fingerprint(run: Run) -> str:
-    """What a run's result depends on: its settings, the core's sources and the base."""
-    root = run.paths.root
-    sources = [*rooms_of("experiment", root / "dyme_core"), *base_folder(run.paths, run.model, run.seed).glob("*")]
-    return provenance.hash_json([repr(run), provenance.hash_files(sources, root)])
-
-
-def rooms_of(room: str, folder: Path) -> set[Path]:
-    """The sources of a room and of every room that it loads, itself or through another, read from their imports: what only
-    reads a run's rows, draws or orders them may change without training again."""
-    found: set[Path] = set()
-    waiting = [room]
-    while waiting:
-        path = folder / f"{waiting.pop()}.py"
-        if path in found or not path.is_file():
-            continue
-        found.add(path)
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and node.module == "dyme_core":
-                waiting += [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("dyme_core."):
-                waiting.append(node.module.removeprefix("dyme_core."))
-    return found
 
 
 def stored_files(run: Run) -> list[Path]:

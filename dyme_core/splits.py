@@ -6,33 +6,28 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 
-from dyme_core.chartqa import chartqa_records
+from dyme_core import sources
 from dyme_core.config import Profile, World
 from dyme_core.data import Record, mini_records
 
-CHARTQA = {"train": "train", "validation": "val", "test": "test"}  # its own names
+OTHER_NAMES = {("chartqa", "validation"): "val", ("mathverse", "test"): "testmini"}  # what a data set calls our splits
 
 
 def load(name: str, source: str, split: str) -> list[Record]:
     """All questions of one split.
 
     Args:
-        name: "mini", whose test splits have World's numbers, or "chartqa".
-        source: the data set's folder.
-        split: one of config.SPLITS that the data set has.
+        name: "mini", whose test splits have World's numbers, or a key of sources.KNOWN.
+        source: the data set's folder or hub id; "" is its usual hub id.
+        split: one of config.SPLITS, or as the data set calls it.
     Raises:
-        ValueError: for an unknown data set or split, or a data set without a folder.
+        DataError: for an unknown data set, and what its reader raises.
     """
     if name == "mini":
         return mini_records(split, _count(World(), split), seed=0)
-    if name != "chartqa" or split not in CHARTQA:
-        raise ValueError(f"expected the data set mini or chartqa, and of ChartQA one of {', '.join(CHARTQA)}: got {name!r}, "
-                         f"{split!r}")
-    if not source:
-        raise ValueError(f"data set {name!r} needs a source: the folder that holds it")
-    return chartqa_records(Path(source), CHARTQA[split])
+    usual = sources.KNOWN[name].hub_id if name in sources.KNOWN else ""
+    return sources.load(name, source or usual, OTHER_NAMES.get((name, split), split))
 
 
 def of_profile(profile: Profile, split: str, seed: int) -> list[Record]:

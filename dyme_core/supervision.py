@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from dyme_core.facts import Fact, Reading, facts_from_rows, read_trace, write_facts
-from dyme_core.prompts import MIN_THINKING_WORDS
+from dyme_core.prompts import MIN_THINKING_WORDS, is_well_formed, write_response
 from dyme_core.quantities import same_answer
 
 SCORES = {"low": 0.0, "medium": 0.5, "high": 1.0}  # the rubric's three grades
@@ -194,6 +194,16 @@ class RuleRefiner:
         """A target per data record, None for one without evidence; raises as `refine` does for one that is wrong."""
         items = [item_of(record) for record in records]
         return [self.refine(item) if item.evidence else None for item in items]
+
+
+class TraceRefiner:
+    """Gives the thinking that comes with the data set itself: GSM8K's solution, A-OKVQA's rationale, your own `trace`."""
+
+    def refine_all(self, records: Sequence[dict[str, Any]]) -> list[str | None]:
+        """The trace of each data record; None where there is none, or none that a well-formed response can hold."""
+        traces = [json.loads(record["supervision"]).get("trace", "") for record in records]
+        return [trace if is_well_formed(write_response(trace, record["answer"])) else None
+                for trace, record in zip(traces, records, strict=True)]
 
 
 @dataclass

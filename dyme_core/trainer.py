@@ -97,7 +97,7 @@ class DyMETrainer(MeasuredGRPOTrainer):
         self.refine, self.watch, self.on_scored = refine, watch, on_scored
         self._inputs: list[dict[str, Any]] = []  # data rows of the batch that is being made
         self._hints: list[list[int]] = []  # token ids, one list per local row; empty where rollouts start from nothing
-        self._held: list[assembly.Batch] = []  # rows with targets that wait (Decision.hold)
+        self.held = assembly.Held()  # rows with targets that wait (Decision.hold)
 
     @property
     def progress(self) -> float:
@@ -163,7 +163,7 @@ class DyMETrainer(MeasuredGRPOTrainer):
             logger.info("step %d: nothing to learn from this batch: %s", self.state.global_step, self._why_nothing(groups))
         if args.probe_every and self.state.global_step % args.probe_every == 0:
             self._probe(batch, len(inputs))
-        batch = assembly.fit_rows(batch, args.steps_per_generation, args.drop_idle_rows, self._most)
+        batch = self._fit_rows(batch)
         # TRL's mean is over all rows there are; the switch's weights are meant for the rollouts of the step.
         batch["advantages"] = batch["advantages"] * (len(batch["advantages"]) / len(inputs))
         self._metrics["train"]["rows"].append(len(batch["advantages"]) * self.accelerator.num_processes)
@@ -172,9 +172,12 @@ class DyMETrainer(MeasuredGRPOTrainer):
         del batch["is_target"]
         return batch
 
-    def _most(self, number: int) -> int:
-        """The largest of the processes' numbers."""
-        return int(self.accelerator.gather(torch.tensor([number], device=self.accelerator.device)).max())
+    def _fit_rows(self, batch: assembly.Batch) -> assembly.Batch:
+        """Rows that teach, and as many more as TRL needs: as many on every process, and in every micro-batch."""
+        needed = assembly.busy_rows(batch) if self.args.drop_idle_rows else list(range(len(batch["advantages"])))
+        most = self.accelerator.gather(torch.tensor([len(needed)], device=batch["advantages"].device)).max().item()
+        parts = self.args.steps_per_generation
+        return assembly.fit_rows(batch, needed, -(-max(1, most) // parts) * parts)
 
     def _memorize(self, inputs, batch: assembly.Batch, rows: list[tuple[int, float]], decision: switches.Decision
                   ) -> assembly.Batch:
@@ -185,10 +188,10 @@ class DyMETrainer(MeasuredGRPOTrainer):
         self._metrics["train"]["without_target"].append(self.accelerator.gather(num_missing).sum().item())
         batch["is_target"] = torch.zeros(len(inputs), dtype=torch.bool, device=batch["advantages"].device)
         if decision.hold:
-            self._held += [self._target_rows(batch, [target]) for target in found]
-            if len(self._held) < decision.hold:
+            self.held.batches += [self._target_rows(batch, [target]) for target in found]
+            if len(self.held.batches) < decision.hold:
                 return batch
-            released, self._held = self._held, []
+            released, self.held.batches = self.held.batches, []
             return assembly.join([batch, *released], self._tokenizer.pad_token_id)
         idle = [target for target in found if batch["advantages"][target[0]] == 0]
         if len(idle) < len(found):

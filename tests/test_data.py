@@ -165,6 +165,41 @@ def test_a_cut_off_picture_is_refused(splits, tmp_path: Path) -> None:
         replace(record, image=tmp_path / "half.png").load_image()
 
 
+def test_questions_without_pictures_have_no_image_column(splits) -> None:
+    bare = [replace(record, image=None) for record in splits["train"][:2]]
+    assert data.to_dataset(bare).column_names == ["prompt", *data.COLUMNS]
+    assert data.sft_dataset(bare, data.target_writer(RuleRefiner())).column_names == ["prompt", "completion", *data.COLUMNS]
+
+
+@pytest.mark.parametrize("make", [data.to_dataset, lambda records: data.sft_dataset(records, lambda rows: ["t"] * len(rows))])
+def test_questions_with_and_without_pictures_do_not_mix(splits, make) -> None:
+    first, second = splits["train"][:2]
+    with pytest.raises(data.DataError, match="train-0-00001.*picture"):
+        make([first, replace(second, image=None)])
+
+
+def test_a_question_without_a_picture_has_none_to_load(splits) -> None:
+    with pytest.raises(data.DataError, match="train-0-00000.*text alone"):
+        replace(splits["train"][0], image=None).load_image()
+
+
+def test_pictures_in_memory_in_bytes_and_in_files_are_the_same_to_a_data_set(splits, tmp_path: Path) -> None:
+    record = splits["train"][0]
+    stored = data.png_bytes(record.image)
+    (tmp_path / "a.png").write_bytes(stored)
+    rows = data.to_dataset([record, replace(record, image=stored), replace(record, image=tmp_path / "a.png")])
+    assert {row["image"].tobytes() for row in rows} == {record.image.tobytes()}
+    assert replace(record, image=stored).load_image().tobytes() == record.image.tobytes()
+    with pytest.raises(data.DataError, match="train-0-00000.*120 bytes"):
+        replace(record, image=stored[:120]).load_image()
+
+
+def test_what_is_known_is_written_and_nothing_known_is_no_supervision() -> None:
+    assert data.known() == data.NO_SUPERVISION
+    assert json.loads(data.known(trace="First this .", choices=["a"])) == {
+        "facts": [], "evidence": [], "trace": "First this .", "scoring": {"choices": ["a"]}}
+
+
 def chartqa_folder(folder: Path, **row: object) -> Path:
     """ChartQA's layout with one question, `row` replacing its fields."""
     (folder / "png").mkdir()

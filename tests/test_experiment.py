@@ -6,13 +6,14 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from dyme_core import config, data, experiment, models, prompts, report, scheduler, store
+from dyme_core import config, data, experiment, models, prompts, provenance, report, scheduler, store
 from dyme_core.experiment import Run
 from dyme_core.prompts import write_response
 from dyme_core.supervision import RuleRefiner, item_of
@@ -29,7 +30,7 @@ ROW = {"run", "method", "variant", "model", "seed", "step", "split", "item", "ki
        "num_thinking_tokens", "num_tokens", "is_truncated"}
 STEP = {"event", "run", "method", "variant", "model", "seed", "step", "loss", "entropy", "seconds"}
 ROLLOUT_STEP = STEP | {"generate_s", "score_s", "update_s", "memorize", "explore", "mastered", "format", "accuracy",
-                       "correct", "thinking", "zero_variance", "thinking_tokens", "truncated"}
+                       "correct", "thinking", "zero_variance", "thinking_tokens", "truncated", "repeated"}
 DYME_STEP = ROLLOUT_STEP | {"without_target", "rows"}
 PROBED = {"memorize_norm", "explore_norm", "cosine"}  # of the first step and of every fortieth
 EVAL = {"event", "run", "method", "model", "seed", "step", "correct", "has_format", "groundedness", "thinking", "num_items"}
@@ -119,6 +120,14 @@ def test_a_model_of_ones_own_is_estimated_tried_on_its_longest_sample_and_kept_w
         path.unlink()  # the report below shall see its own runs only
 
 
+def test_methods_that_need_targets_refuse_questions_without_facts(root: Path, monkeypatch) -> None:
+    bare = [replace(record, supervision=data.NO_SUPERVISION) for record in data.mini_records("train", 8, 0)]
+    monkeypatch.setattr(experiment.splits, "of_profile", lambda *asked: bare)
+    with pytest.raises(data.DataError, match="none of 8 training questions has facts .* or train with grpo"):
+        experiment.execute(smoke("full_dyme"))
+    experiment.check_facts([*bare, *data.mini_records("train", 1, 1)])  # one is enough to begin
+
+
 def test_the_base_is_evaluated_and_trained_for_no_time(root: Path) -> None:
     manifest = experiment.execute(smoke("base"), splits=("validation",))
     assert manifest["steps"] == manifest["rollouts"] == manifest["tokens"] == 0 and manifest["settings"]["learning_rate"] == []
@@ -132,10 +141,10 @@ def test_the_base_is_evaluated_and_trained_for_no_time(root: Path) -> None:
 def test_a_run_learns_from_what_its_settings_spoil_and_is_measured_on_what_is_true(root: Path, monkeypatch) -> None:
     given, trained, measured = {"supervision.quality": "low", "supervision.corruption": 0.5, "world.train_real_share": 1.0,
                                 "world.left_out_kinds": ["gap", "count"], "training.steps": 1}, [], []
-    train, evaluate = experiment.train_sft, experiment.evaluate
-    monkeypatch.setattr(experiment, "train_sft", lambda run, experts, model, processor, records, *rest: (
+    train, evaluate = experiment.sft_trainer, experiment.evaluate
+    monkeypatch.setattr(experiment, "sft_trainer", lambda run, experts, model, processor, records, *rest: (
         trained.extend(zip(records, experts.offline(records)([record.row for record in records]), strict=True)),
-        train(run, experts, model, processor, records, *rest)))
+        train(run, experts, model, processor, records, *rest))[1])
     monkeypatch.setattr(experiment, "evaluate", lambda model, processor, records, **rest: (
         measured.append(records), evaluate(model, processor, records, **rest))[1])
     monkeypatch.setattr(experiment, "caption_match", lambda model, processor, records: len(records) / 1000)
@@ -154,15 +163,13 @@ def test_a_run_learns_from_what_its_settings_spoil_and_is_measured_on_what_is_tr
 
 
 def test_grpo_is_measured_on_thinking_but_learns_nothing_from_it(root: Path, monkeypatch, tmp_path: Path) -> None:
-    trainers = []
-    monkeypatch.setattr(experiment, "_train", trainers.append)
     run = smoke("grpo")
     model, processor = models.load_policy(root / "bases" / "svlm-s0")
     records = data.mini_records("train", 2, seed=0)
     log = experiment.StepLog(run, [], processor)
     experts = experiment.Experts(run.profile.supervision, run.paths, tmp_path)
-    experiment.train_grpo(run, experts, model, processor, records, log, steps=1, learning_rate=1e-4, folder=tmp_path)
-    [trainer] = trainers
+    trainer = experiment.grpo_trainer(run, experts, model, processor, records, log, steps=1, learning_rate=1e-4,
+                                      folder=tmp_path)
     said = []
     for record in records:  # all right and well formed; half of them name the facts
         grounded = RuleRefiner().refine(item_of(record.row))
@@ -255,8 +262,8 @@ def test_what_a_run_depends_on_is_read_from_its_imports_through_every_room(tmp_p
                          "data": "from dyme_core.facts import Fact\n", "facts": "", "trainer": "from dyme_core import data\n",
                          "figures": "from dyme_core import data\n"}.items():
         (tmp_path / f"{room}.py").write_text(source)
-    assert {path.stem for path in scheduler.rooms_of("experiment", tmp_path)} == {"experiment", "data", "facts", "trainer"}
+    assert {path.stem for path in provenance.rooms_of("experiment", tmp_path)} == {"experiment", "data", "facts", "trainer"}
     core = Path(scheduler.__file__).parent
-    loaded = {path.stem for path in scheduler.rooms_of("experiment", core)}
+    loaded = {path.stem for path in provenance.rooms_of("experiment", core)}
     assert {"objective", "trainer", "supervision", "facts", "drawing"} <= loaded
     assert not {"figures", "runner", "scheduler", "pretrain"} & loaded

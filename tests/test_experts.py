@@ -15,10 +15,11 @@ from scripted_server import ScriptedServer
 from transformers import TrainerCallback
 
 from dyme_core import config, data, experiment, experts, models
+from dyme_core.checkpoints import Keeper, train_from
 from dyme_core.client import SupervisionError
 from dyme_core.degrade import GradedRefiner
 from dyme_core.drafts import LLMRefiner
-from dyme_core.experts import BankKeeper, Experts
+from dyme_core.experts import Experts
 from dyme_core.judges import LLMChecker
 from dyme_core.prompts import write_response
 from dyme_core.rewards import reward_functions
@@ -77,7 +78,7 @@ def trainer_of(folder: Path, client, policy: str = "rule", callbacks=(), bank: T
     model = models.build_model("svlm", PROCESSOR, 0, 96, 24)
     models.freeze_vision(model)
     trainer = Scripted(model, args=DyMEConfig(str(folder), **settings | changes), train_dataset=data.to_dataset(RECORDS),
-                       processing_class=PROCESSOR, callbacks=[*callbacks, BankKeeper(bank)],
+                       processing_class=PROCESSOR, callbacks=list(callbacks),
                        reward_funcs=reward_functions(LearningChecker(checker, bank), group_size=G,
                                                      on_all_wrong=refiner.prefetch),
                        refine=data.target_writer(refiner))
@@ -114,6 +115,7 @@ def test_training_asks_for_the_mixed_group_and_the_failed_prompt_and_learns_from
     assert logged(trainer)[0]["thinking"] == pytest.approx(3.5 / 4), "the mean of the scores that are known"
 
 
+@pytest.mark.promise("judge", "training goes on when the judge's server is killed; what was lost is counted")
 @pytest.mark.parametrize("policy", ["rule", "skip"])
 def test_training_goes_on_when_the_server_is_killed(tmp_path: Path, policy: str, caplog: pytest.LogCaptureFixture) -> None:
     with ScriptedServer(judge(grade_of, draft_of)) as server, client_of(server, breaker_failures=2) as client:
@@ -132,6 +134,7 @@ def test_training_goes_on_when_the_server_is_killed(tmp_path: Path, policy: str,
     assert 1 <= len(said) <= 4 and any("lost the connection" in line for line in said)
 
 
+@pytest.mark.promise("judge", "under policy 'raise' training stops with the cause")
 def test_training_stops_with_the_cause_when_the_policy_is_to_raise(tmp_path: Path) -> None:
     with ScriptedServer(judge(grade_of, draft_of)) as server, client_of(server) as client:
         trainer = trainer_of(tmp_path, client, "raise", [After(1, server.stop)])
@@ -151,10 +154,9 @@ def test_a_resumed_run_has_the_bank_of_the_one_not_interrupted(tmp_path: Path) -
     bank, changes = TemplateBank(), {"save_strategy": "steps", "save_steps": 1}
     bank.counts |= {OWN: 10, DEFAULT_TEMPLATES[1].text: 1}
     with ScriptedServer(judge(grade_of, draft_of)) as server, client_of(server) as client:
-        trainer_of(tmp_path, client, bank=bank, max_steps=1, **changes).train()
-        assert json.loads((tmp_path / "checkpoint-1" / "bank.json").read_text()) == bank.state_dict()
-        restored = TemplateBank()
-        trainer_of(tmp_path, client, bank=restored, max_steps=2, **changes).train(resume_from_checkpoint=True)
+        train_from(trainer_of(tmp_path, client, bank=bank, max_steps=1, **changes), None, Keeper("", bank=bank))
+        keeper = Keeper("", bank=(restored := TemplateBank()))
+        train_from(trainer_of(tmp_path, client, bank=restored, max_steps=2, **changes), keeper.latest(tmp_path), keeper)
         drafts = [seen.body for seen in server.seen if not is_check(json.loads(seen.body["messages"][-1]["content"]))]
     assert restored.best().text == OWN and restored.counts.items() >= {(OWN, 10), (DEFAULT_TEMPLATES[1].text, 1)}
     assert sum(restored.counts.values()) > sum(bank.counts.values()), "and goes on learning"

@@ -185,6 +185,17 @@ def test_without_a_group_size_every_well_formed_completion_is_measured() -> None
     assert rewards.ThinkingReward(checker)([WRONG, WRONG, BARE], item=["a"] * 3, answer=["12"] * 3) == [0.5, 0.5, 0.0]
 
 
+def test_groups_are_told_apart_by_the_accuracy_that_is_trained_with() -> None:
+    def lenient(completions, answer, item, **kwargs):
+        return [float(text == WRONG) for text in completions]
+
+    checker = ScriptedChecker(0.5)
+    functions = rewards.reward_functions(checker, lenient, group_size=3)
+    assert functions[:2] == [rewards.format_reward, lenient]
+    functions[2]([WRONG, NO_FLAG, BARE], item=["a"] * 3, answer=["12"] * 3)
+    assert [thinking for thinking, _ in checker.asked] == [NO_FLAG], "only WRONG is right, so that the group is mixed"
+
+
 def test_targets_are_ordered_before_the_checker_is_waited_for() -> None:
     order = []
 

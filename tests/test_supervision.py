@@ -17,6 +17,7 @@ from dyme_core.supervision import (
     RuleRefiner,
     Template,
     TemplateBank,
+    TraceRefiner,
     item_of,
 )
 
@@ -202,3 +203,9 @@ def test_a_template_without_its_slots_is_refused(text: str) -> None:
 def test_the_refiner_refuses_a_wrong_record(change: dict, reason: str) -> None:
     with pytest.raises(ValueError, match=f"no target for .* passes the checker: .*{reason}.*; check the record"):
         RuleRefiner().refine(dataclasses.replace(small_item(), **change))
+
+
+def test_a_trace_of_the_data_set_is_the_target_where_a_response_can_hold_it() -> None:
+    stored = ("First add 2 and 3.", "", "Too short here", "It says <answer>5</answer> on the label")
+    records = [{"answer": "5", "supervision": data.known(trace=trace)} for trace in stored]
+    assert TraceRefiner().refine_all(records) == ["First add 2 and 3.", None, None, None]

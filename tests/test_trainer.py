@@ -348,9 +348,9 @@ def test_dropping_the_longest_rows_cuts_the_weights_of_tokens_with_them() -> Non
              "advantages": torch.tensor([[0.0] * 9, [1.0] * 4 + [0.0] * 5])}
     for row, ids in enumerate((long, short)):
         assembly.write_completion(batch, row, ids, pad_id=0)
-    fitted = assembly.fit_rows(batch)
+    fitted = assembly.fit_rows(batch, assembly.busy_rows(batch), 1)
     assert fitted["completion_ids"].tolist() == [short] and fitted["advantages"].tolist() == [[1.0] * 4]
-    twice = assembly.fit_rows(batch, multiple=4)
+    twice = assembly.fit_rows(batch, assembly.busy_rows(batch), 4)
     assert twice["advantages"].sum(dim=1).tolist() == [0, 4, 0, 0] and twice["advantages"].shape == (4, 9)
 
 
@@ -478,6 +478,7 @@ def without_padding(batch: dict) -> list[list[int]]:
             for ids, mask in zip(batch["completion_ids"], batch["completion_mask"], strict=True)]
 
 
+@pytest.mark.promise("alignment", "a group that spans two processes is switched as in one")
 def test_a_group_that_spans_two_processes_is_switched_as_in_one(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
                __file__, str(tmp_path)]

@@ -1,0 +1,250 @@
+"""Runs that are killed and go on: the same weights, logs and rows as those never stopped; broken checkpoints are not used."""
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import Trainer
+
+from dyme_core import assembly, checkpoints, config, experiment, models
+from dyme_core.checkpoints import CHECKSUMS, Keeper
+from dyme_core.store import read_rows
+from dyme_core.trainer import DyMETrainer
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = {"world.train_questions": 24, "world.validation_questions": 4, "world.test_questions": 4, "training.steps": 6,
+         "training.evaluate_every": 3, "training.prompts_per_step": 2, "training.num_generations": 4, "save_every": 2,
+         "training.sft_share": 0.5}
+TIMES = ("seconds", "generate_s", "score_s", "update_s")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Iterator[Path]:
+    torch.set_num_threads(1)
+    place = tmp_path_factory.mktemp("root")
+    (place / "pyproject.toml").touch()
+    shutil.copytree(ROOT / "bases" / "svlm-s0", place / "bases" / "svlm-s0")
+    before = os.environ.get("DYME_ROOT")
+    os.environ["DYME_ROOT"] = str(place)
+    yield place
+    os.environ.pop("DYME_ROOT") if before is None else os.environ.update(DYME_ROOT=before)
+
+
+def run_of(method: str, variant: str, **changes) -> experiment.Run:
+    return experiment.Run(config.load_profile("smoke", **SMALL | changes), method, variant=variant)
+
+
+def execute(run: experiment.Run) -> dict:
+    return experiment.execute(run, ("validation",))
+
+
+def outcome(run: experiment.Run) -> dict:
+    """What a run leaves, but for its name and for seconds."""
+    def rows(folder: Path) -> list[dict]:
+        return [{name: value for name, value in row.items() if name not in (*TIMES, "run", "variant")}
+                for row in read_rows(folder / f"{run.name}.jsonl.xz")]
+
+    folder = run.paths.runs / run.name
+    return {"log": rows(run.paths.logs), "rows": rows(run.paths.rows), "bank": (folder / "bank.json").read_text(),
+            "weights": (folder / "policy" / "model.safetensors").read_bytes()}
+
+
+@pytest.fixture(scope="module")
+def never_stopped(root: Path) -> Callable[..., dict]:
+    known: dict[str, dict] = {}
+
+    def made(method: str, **changes) -> dict:
+        key = repr((method, changes))
+        if key not in known:
+            execute(run := run_of(method, f"whole{len(known)}", **changes))
+            known[key] = outcome(run)
+        return known[key]
+
+    return made
+
+
+POINTS = ((DyMETrainer, "_generate_single_turn"), (DyMETrainer, "_switch"), (DyMETrainer, "compute_loss"),
+          (Trainer, "_save_optimizer_and_scheduler"), (Trainer, "_save_rng_state"), (checkpoints, "save_file"),
+          (checkpoints, "write_json"), (experiment, "evaluate"), (experiment, "caption_match"), (models, "save_policy"),
+          (torch.optim.AdamW, "step"))
+
+
+def die_at(count: int) -> None:
+    """End this process, as a power cut would, where one of POINTS is passed for the `count`-th time: before it or after."""
+    passed = iter(range(10**6))
+
+    def passing(function: Callable) -> Callable:
+        def deadly(*args, **kwargs):
+            if next(passed) == count:
+                os.kill(os.getpid(), signal.SIGKILL)
+            answer = function(*args, **kwargs)
+            if next(passed) == count:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return answer
+        return deadly
+
+    for place, name in POINTS:
+        setattr(place, name, passing(getattr(place, name)))
+
+
+def in_child(work: Callable[[], object]) -> int:
+    """Do the work in a forked process; its wait status."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+            os._exit(0)
+        except BaseException:
+            logging.exception("the child failed")
+            os._exit(1)
+    return os.waitpid(child, 0)[1]
+
+
+@pytest.mark.promise("resume", "a run killed at ten random points ends with the same weights, logs, bank and rows")
+def test_a_run_killed_again_and_again_ends_as_if_it_had_never_been(root: Path, never_stopped) -> None:
+    """Ten kills at points drawn at random: in generation, update, evaluation, a checkpoint being written, between."""
+    wanted, run, rng = never_stopped("full_dyme"), run_of("full_dyme", "killed"), random.Random(0)
+    ends = []
+    while len(ends) < 10 or os.WIFSIGNALED(ends[-1]):
+        reached = rng.randrange(60) if len(ends) < 10 else 10**6
+        ends.append(in_child(lambda reached=reached: (die_at(reached), execute(run))))
+        assert os.WIFSIGNALED(ends[-1]) or os.WEXITSTATUS(ends[-1]) == 0
+    assert sum(map(os.WIFSIGNALED, ends)) >= 8
+    manifest = json.loads((run.paths.results / "runs" / f"{run.name}.json").read_text())
+    assert outcome(run) == wanted and not list((run.paths.runs / run.name).glob("phase-*"))
+    assert manifest["train_s"] > 0
+
+
+@pytest.mark.promise("resume", "every method goes on exactly from each of its checkpoints")
+@pytest.mark.parametrize(("method", "changes"), [
+    ("sft_grpo", {}), ("pure_dyme", {"training.switch": "budget", "training.switch_value": 5}), ("sft", {})], ids=str)
+def test_every_method_goes_on_from_each_of_its_checkpoints(root: Path, never_stopped, method: str, changes: dict,
+                                                           monkeypatch) -> None:
+    """Stopped right after each checkpoint, the last of all and that of a phase among them."""
+    wanted, run = never_stopped(method, **changes), run_of(method, "stopped", **changes)
+    on_save, saved = Keeper.on_save, []
+
+    def stop(self, args, state, control, **kwargs):
+        on_save(self, args, state, control, **kwargs)
+        saved.append(state.global_step)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Keeper, "on_save", stop)
+    while True:
+        try:
+            manifest = execute(run)
+            break
+        except KeyboardInterrupt:
+            assert len(saved) < 10
+    assert saved == ([2, 3, 2, 3] if method == "sft_grpo" else [2, 4, 6])
+    assert manifest["resumed"] == ([2, 3, 5, 6] if method == "sft_grpo" else [2, 4, 6])
+    assert outcome(run) == wanted
+
+
+@pytest.fixture
+def two_checkpoints(root: Path, monkeypatch) -> tuple[experiment.Run, Keeper, Path]:
+    """A run that was stopped with two checkpoints on disk."""
+    run = run_of("pure_dyme", "broken")
+    shutil.rmtree(run.paths.runs / run.name, ignore_errors=True)
+    on_save = Keeper.on_save
+
+    def stop(self, args, state, control, **kwargs):
+        on_save(self, args, state, control, **kwargs)
+        if state.global_step == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Keeper, "on_save", stop)
+        with pytest.raises(KeyboardInterrupt):
+            execute(run)
+    folder = run.paths.runs / run.name / "phase-0"
+    assert sorted(path.name for path in folder.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
+    return run, Keeper(experiment.fingerprint(run)), folder
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+FAULTS = {
+    "a bit of the weights": (lambda folder: flip(folder / "model.safetensors"), "changed or torn: model.safetensors"),
+    "a torn optimiser": (lambda folder: os.truncate(folder / "optimizer.pt", 1000), "changed or torn: optimizer.pt"),
+    "a missing file": (lambda folder: (folder / "kept-0.json").unlink(), "missing or foreign: kept-0.json"),
+    "a pickle from elsewhere": (lambda folder: (folder / "pytorch_model.bin").write_bytes(b"\x80\x04."),
+                                "missing or foreign: pytorch_model.bin"),
+    "no checksums": (lambda folder: (folder / CHECKSUMS).unlink(), "still being written, or is not from here"),
+    "torn checksums": (lambda folder: os.truncate(folder / CHECKSUMS, 30), "cannot be read"),
+    "checksums that are a list": (lambda folder: (folder / CHECKSUMS).write_text("[]"), "cannot be read"),
+    "another run's": (lambda folder: (folder / CHECKSUMS).write_text(
+        (folder / CHECKSUMS).read_text().replace('"fingerprint": "', '"fingerprint": "0')), "other settings, sources"),
+}
+
+
+@pytest.mark.promise("resume", "a torn, changed or foreign checkpoint is told of, and the one before it is used")
+def test_a_broken_checkpoint_is_told_of_and_the_one_before_it_is_used(two_checkpoints, never_stopped, caplog) -> None:
+    run, keeper, folder = two_checkpoints
+    newest, aside = folder / "checkpoint-4", folder.parent / "aside"
+    shutil.copytree(newest, aside)
+    assert keeper.latest(folder) == newest
+    for fault, (break_it, said) in FAULTS.items():
+        shutil.rmtree(newest)
+        shutil.copytree(aside, newest)
+        break_it(newest)
+        caplog.clear()
+        assert keeper.latest(folder) == folder / "checkpoint-2", fault
+        assert said in caplog.text and str(newest) in caplog.text, fault
+    flip(folder / "checkpoint-2" / "scheduler.pt")
+    assert keeper.latest(folder) is None and "training starts anew" in caplog.text
+    flip(folder / "checkpoint-2" / "scheduler.pt")
+    manifest = execute(run)
+    assert manifest["resumed"] == [2] and outcome(run) == never_stopped("pure_dyme")
+
+
+@pytest.mark.promise("resume", "weights are read back whatever names the files have for them")
+def test_weights_come_back_under_the_names_that_the_model_has(two_checkpoints) -> None:
+    """Trainer's own reading finds none of LLaVA-OneVision's, and would go on from the base."""
+    run, _, folder = two_checkpoints
+    base = run.paths.bases / "svlm-s0"
+    model, _ = models.load_policy(base)
+    start = {name: weight.clone() for name, weight in model.state_dict().items()}
+    checkpoints.load_weights(model, folder / "checkpoint-4")
+    moved = {name for name, weight in model.state_dict().items() if not weight.equal(start[name])}
+    assert moved and not [name for name in moved if "vision_tower" in name]
+    names = load_file(folder / "checkpoint-4" / "model.safetensors").keys()
+    assert not names & moved, "else Trainer could read them itself, and load_weights is needed no more"
+    model.resize_token_embeddings(50)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        checkpoints.load_weights(model, folder / "checkpoint-4")
+
+
+def test_rows_that_wait_come_back_as_they_were(tmp_path: Path) -> None:
+    held, back = assembly.Held(), assembly.Held()
+    held.batches = [{"prompt_ids": torch.arange(6).view(2, 3), "advantages": torch.tensor([0.5, 1.0]), "num_images": [1, 1],
+                     "is_target": torch.tensor([True, False]), "none": None, "num_items_in_batch": torch.tensor(4)}]
+    tensors: dict[str, torch.Tensor] = {}
+    text = json.dumps(checkpoints._without_tensors(held.state_dict(), tensors))
+    back.load_state_dict(checkpoints._with_tensors(json.loads(text), tensors))
+    [wanted], [found] = held.batches, back.batches
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert found[name].equal(value) and found[name].dtype == value.dtype if isinstance(value, torch.Tensor) \
+            else found[name] == value
+
+
+def test_a_finished_run_leaves_no_checkpoint_and_none_is_made_where_none_is_wanted(root: Path, monkeypatch) -> None:
+    saved = []
+    monkeypatch.setattr(Keeper, "on_save", lambda self, args, state, control, **kwargs: saved.append(state.global_step))
+    run = run_of("sft", "unsaved", save_every=0)
+    assert execute(run)["resumed"] == [] and not saved
+    assert not list((run.paths.runs / run.name).glob("phase-*"))
