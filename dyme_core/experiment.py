@@ -37,7 +37,7 @@ from dyme_core.measured import MeasuredGRPOTrainer
 from dyme_core.preflight import PreflightReport, preflight
 from dyme_core.rewards import reward_functions
 from dyme_core.store import run_file, write_rows
-from dyme_core.supervision import RuleChecker, item_of
+from dyme_core.supervision import RuleChecker, TracesFirst, item_of
 from dyme_core.trainer import DyMEConfig, DyMETrainer
 
 logger = logging.getLogger(__name__)
@@ -149,7 +149,7 @@ class StepLog(TrainerCallback):
         """Evaluate greedily on validation and log it."""
         start, cpu_start = time.perf_counter(), time.process_time()
         rows = evaluate(model, self.processor, self.validation, max_new_tokens=self.run.profile.training.max_completion_tokens,
-                        run_columns={**self.run.columns, "step": step})
+                        run_columns={**self.run.columns, "step": step}, task=splits.task_of(self.run.profile.data.name))
         summary = summarise(rows)
         self.rows.append({"event": "eval", **self.run.columns, "step": step, **summary})
         self.evaluate_s += time.perf_counter() - start
@@ -198,7 +198,7 @@ def grpo_trainer(run: Run, experts: Experts, model, processor, records: list[Rec
     arguments = GRPOConfig(**shared_arguments(run, steps, learning_rate, folder), **grpo_arguments(run, processor),
                            reward_weights=[1.0, 1.0, 0.0])
     return MeasuredGRPOTrainer(model, args=arguments, train_dataset=to_dataset(records), processing_class=processor,
-                               reward_funcs=reward_functions(RuleChecker()), callbacks=[log],
+                               reward_funcs=reward_functions(RuleChecker(), experts.accuracy), callbacks=[log],
                                correct_needs_format=run.profile.training.correct_needs_format)
 
 
@@ -212,8 +212,8 @@ def dyme_trainer(run: Run, experts: Experts, model, processor, records: list[Rec
                            thinking_weight=training.thinking_weight, probe_every=training.probe_every,
                            memorize_weight=training.memorize_weight, mastered=training.mastered,
                            reward_gate=training.reward_gate, correct_needs_format=training.correct_needs_format)
-    supervision = {"reward_funcs": reward_functions(RuleChecker()), "refine": experts.offline(records)} \
-        if run.method == "pure_dyme" else experts.online(training)
+    supervision = experts.online(training) if run.method == "full_dyme" else {
+        "reward_funcs": reward_functions(RuleChecker(), experts.accuracy), "refine": experts.offline(records)}
     return DyMETrainer(model, args=arguments, train_dataset=to_dataset(records), processing_class=processor, **supervision,
                        callbacks=[log])
 
@@ -240,14 +240,14 @@ def supervision_of(run: Run) -> config.Supervision:
     return config.Supervision() if run.method in UNSUPERVISED else run.profile.supervision
 
 
-def execute(run: Run, splits: tuple[str, ...] = HELD_OUT, keep_policy: bool = True) -> dict[str, Any]:
+def execute(run: Run, names: tuple[str, ...] = HELD_OUT, keep_policy: bool = True) -> dict[str, Any]:
     """Train and evaluate one run and store everything; returns its manifest.
 
     Under torchrun or accelerate every process makes this call, trains on its share and knows the result; one writes it.
 
     Args:
         run: what to train.
-        splits: the splits to answer at the end, of those that the data set has; tuning passes ("validation",) and leaves the
+        names: of the splits to answer at the end, of those that the data set has; tuning passes ("validation",) and leaves the
             test sets closed.
         keep_policy: leave the trained policy (10 MB) in the `runs` folder.
     """
@@ -256,8 +256,9 @@ def execute(run: Run, splits: tuple[str, ...] = HELD_OUT, keep_policy: bool = Tr
         torch.set_num_threads(1)
     model, processor = load_start(run)
     objection = too_long(processor.tokenizer, run.profile.training.max_completion_tokens)
-    with Experts(supervision_of(run), run.paths, run.paths.runs / run.name, objection) as experts:
-        return _execute(run, tuple(split for split in run.profile.data.held_out if split in splits), keep_policy, experts,
+    with Experts(supervision_of(run), run.paths, run.paths.runs / run.name, objection,
+                 splits.accuracy_of(run.profile.data.name)) as experts:
+        return _execute(run, tuple(split for split in run.profile.data.held_out if split in names), keep_policy, experts,
                         model, processor)
 
 
@@ -275,7 +276,7 @@ def load_start(run: Run) -> tuple[Any, Any]:
 
 
 def check_facts(records: list[Record]) -> None:
-    """Refuse to train on targets where no question has what they are written from.
+    """Refuse to train on targets where no question has what they are written from; its own trace is looked for before.
 
     Raises:
         DataError: where no record has facts of its picture.
@@ -311,13 +312,13 @@ def check_memory(run: Run, model, processor, longest: Record) -> Headroom:
 def _execute(run: Run, names: tuple[str, ...], keep_policy: bool, experts: Experts, model, processor) -> dict[str, Any]:
     started, training, data = datetime.now(UTC), run.profile.training, run.profile.data
     records = experts.supposed(splits.of_profile(run.profile, "train", run.seed))
-    if run.method not in UNSUPERVISED:
-        check_facts(records)
     held_out = {split: splits.of_profile(run.profile, split, run.seed) for split in data.held_out}
     watched = held_out[data.held_out[0]]
-    refine = _no_target if run.method in UNSUPERVISED else target_writer(experts.rules)
+    refine = _no_target if run.method in UNSUPERVISED else target_writer(TracesFirst(experts.rules))
     checked = preflight(records, processor, model, others=[record for rest in held_out.values() for record in rest],
                         max_new_tokens=training.max_completion_tokens, refine=refine)
+    if run.method not in UNSUPERVISED and not checked.longest_target:
+        check_facts(records)
     if run.profile.model != "mini":
         logger.info("%s", expected(run, model, checked))
         check_memory(run, model, processor, next(record for record in records if record.item == checked.longest_item))
@@ -343,7 +344,7 @@ def _execute(run: Run, names: tuple[str, ...], keep_policy: bool, experts: Exper
     # Every process answers every question: none is waited for, and a model that is dealt over cards needs all of them.
     rows = [row for split in names for row in
             evaluate(model, processor, held_out[split], max_new_tokens=training.max_completion_tokens,
-                     run_columns={**run.columns, "step": log.steps_before})]
+                     run_columns={**run.columns, "step": log.steps_before}, task=splits.task_of(data.place(split)[0]))]
     captions = caption_match(model, processor, watched[:CAPTIONS]) if data.name == "mini" else None
     steps = [row for row in log.rows if row["event"] == "step"]
     manifest = {**run.columns, "profile": run.profile.name, "base": base_name(run),

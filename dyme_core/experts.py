@@ -15,8 +15,8 @@ from dyme_core.data import Record, Refine, target_writer
 from dyme_core.degrade import GradedRefiner, corrupt
 from dyme_core.drafts import LLMRefiner
 from dyme_core.judges import LLMChecker
-from dyme_core.rewards import reward_functions
-from dyme_core.supervision import LearningChecker, RuleChecker, RuleRefiner, TemplateBank
+from dyme_core.rewards import accuracy_reward, reward_functions
+from dyme_core.supervision import LearningChecker, RuleChecker, RuleRefiner, TemplateBank, TracesFirst
 
 logger = logging.getLogger(__name__)
 CHUNK = 256  # records refined together before training: memory stays flat and progress is seen
@@ -39,12 +39,14 @@ class Experts:
         paths: of the profile; the recording lies in its `runs` folder unless one is named.
         folder: of the run; the ledger of calls is written there.
         objection: what is wrong with a drafted response, None for nothing (see `too_long`).
+        accuracy: the accuracy that is trained on (`splits.accuracy_of`).
     """
 
     def __init__(self, settings: config.Supervision, paths: config.Paths, folder: Path,
-                 objection: Callable[[str], str | None] | None = None) -> None:
+                 objection: Callable[[str], str | None] | None = None,
+                 accuracy: Callable[..., list[float]] = accuracy_reward) -> None:
         self.settings, self.bank, self.client, self._recording = settings, TemplateBank(), None, None
-        self.rules = GradedRefiner(settings.quality, RuleRefiner(self.bank))
+        self.rules, self.accuracy = GradedRefiner(settings.quality, RuleRefiner(self.bank)), accuracy
         self.checker, self.refiner = RuleChecker(), self.rules
         if settings.backend != "rule":
             self._open(paths, folder)
@@ -70,11 +72,13 @@ class Experts:
         A language model is asked about mixed groups alone, and writes targets meanwhile, both as rollouts end; rules cost
         nothing, score every thinking and so measure it, too. Each process asks about its own rollouts; the bank is of all.
         """
-        checker, refine = LearningChecker(self.checker, self.bank), target_writer(self.refiner)
+        checker, targets = LearningChecker(self.checker, self.bank), TracesFirst(self.refiner)
+        refine = target_writer(targets)
         if self.client is None:
-            return {"reward_funcs": reward_functions(checker), "refine": refine, "watch": None, "on_scored": self.share_bank}
-        rewards = reward_functions(checker, group_size=training.num_generations, mastered=training.mastered,
-                                   correct_needs_format=training.correct_needs_format, on_all_wrong=self.refiner.prefetch)
+            return {"reward_funcs": reward_functions(checker, self.accuracy), "refine": refine, "watch": None,
+                    "on_scored": self.share_bank}
+        rewards = reward_functions(checker, self.accuracy, group_size=training.num_generations, mastered=training.mastered,
+                                   correct_needs_format=training.correct_needs_format, on_all_wrong=targets.prefetch)
         return {"reward_funcs": rewards, "refine": refine, "watch": rewards[-1].watch, "on_scored": self.share_bank}
 
     def share_bank(self) -> None:
@@ -89,7 +93,7 @@ class Experts:
 
     def offline(self, records: Sequence[Record]) -> Refine:
         """Pure DyME and SFT: write every target once, now, each process its share; the function returned only looks them up."""
-        write, targets, start, own = target_writer(self.refiner), {}, time.monotonic(), ranks.share(records)
+        write, targets, start, own = target_writer(TracesFirst(self.refiner)), {}, time.monotonic(), ranks.share(records)
         for first in range(0, len(own), CHUNK):
             rows = [record.row for record in own[first: first + CHUNK]]
             targets |= zip((row["item"] for row in rows), write(rows), strict=True)

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from dyme_core.data import Record
 from dyme_core.decoding import prompt_inputs
 from dyme_core.engine import Engine
+from dyme_core.processors import tokenizer_of
 
 ADAM_BYTES = 8  # two moments of 32 bits for each trained weight, which the first step allocates
 
@@ -61,7 +62,7 @@ def try_longest(model: PreTrainedModel, processor: ProcessorMixin, record: Recor
         model.gradient_checkpointing_enable({"use_reentrant": False})
     try:
         with torch.autocast(model.device.type, torch.bfloat16, enabled=engine.bf16):
-            loss = _loss(model, inputs, max_completion_tokens, processor.tokenizer.eos_token_id)
+            loss = _loss(model, inputs, max_completion_tokens, tokenizer_of(processor).eos_token_id)
         loss.backward()
     except torch.OutOfMemoryError as error:
         raise OutOfMemory(_advice(record, rows, prompt_tokens, max_completion_tokens, engine)) from error
@@ -83,6 +84,9 @@ def _loss(model: PreTrainedModel, inputs: dict[str, torch.Tensor], length: int, 
     said = torch.full((len(inputs["input_ids"]), length), token, device=model.device)
     ids = torch.cat([inputs.pop("input_ids"), said], dim=1)
     mask = torch.cat([inputs.pop("attention_mask"), torch.ones_like(said)], dim=1)
+    for name in ("token_type_ids", "mm_token_type_ids"):
+        if name in inputs:
+            inputs[name] = torch.cat([inputs[name], torch.zeros_like(said)], dim=1)
     logits = model(input_ids=ids, attention_mask=mask, logits_to_keep=length + 1, use_cache=False, **inputs).logits[:, :-1]
     return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), said.flatten())
 

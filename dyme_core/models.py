@@ -1,204 +1,182 @@
-"""Policies and processors: the mini VLM (a tiny LLaVA-OneVision), loading and saving, what must never be sampled."""
+"""Policies of every family: loading (transformers or Unsloth, whole or with LoRA), what is frozen, saving."""
 from __future__ import annotations
 
-import json
+import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
-from transformers import (
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    LlavaOnevisionConfig,
-    LlavaOnevisionForConditionalGeneration,
-    LlavaOnevisionProcessor,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    SiglipVisionConfig,
-)
-from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
-from transformers.processing_utils import ProcessorMixin
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, ProcessorMixin
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from dyme_core import charts, looks, prefixes, prompts
-from dyme_core.drawing import SIZE
+from dyme_core import looks, prefixes
+from dyme_core.families import LAYERS, freeze_vision, language_layers
+from dyme_core.mini import (  # what callers of the mini model look for here
+    ASSISTANT,
+    CHAT_TEMPLATE,
+    END,
+    IMAGE,
+    PAD,
+    PATCH,
+    SIZES,
+    SPECIAL,
+    USER,
+    VIDEO,
+    WORDS,
+    build_model,
+    build_processor,
+    build_tokenizer,
+)
+from dyme_core.processors import MiniProcessor, load_processor, set_padding, suppressed_ids, tokenizer_of
 from dyme_core.provenance import PART_SUFFIX
 
-PAD, END, USER, ASSISTANT, IMAGE, VIDEO = "<pad>", "<end>", "<user>", "<assistant>", "<image>", "<video>"
-SPECIAL = (PAD, END, USER, ASSISTANT, IMAGE, VIDEO)
-CHAT_TEMPLATE = (
-    "{% for m in messages %}{{ '<user>' if m.role == 'user' else '<assistant>' }}"
-    "{% if m.content is string %}{{ m.content }}{% else %}{% for c in m.content %}"
-    "{{ '<image>' if c.type == 'image' else c.text }}{% endfor %}{% endif %}<end>{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}")
-WORDS = tuple("""What is the value of in Which has greater gap between or highest sum and difference How many have above Is than
- Output thinking process then give final answer tag Give Describe chart We locate Then extract Comparing count Yes No
- Therefore Step to compute So First look at From read values for therefore gives conclude step find see one can be
- Calculate as by with we compare result this shows are Reading a an on figure + - * / = < >""".split())
-PATCH = 24  # pixels: 16 patches a view, 36 image tokens a picture; 16-pixel patches made a step three times slower
-SIZES = {"svlm": dict(hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4),
-         "large": dict(hidden_size=256, intermediate_size=768, num_hidden_layers=6, num_attention_heads=8)}
+__all__ = ["ASSISTANT", "CHAT_TEMPLATE", "END", "IMAGE", "PAD", "PATCH", "SIZES", "SPECIAL", "USER", "VIDEO", "WORDS",
+           "MiniProcessor", "build_model", "build_processor", "build_tokenizer", "freeze_vision", "load_policy",
+           "load_processor", "save_merged", "save_policy", "suppressed_ids", "tokenizer_of"]
+UNSLOTH_RANK = 16  # the official recipe's (SEAM.md)
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer whose closed vocabulary (words, labels, years, 0..199) is one token each.
+def load_policy(source: Path | str, backend: str = "transformers", shares_looks: bool = True, shares_prefixes: bool = True, *,
+                lora_rank: int | None = None, lora_alpha: int | None = None, load_in_4bit: bool = False,
+                dtype: torch.dtype | None = None) -> tuple[torch.nn.Module, ProcessorMixin]:
+    """Load a policy and its processor, vision tower frozen: (model, processor); of a text model (model, tokenizer).
 
-    Known words and numbers after a space are single tokens; everything else falls back to bytes, so that any text can be
-    read. A space is put before what opens a text, a line, a bracket or an answer, and taken out again in decoding.
-    """
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    words = dict.fromkeys((*WORDS, *charts.LABELS, *(str(year) for year in range(1900, 2030)),
-                           *(str(number) for number in range(200))))
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: place for place, token in enumerate([*alphabet, "ĊĠ", *(f"Ġ{word}" for word in words)])}
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges=[], ignore_merges=True))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Replace("\n", "\n "), normalizers.Replace("(", "( "),
-                                                 normalizers.Prepend(" ")])
-    tokenizer.pre_tokenizer = byte_level
-    tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace("\n ", "\n"), decoders.Replace("( ", "("),
-                                           decoders.Replace(f"{prompts.ANSWER_OPEN} ", prompts.ANSWER_OPEN),
-                                           decoders.Replace(f"{prompts.ANSWER_CLOSE} ", prompts.ANSWER_CLOSE),
-                                           decoders.Strip(" ", 1, 0)])
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
-    tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in (prompts.ANSWER_OPEN, prompts.ANSWER_CLOSE)])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, eos_token=END, padding_side="left",
-                                   extra_special_tokens={"image_token": IMAGE}, clean_up_tokenization_spaces=False,
-                                   chat_template=CHAT_TEMPLATE)
-
-
-class MiniProcessor(LlavaOnevisionProcessor):
-    """LLaVA-OneVision's processor without its video part, which would need torchvision (SEAM.md).
-
-    `AutoProcessor` would silently return a bare tokenizer for its folder: load it with `load_processor`.
-    """
-
-    def __init__(self, image_processor=None, tokenizer=None, num_image_tokens=None, vision_feature_select_strategy="full",
-                 chat_template=None, vision_aspect_ratio="anyres_max_1", **kwargs):
-        self.num_image_tokens = num_image_tokens
-        self.vision_feature_select_strategy = vision_feature_select_strategy
-        self.vision_aspect_ratio = vision_aspect_ratio
-        self.image_token, self.image_token_id = tokenizer.image_token, tokenizer.image_token_id
-        self.video_token, self.video_token_id = VIDEO, tokenizer.convert_tokens_to_ids(VIDEO)
-        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
-
-
-def build_processor(image_size: int = SIZE, patch_size: int = PATCH) -> MiniProcessor:
-    """The mini model's processor: `image_size` pixels a side, one base view and one tile of (image_size/patch_size)^2."""
-    images = LlavaOnevisionImageProcessorPil(size={"height": image_size, "width": image_size}, resample=0,
-                                             image_mean=[0.5] * 3, image_std=[0.5] * 3,
-                                             image_grid_pinpoints=[[image_size, image_size]])
-    tokenizer = build_tokenizer()
-    return MiniProcessor(images, tokenizer, num_image_tokens=(image_size // patch_size) ** 2, chat_template=CHAT_TEMPLATE)
-
-
-def build_model(size: str, processor: MiniProcessor, seed: int, image_size: int = SIZE, patch_size: int = PATCH
-                ) -> LlavaOnevisionForConditionalGeneration:
-    """A new mini VLM with random weights: `size` is "svlm" or "large" (about 4x); both have the same vision tower."""
-    tokenizer = processor.tokenizer
-    text = Qwen2Config(vocab_size=len(tokenizer), max_position_embeddings=512, tie_word_embeddings=True, initializer_range=0.06,
-                       num_key_value_heads=SIZES[size]["num_attention_heads"], pad_token_id=tokenizer.pad_token_id,
-                       eos_token_id=tokenizer.eos_token_id, bos_token_id=None, **SIZES[size])
-    vision = SiglipVisionConfig(hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4,
-                                image_size=image_size, patch_size=patch_size, vision_use_head=False)
-    config = LlavaOnevisionConfig(vision_config=vision, text_config=text, image_token_id=tokenizer.image_token_id,
-                                  video_token_id=tokenizer.convert_tokens_to_ids(VIDEO),
-                                  image_grid_pinpoints=[[image_size, image_size]], vision_aspect_ratio="anyres_max_1",
-                                  vision_feature_layer=-1, tie_word_embeddings=True,
-                                  vision_feature_select_strategy="full")
-    torch.manual_seed(seed)
-    model = LlavaOnevisionForConditionalGeneration(config)
-    _spread_numbers(model.get_input_embeddings().weight, tokenizer)
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    return model
-
-
-@torch.no_grad()
-def _spread_numbers(embedding: torch.Tensor, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Give the numbers 0..199 Fourier features of their value, in random directions of the usual length.
-
-    Pre-trained language models hold numbers so, and a model from scratch learns to add only slowly without it (Zhou et al.,
-    "Pre-trained Large Language Models Use Fourier Features to Compute Addition", NeurIPS 2024).
-    """
-    numbers = torch.arange(200)
-    angles = 2 * torch.pi * numbers[:, None] / torch.tensor([2, 5, 10, 20, 50, 100, 200, 400])
-    features = torch.cat([angles.cos(), angles.sin()], dim=1)
-    spread = features @ torch.randn(features.shape[1], embedding.shape[1])
-    places = tokenizer.convert_tokens_to_ids([f"Ġ{number}" for number in numbers.tolist()])
-    embedding[places] = spread * (embedding.std() / spread.std()) + 0.3 * embedding[places]
-
-
-def suppressed_ids(processor: ProcessorMixin) -> list[int]:
-    """Every special id but the end token: a sampled <image> would break the next forward pass (SEAM.md)."""
-    tokenizer = getattr(processor, "tokenizer", processor)
-    special = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return sorted((special | set(tokenizer.all_special_ids)) - {tokenizer.eos_token_id})
-
-
-def save_policy(model: torch.nn.Module, processor: ProcessorMixin, folder: Path, dtype: torch.dtype | None = None) -> None:
-    """Write model (safetensors) and processor to `folder`, whole or not at all; `dtype` bfloat16 halves the size."""
-    aside = folder.with_name(folder.name + PART_SUFFIX)
-    shutil.rmtree(aside, ignore_errors=True)
-    state = {name: tensor.to(dtype) if dtype else tensor for name, tensor in model.state_dict().items()}
-    model.save_pretrained(aside, state_dict=state)
-    processor.save_pretrained(aside)
-    shutil.rmtree(folder, ignore_errors=True)
-    aside.rename(folder)
-
-
-def load_policy(source: Path | str, backend: str = "transformers", shares_looks: bool = True,
-                shares_prefixes: bool = True) -> tuple[torch.nn.Module, ProcessorMixin]:
-    """Load a policy and its processor, vision tower frozen: (model, processor).
+    Code that a checkpoint brings along is never run, and only safetensors are read.
 
     Args:
-        source: a local folder (one saved by `save_policy` from a mini model gets MiniProcessor, any other its own Auto
-            classes), or with "unsloth" also a hub id.
-        backend: "transformers" (32 bits) or "unsloth" (LoRA in 16 bits, needs a CUDA GPU).
-        shares_looks: with "transformers", process and encode each picture once (`looks`).
-        shares_prefixes: with "transformers", go once through a prompt that rows of a batch share (`prefixes`).
+        source: a local folder (`save_policy`'s, or a hub checkpoint's) or a hub id.
+        backend: "transformers", or "unsloth", which needs a CUDA GPU.
+        shares_looks: with "transformers", process and encode each picture once (`looks`; LLaVA-OneVision alone).
+        shares_prefixes: with "transformers", go once through a prompt that rows of a batch share (`prefixes`; LLaVA-OneVision
+            and Qwen2 alone).
+        lora_rank: of LoRA on attention and MLP of the language model, all else frozen; 0 trains all of it and the projector;
+            None: 16 with Unsloth, else 0.
+        lora_alpha: LoRA's scale times its rank; None: the rank.
+        load_in_4bit: the frozen weights in 4 bits; with Unsloth and LoRA alone.
+        dtype: of the weights; None: bfloat16 with LoRA on a CUDA GPU that has it (LoRA's own stay in 32 bits), else float32:
+            in 16 bits most steps of a whole training would be rounded away.
     Raises:
         FileNotFoundError: if the folder holds no model.
-        RuntimeError: if Unsloth cannot be used, with what to do.
+        RuntimeError: if Unsloth or 4 bits cannot be used, with what to do.
+        ValueError: if the backend has no such name, or 4 bits are asked for without LoRA.
     """
+    if backend not in ("transformers", "unsloth"):
+        raise ValueError(f"backend must be 'transformers' or 'unsloth': got {backend!r}")
+    rank = (UNSLOTH_RANK if backend == "unsloth" else 0) if lora_rank is None else lora_rank
+    alpha = rank if lora_alpha is None else lora_alpha
+    if load_in_4bit and backend != "unsloth":
+        raise RuntimeError("4 bits need backend 'unsloth' on a CUDA GPU (`pip install -e .[gpu]` there); else leave "
+                           "load_in_4bit out")
+    if load_in_4bit and not rank:
+        raise ValueError("weights in 4 bits cannot be trained: give a lora_rank above 0, or leave load_in_4bit out")
     if backend == "unsloth":
-        return _load_unsloth(str(source))
-    folder = Path(source)
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"no model in {folder}: expected config.json and safetensors; `make base` builds the mini "
-                                "bases")
-    settings = folder / "processor_config.json"
-    is_mini = settings.is_file() and json.loads(settings.read_text()).get("processor_class") == MiniProcessor.__name__
-    loader, processors = ((LlavaOnevisionForConditionalGeneration, MiniProcessor) if is_mini
-                          else (AutoModelForImageTextToText, AutoProcessor))
-    model = loader.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
-    processor = processors.from_pretrained(folder, trust_remote_code=False)
+        _check_unsloth()
+    source = _found(source)
+    model_type = AutoConfig.from_pretrained(source, trust_remote_code=False).model_type
+    reads_images = model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    dtype = dtype or (torch.bfloat16 if rank and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+                      else torch.float32)
+    if backend == "unsloth":
+        model, processor = _load_unsloth(source, reads_images, dtype, load_in_4bit, rank, alpha)
+    else:
+        loader = AutoModelForImageTextToText if reads_images else AutoModelForCausalLM
+        model = loader.from_pretrained(source, dtype=dtype, use_safetensors=True, trust_remote_code=False)
+        processor = load_processor(source, model_type, reads_images)
+    _fit_padding(model, tokenizer_of(processor))
     freeze_vision(model)
-    if shares_looks:
-        looks.share_looks(model, processor)
-    if shares_prefixes:
-        prefixes.share_prefixes(model)
+    if backend == "transformers":
+        if shares_looks:
+            looks.share_looks(model, processor)
+        if shares_prefixes:
+            prefixes.share_prefixes(model)
+        if rank:
+            model = get_peft_model(model, LoraConfig(r=rank, lora_alpha=alpha, target_modules=language_layers(model),
+                                                     task_type="CAUSAL_LM"))
     return model, processor
 
 
-def _load_unsloth(name: str) -> tuple[torch.nn.Module, ProcessorMixin]:
-    """A VLM through Unsloth's FastVisionModel with LoRA on its language layers (the official recipe, SEAM.md)."""
+def _found(source: Path | str) -> str:
+    """The local folder, or a hub id: "owner/name" where no folder of the owner's name lies here."""
+    folder = Path(source)
+    is_hub_id = (isinstance(source, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", source) is not None
+                 and not folder.parent.exists())
+    if not is_hub_id and not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"no model in {folder}: expected config.json and safetensors; `make base` builds the mini "
+                                "bases")
+    return str(source)
+
+
+def _check_unsloth() -> None:
     if not torch.cuda.is_available():
         raise RuntimeError("profile 'gpu' trains with Unsloth and needs a CUDA GPU, and none was found; run with profile "
                            "'mini' on this machine, or on one with a GPU `pip install -e .[gpu]` first")
     if "unsloth" not in sys.modules:
         raise RuntimeError("Unsloth replaces TRL's trainers and must be imported first; put `import unsloth` into the first "
                            "cell, restart the kernel and run again")
-    fast = sys.modules["unsloth"].FastVisionModel
-    model, processor = fast.from_pretrained(name, load_in_4bit=False, fast_inference=False)
-    model = fast.get_peft_model(model, finetune_vision_layers=False, finetune_language_layers=True, r=16, lora_alpha=16,
-                                finetune_attention_modules=True, finetune_mlp_modules=True,
-                                use_gradient_checkpointing="unsloth")
+
+
+def _load_unsloth(name: str, reads_images: bool, dtype: torch.dtype, load_in_4bit: bool, rank: int, alpha: int
+                  ) -> tuple[torch.nn.Module, Any]:
+    """Through FastVisionModel or FastLanguageModel, by the official recipe (SEAM.md)."""
+    unsloth = sys.modules["unsloth"]
+    fast = unsloth.FastVisionModel if reads_images else unsloth.FastLanguageModel
+    model, processor = fast.from_pretrained(name, dtype=dtype, load_in_4bit=load_in_4bit, full_finetuning=not rank,
+                                            fast_inference=False, use_gradient_checkpointing="unsloth",
+                                            trust_remote_code=False, use_safetensors=True)
+    set_padding(tokenizer_of(processor))
+    if rank:
+        parts = (dict(finetune_vision_layers=False, finetune_language_layers=True, finetune_attention_modules=True,
+                      finetune_mlp_modules=True) if reads_images else dict(target_modules=list(LAYERS)))
+        model = fast.get_peft_model(model, r=rank, lora_alpha=alpha, use_gradient_checkpointing="unsloth", **parts)
     return model, processor
 
 
-def freeze_vision(model: torch.nn.Module) -> None:
-    """Freeze the vision tower, as in the paper; the projector and the language model stay trainable."""
-    for name, parameter in model.named_parameters():
-        if "vision_tower" in name or "vision_model" in name:
-            parameter.requires_grad_(False)
+def _fit_padding(model: torch.nn.Module, tokenizer: Any) -> None:
+    """Let the model know the padding token, and have a row for it where it is new."""
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer))
+    model.config.get_text_config().pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
+
+
+def save_policy(model: torch.nn.Module, processor: ProcessorMixin, folder: Path, dtype: torch.dtype | None = None) -> None:
+    """Write model (safetensors) and processor to `folder`, whole or not at all; `dtype` bfloat16 halves the size.
+
+    LoRA is merged in what is written (`save_merged`), so that any saved policy loads in the same way.
+    """
+    if isinstance(model, PeftModel):
+        save_merged(model, processor, folder, dtype)
+    else:
+        _write(model, model.state_dict(), processor, folder, dtype)
+
+
+def save_merged(model: PeftModel, processor: ProcessorMixin, folder: Path, dtype: torch.dtype | None = None) -> None:
+    """Write a policy with LoRA as plain weights, in the layout that transformers and vLLM read; the model stays as it is.
+
+    Raises:
+        ValueError: if the weights are in 4 bits, into which nothing can be merged.
+    """
+    base = model.get_base_model()
+    if getattr(base.config, "quantization_config", None) is not None:
+        raise ValueError("LoRA cannot be merged into weights in 4 bits; save with Unsloth's own "
+                         "model.save_pretrained_merged(folder, processor, save_method='merged_16bit')")
+    state = {name.replace(".base_layer.", "."): weight for name, weight in base.state_dict().items() if ".lora_" not in name}
+    for name, layer in base.named_modules():
+        if isinstance(layer, LoraLayer):
+            weight = layer.base_layer.weight
+            change = sum(layer.get_delta_weight(adapter) for adapter in layer.active_adapters)
+            state[f"{name}.weight"] = (weight + change).detach().to(weight.dtype)
+    _write(base, state, processor, folder, dtype)
+
+
+def _write(model: torch.nn.Module, state: dict[str, torch.Tensor], processor: ProcessorMixin, folder: Path,
+           dtype: torch.dtype | None) -> None:
+    aside = folder.with_name(folder.name + PART_SUFFIX)
+    shutil.rmtree(aside, ignore_errors=True)
+    model.save_pretrained(aside, state_dict={name: tensor.to(dtype) if dtype else tensor for name, tensor in state.items()})
+    processor.save_pretrained(aside)
+    shutil.rmtree(folder, ignore_errors=True)
+    aside.rename(folder)

@@ -13,10 +13,12 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from dyme_core.data import DataError, Record, Refine, target_writer
 from dyme_core.decoding import decode, prompt_inputs, render_prompt
+from dyme_core.processors import tokenizer_of
 from dyme_core.prompts import is_well_formed
 from dyme_core.supervision import RuleRefiner
 
 ROLLOUT_SEED = 0
+NO_SIZE = (0, 0)  # of a record without a picture
 SAME_FOLDER = "load processor and model from the same folder"
 
 
@@ -25,7 +27,7 @@ class PreflightReport:
     """What was looked at; `str()` is the text to show.
 
     Attributes:
-        num_records, num_images: questions, and distinct pictures among them.
+        num_records, num_images: questions, and distinct pictures among them (0: text alone).
         image_tokens: smallest and largest number of tokens a picture takes; each equals the features the model makes.
         longest_item, longest_tokens: the longest prompt with its target, in tokens.
         context: how many tokens the model can read.
@@ -70,7 +72,8 @@ def preflight(records: Sequence[Record], processor: ProcessorMixin, model: PreTr
     _check_leakage(records, others, images)
     added = _check_image_tokens(records, images, processor, model)
     targets = _targets(records, refine or target_writer(RuleRefiner()))
-    prompt_lengths = _lengths(processor, [render_prompt(processor, record.question) for record in records])
+    rendered = [render_prompt(processor, record.question, has_image=record.image is not None) for record in records]
+    prompt_lengths = _lengths(processor, rendered)
     target_lengths = [length + (length > 0) for length in _lengths(processor, targets)]  # the end token
     _check_targets(records, target_lengths, max_new_tokens)
     lengths = [prompt + added[images[record.item].size][1] + target
@@ -79,10 +82,10 @@ def preflight(records: Sequence[Record], processor: ProcessorMixin, model: PreTr
     context = _check_context(records[longest], lengths[longest] - target_lengths[longest] + max_new_tokens, model)
     sampled = decode(model, processor, records[:: max(1, len(records) // max(1, rollouts))][:rollouts],
                      max_new_tokens=max_new_tokens, seed=ROLLOUT_SEED)
-    tokens = [number for number, _ in added.values()]
-    return PreflightReport(len(records), len({image.digest for image in images.values()}), (min(tokens), max(tokens)),
-                           records[longest].item, lengths[longest], context, max(target_lengths),
-                           render_prompt(processor, records[0].question), targets[0], len(sampled),
+    tokens = [added[image.size][0] for image in images.values()]
+    return PreflightReport(len(records), len({image.digest for image in images.values() if image.size != NO_SIZE}),
+                           (min(tokens), max(tokens)), records[longest].item, lengths[longest], context, max(target_lengths),
+                           rendered[0], targets[0], len(sampled),
                            sum(is_well_formed(response.text) for response in sampled) / max(1, len(sampled)))
 
 
@@ -93,10 +96,14 @@ class _Picture:
 
 
 def _pictures(records: Sequence[Record]) -> dict[str, _Picture]:
-    """Digest and size of each item's pixels; a file asked about several times is read once."""
+    """Digest and size of each item's pixels; a file asked about several times is read once. A record without a picture has
+    its question's digest, and NO_SIZE."""
     files: dict[Path, _Picture] = {}
     found = {}
     for record in records:
+        if record.image is None:
+            found[record.item] = _Picture(hashlib.sha256(record.question.strip().lower().encode()).digest(), NO_SIZE)
+            continue
         picture = files.get(record.image) if isinstance(record.image, Path) else None
         if picture is None:
             image = record.load_image()
@@ -114,7 +121,7 @@ def _check_records(records: Sequence[Record], processor: ProcessorMixin) -> dict
             text = getattr(record, name)
             if not text.strip():
                 raise DataError.of(record.item, f"a non-empty {name}", repr(text), "fill it in or remove the row")
-            special = [token for token in processor.tokenizer.all_special_tokens if token in text]
+            special = [token for token in tokenizer_of(processor).all_special_tokens if token in text]
             if special:
                 raise DataError.of(record.item, f"a {name} without special tokens", f"{special[0]!r} in it",
                                    "the model would take it for a picture or an end: rewrite the row")
@@ -140,7 +147,8 @@ def _check_leakage(records: Sequence[Record], others: Sequence[Record], images: 
             known.setdefault(record.table_key, record.item)
     pictures = _pictures(others)
     for other in others:
-        for what, key in (("picture", pictures[other.item].digest), ("table", other.table_key)):
+        shown = "question" if other.image is None else "picture"
+        for what, key in ((shown, pictures[other.item].digest), ("table", other.table_key)):
             if key in known:
                 raise DataError.of(known[key], f"no {what} shared with the {other.split} split",
                                    f"that of its item {other.item!r}", "remove it from one of the splits")
@@ -149,8 +157,7 @@ def _check_leakage(records: Sequence[Record], others: Sequence[Record], images: 
 def _check_image_tokens(records: Sequence[Record], images: dict[str, _Picture], processor: ProcessorMixin,
                         model: PreTrainedModel) -> dict[tuple[int, int], tuple[int, int]]:
     """For each picture size, which alone decides it: (image tokens, tokens that the processor adds to the prompt)."""
-    added: dict[tuple[int, int], tuple[int, int]] = {}
-    wanted = inspect.signature(model.get_image_features).parameters
+    added: dict[tuple[int, int], tuple[int, int]] = {NO_SIZE: (0, 0)}
     for record in records:
         size = images[record.item].size
         if size in added:
@@ -158,6 +165,7 @@ def _check_image_tokens(records: Sequence[Record], images: dict[str, _Picture], 
         inputs = prompt_inputs(processor, [record]).to(model.device, model.dtype)
         num_tokens = int((inputs["input_ids"] == processor.image_token_id).sum())
         what = f"a feature for each of the {num_tokens} image tokens of a {size[0]} x {size[1]} picture"
+        wanted = inspect.signature(model.get_image_features).parameters
         try:
             with torch.inference_mode():
                 output = model.get_image_features(**{name: value for name, value in inputs.items() if name in wanted})
@@ -173,7 +181,7 @@ def _check_image_tokens(records: Sequence[Record], images: dict[str, _Picture], 
 
 def _lengths(processor: ProcessorMixin, texts: list[str]) -> list[int]:
     return [len(ids) if text else 0
-            for text, ids in zip(texts, processor.tokenizer(texts, add_special_tokens=False)["input_ids"], strict=True)]
+            for text, ids in zip(texts, tokenizer_of(processor)(texts, add_special_tokens=False)["input_ids"], strict=True)]
 
 
 def _targets(records: Sequence[Record], refine: Refine) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from dyme_core.aokvqa import aokvqa_records
 from dyme_core.chartqa import chartqa_records
+from dyme_core.config import SPLITS
 from dyme_core.data import DataError, Record
 from dyme_core.geometry import geo170k_records, mathverse_records
 from dyme_core.gsm8k import gsm8k_records
@@ -23,20 +24,24 @@ class Source:
         read: (source, split, **options) to records.
         hub_id: its id on the hub, "" for your own.
         task: name of its rules in `scoring.SCORERS`.
+        splits: what it calls those of config.SPLITS that it has.
     """
 
     read: Callable[..., list[Record]]
     hub_id: str
     task: str
+    splits: dict[str, str]
 
 
-KNOWN = {"chartqa": Source(chartqa_records, "HuggingFaceM4/ChartQA", "chartqa"),
-         "aokvqa": Source(aokvqa_records, "HuggingFaceM4/A-OKVQA", "aokvqa"),
-         "gsm8k": Source(gsm8k_records, "openai/gsm8k", "gsm8k"),
-         "slake": Source(slake_records, "BoKelvin/SLAKE", "slake"),
-         "geo170k": Source(geo170k_records, "Luckyjhg/Geo170K", "geometry"),
-         "mathverse": Source(mathverse_records, "AI4Math/MathVerse", "geometry"),
-         "own": Source(own_records, "", "chartqa")}
+_SAME = {split: split for split in SPLITS}
+_THREE = {split: split for split in ("train", "validation", "test")}
+KNOWN = {"chartqa": Source(chartqa_records, "HuggingFaceM4/ChartQA", "chartqa", {**_THREE, "validation": "val"}),
+         "aokvqa": Source(aokvqa_records, "HuggingFaceM4/A-OKVQA", "aokvqa", {"train": "train", "validation": "validation"}),
+         "gsm8k": Source(gsm8k_records, "openai/gsm8k", "gsm8k", {"train": "train", "test": "test"}),
+         "slake": Source(slake_records, "BoKelvin/SLAKE", "slake", _THREE),
+         "geo170k": Source(geo170k_records, "Luckyjhg/Geo170K", "geometry", {"train": "qa_tuning"}),
+         "mathverse": Source(mathverse_records, "AI4Math/MathVerse", "geometry", {"test": "testmini"}),
+         "own": Source(own_records, "", "chartqa", _SAME)}
 
 
 def load(name: str, source: Path | str, split: str, **options: Any) -> list[Record]:
@@ -45,7 +50,7 @@ def load(name: str, source: Path | str, split: str, **options: Any) -> list[Reco
     Args:
         name: a key of KNOWN.
         source: a folder (official files, or the hub's layout) or a hub id, such as KNOWN[name].hub_id.
-        split: as the data set calls it.
+        split: one of config.SPLITS that the data set has, or as it calls one itself ("testmini_text_only").
         options: the reader's own: `images` (aokvqa, slake, geo170k, mathverse), `with_choices` (aokvqa), `language` (slake).
     Raises:
         DataError: for an unknown name, with the known ones, and what the reader raises.
@@ -53,4 +58,8 @@ def load(name: str, source: Path | str, split: str, **options: Any) -> list[Reco
     if name not in KNOWN:
         raise DataError(f"expected one of the data sets {', '.join(KNOWN)}: got {name!r}; for another, write its rows as "
                         "your own (own.py)")
-    return KNOWN[name].read(source, split, **options)
+    if not str(source):
+        raise DataError(f"data set {name!r} needs a source: its folder, or its id on the hub ({KNOWN[name].hub_id or 'none'})")
+    if split in SPLITS and split not in KNOWN[name].splits:
+        raise DataError(f"expected a split that {name} has ({', '.join(KNOWN[name].splits)}): got {split!r}")
+    return KNOWN[name].read(source, KNOWN[name].splits.get(split, split), **options)

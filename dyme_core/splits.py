@@ -5,36 +5,47 @@ World's numbers are how many mini questions are drawn, and the most that are tak
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from dyme_core import sources
+from dyme_core import scoring, sources
 from dyme_core.config import Profile, World
 from dyme_core.data import Record, mini_records
+from dyme_core.rewards import accuracy_reward
 
-OTHER_NAMES = {("chartqa", "validation"): "val", ("mathverse", "test"): "testmini"}  # what a data set calls our splits
 
-
-def load(name: str, source: str, split: str) -> list[Record]:
+def load(name: str, source: str, split: str, **options: Any) -> list[Record]:
     """All questions of one split.
 
     Args:
-        name: "mini", whose test splits have World's numbers, or a key of sources.KNOWN.
-        source: the data set's folder or hub id; "" is its usual hub id.
-        split: one of config.SPLITS, or as the data set calls it.
+        name: "mini", whose test splits have World's numbers, or a data set of `sources.KNOWN`.
+        source: the data set's folder or hub id.
+        split: one of config.SPLITS that the data set has.
+        options: of the data set's reader.
     Raises:
-        DataError: for an unknown data set, and what its reader raises.
+        DataError: for an unknown data set or split, or a data set without a source, and what its reader raises.
     """
     if name == "mini":
         return mini_records(split, _count(World(), split), seed=0)
-    usual = sources.KNOWN[name].hub_id if name in sources.KNOWN else ""
-    return sources.load(name, source or usual, OTHER_NAMES.get((name, split), split))
+    return sources.load(name, source, split, **options)
+
+
+def task_of(name: str) -> str:
+    """The rules that a data set is scored by, a key of `scoring.SCORERS`."""
+    return sources.KNOWN[name].task if name in sources.KNOWN else "chartqa"
+
+
+def accuracy_of(name: str) -> Callable[..., list[float]]:
+    """The accuracy that is trained on, as a TRL reward function."""
+    task = task_of(name)
+    return accuracy_reward if task == "chartqa" else scoring.accuracy_of(task)
 
 
 def of_profile(profile: Profile, split: str, seed: int) -> list[Record]:
     """A split's questions as a profile asks for them; mini training questions are the seed's own."""
     world = profile.world
     if profile.data.name != "mini":
-        return limited(load(profile.data.name, profile.data.source, split), _count(world, split))
+        return limited(load(*profile.data.place(split), **profile.data.options), _count(world, split))
     if split != "train":
         return mini_records(split, _count(world, split), 0, world.real_share)
     real_share = world.real_share if world.train_real_share is None else world.train_real_share

@@ -207,6 +207,22 @@ class TraceRefiner:
 
 
 @dataclass
+class TracesFirst:
+    """A refiner that gives a record's own trace where there is one, and asks another for the rest."""
+
+    refiner: VisualRefiner
+
+    def prefetch(self, records: Sequence[dict[str, Any]]) -> None:
+        traces = TraceRefiner().refine_all(records)
+        self.refiner.prefetch([record for record, trace in zip(records, traces, strict=True) if trace is None])
+
+    def refine_all(self, records: Sequence[dict[str, Any]]) -> list[str | None]:
+        traces = TraceRefiner().refine_all(records)
+        asked = iter(self.refiner.refine_all([record for record, trace in zip(records, traces, strict=True) if trace is None]))
+        return [next(asked) if trace is None else trace for trace in traces]
+
+
+@dataclass
 class LearningChecker:
     """A checker whose "high" ratings feed the template bank (Full DyME)."""
 

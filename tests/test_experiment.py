@@ -122,14 +122,15 @@ def test_a_model_of_ones_own_is_estimated_tried_on_its_longest_sample_and_kept_w
 
 def test_methods_that_need_targets_refuse_questions_without_facts(root: Path, monkeypatch) -> None:
     bare = [replace(record, supervision=data.NO_SUPERVISION) for record in data.mini_records("train", 8, 0)]
-    monkeypatch.setattr(experiment.splits, "of_profile", lambda *asked: bare)
+    monkeypatch.setattr(experiment.splits, "of_profile", lambda profile, split, seed: (
+        bare if split == "train" else data.mini_records(split, 4, 0)))
     with pytest.raises(data.DataError, match="none of 8 training questions has facts .* or train with grpo"):
         experiment.execute(smoke("full_dyme"))
     experiment.check_facts([*bare, *data.mini_records("train", 1, 1)])  # one is enough to begin
 
 
 def test_the_base_is_evaluated_and_trained_for_no_time(root: Path) -> None:
-    manifest = experiment.execute(smoke("base"), splits=("validation",))
+    manifest = experiment.execute(smoke("base"), ("validation",))
     assert manifest["steps"] == manifest["rollouts"] == manifest["tokens"] == 0 and manifest["settings"]["learning_rate"] == []
     assert 0 <= manifest["train_s"] < 1 and 0 <= manifest["cpu_s"] < 1
     rows = lines(root / "results" / "smoke" / "rows" / "svlm-base-s0.jsonl.xz")

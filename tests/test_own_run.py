@@ -1,0 +1,75 @@
+"""A run on data of one's own, from the folder to scores: pictures, facts, traces; and a data set with rules of its own."""
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from dyme_core import config, data, evaluate, experiment, models
+from dyme_core.decoding import Decoded
+from dyme_core.store import read_rows
+from dyme_core.supervision import RuleRefiner, item_of
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def write_own(folder: Path) -> list[str]:
+    """Mini charts as a user would write them: a picture and a trace, half of them with facts; the traces."""
+    lines, traces = [], []
+    for split, count in (("train", 16), ("validation", 4), ("test", 4)):
+        for number, record in enumerate(data.mini_records(split, count, seed=0)):
+            name = f"charts/{split}{number}.png"
+            (folder / "charts").mkdir(parents=True, exist_ok=True)
+            record.load_image().save(folder / name)
+            traces.append(RuleRefiner().refine(item_of(record.row)))
+            facts = [{"entity": fact.entity, "attribute": fact.attribute, "value": fact.value, "unit": fact.unit}
+                     for fact in item_of(record.row).facts]
+            lines.append({"id": f"{split}-{number}", "image": name, "question": record.question, "answer": record.answer,
+                          "split": split, "trace": traces[-1], **({"facts": facts} if number % 2 else {})})
+    (folder / "data.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    return traces
+
+
+@pytest.mark.parametrize("method", ["sft", "pure_dyme", "full_dyme"])
+def test_a_folder_of_ones_own_is_trained_on_and_scored(tmp_path: Path, monkeypatch, method: str) -> None:
+    torch.set_num_threads(1)
+    (tmp_path / "pyproject.toml").touch()
+    shutil.copytree(ROOT / "bases" / "svlm-s0", tmp_path / "bases" / "svlm-s0")
+    monkeypatch.setenv("DYME_ROOT", str(tmp_path))
+    traces, targets = write_own(tmp_path / "my data"), []
+    offline = experiment.Experts.offline
+    monkeypatch.setattr(experiment.Experts, "offline", lambda self, records: targets.extend(
+        offline(self, records)([record.row for record in records])) or offline(self, records))
+    profile = config.load_profile("smoke", **{
+        "data.name": "own", "data.source": str(tmp_path / "my data"), "data.held_out": ("validation", "test"),
+        "training.steps": 2, "training.evaluate_every": 2, "training.prompts_per_step": 2, "training.num_generations": 4})
+    manifest = experiment.execute(experiment.Run(profile, method))
+    assert manifest["results"].keys() == {"validation", "test"} and manifest["settings"]["data"]["name"] == "own"
+    if method != "full_dyme":
+        assert len(targets) == 16 and all(target.startswith(trace) for target, trace in zip(targets, traces, strict=False))
+    steps = [row for row in read_rows(tmp_path / "results" / "smoke" / "logs" / f"svlm-{method}-s0.jsonl.xz")
+             if row["event"] == "step"]
+    assert len(steps) == 2 and sum(row.get("without_target", 0) for row in steps) == 0, "every row has its own target"
+    rows = read_rows(tmp_path / "results" / "smoke" / "rows" / f"svlm-{method}-s0.jsonl.xz")
+    assert [row["item"] for row in rows] == [f"{split}-{number}" for split in ("validation", "test") for number in range(4)]
+    assert all((row["thinking"] is None) == (number % 2 == 0) for number, row in enumerate(rows)), "rated where facts are known"
+
+
+def test_rows_of_another_task_have_its_own_scores(monkeypatch) -> None:
+    scoring = json.dumps({"facts": [], "evidence": [], "scoring": {
+        "direct_answers": ["cat"] * 2 + ["dog"] * 8, "difficult_direct_answer": False, "choices": [], "correct_choice_idx": 0}})
+    record = data.mini_records("test", 1, seed=0)[0]
+    record = data.Record("q1", "What is it?", "dog", "direct", "A-OKVQA", "test", record.image, scoring)
+    processor = models.build_processor(48, 24)
+    monkeypatch.setattr(evaluate, "decode", lambda *args, **settings: [
+        Decoded(f"It has soft fur and ears.\n<answer>{said}</answer>", 9, False) for said in ("cat", "dog")])
+    run = dict.fromkeys(evaluate.RUN_COLUMNS, "")
+    rows = evaluate.evaluate(None, processor, [record] * 2, run_columns=run, task="aokvqa")
+    assert [row["scores"]["direct_answer"] for row in rows] == pytest.approx([2 / 3, 1])
+    assert [row["correct"] for row in rows] == [1, 1] and [row["strict"] for row in rows] == [0, 1]
+    summary = evaluate.summarise(rows)
+    assert summary["scores.direct_answer"] == pytest.approx(5 / 6) and summary["scores.multiple_choice"] is None
+    assert "direct_answer: 83.3%" in evaluate.score_report(rows) and "multiple_choice" not in evaluate.score_report(rows)
