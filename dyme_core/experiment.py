@@ -27,7 +27,7 @@ from dyme_core import config, models, provenance, ranks, splits
 from dyme_core.card import model_card
 from dyme_core.checkpoints import Keeper, train_from
 from dyme_core.collapse import CollapseWatch
-from dyme_core.data import Record, sft_dataset, target_writer, to_dataset
+from dyme_core.data import DataError, Record, sft_dataset, target_writer, to_dataset
 from dyme_core.decoding import caption_match
 from dyme_core.estimate import CARDS, Estimate, estimate, shape_of
 from dyme_core.evaluate import evaluate, summarise
@@ -37,7 +37,7 @@ from dyme_core.measured import MeasuredGRPOTrainer
 from dyme_core.preflight import PreflightReport, preflight
 from dyme_core.rewards import reward_functions
 from dyme_core.store import run_file, write_rows
-from dyme_core.supervision import RuleChecker, TracesFirst
+from dyme_core.supervision import RuleChecker, TracesFirst, item_of
 from dyme_core.trainer import DyMEConfig, DyMETrainer
 
 logger = logging.getLogger(__name__)
@@ -275,6 +275,18 @@ def load_start(run: Run) -> tuple[Any, Any]:
     return model if model.device.type != "cpu" else model.to(ranks.device()), processor
 
 
+def check_facts(records: list[Record]) -> None:
+    """Refuse to train on targets where no question has what they are written from; its own trace is looked for before.
+
+    Raises:
+        DataError: where no record has facts of its picture.
+    """
+    if not any(item_of(record.row).facts for record in records):
+        raise DataError(f"none of {len(records)} training questions has facts of its picture, so that no target can be written "
+                        "and no thinking checked; give data.source a folder with tables (ChartQA's own release has them), "
+                        "extract facts first (extraction), or train with grpo")
+
+
 def expected(run: Run, model, checked: PreflightReport) -> Estimate:
     """What a step of the run will take, on this card if `estimate` knows it, from the model and its longest prompt."""
     vision = sum(p.numel() for name, p in model.named_parameters() if "vision_tower" in name or "vision_model" in name)
@@ -305,6 +317,8 @@ def _execute(run: Run, names: tuple[str, ...], keep_policy: bool, experts: Exper
     refine = _no_target if run.method in UNSUPERVISED else target_writer(TracesFirst(experts.rules))
     checked = preflight(records, processor, model, others=[record for rest in held_out.values() for record in rest],
                         max_new_tokens=training.max_completion_tokens, refine=refine)
+    if run.method not in UNSUPERVISED and not checked.longest_target:
+        check_facts(records)
     if run.profile.model != "mini":
         logger.info("%s", expected(run, model, checked))
         check_memory(run, model, processor, next(record for record in records if record.item == checked.longest_item))

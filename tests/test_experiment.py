@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,15 @@ def test_a_model_of_ones_own_is_estimated_tried_on_its_longest_sample_and_kept_w
     assert f"# {run.name}" in card and "| validation | 16 |" in card
     for path in (root / "results" / "smoke").glob(f"*/{run.name}.json*"):
         path.unlink()  # the report below shall see its own runs only
+
+
+def test_methods_that_need_targets_refuse_questions_without_facts(root: Path, monkeypatch) -> None:
+    bare = [replace(record, supervision=data.NO_SUPERVISION) for record in data.mini_records("train", 8, 0)]
+    monkeypatch.setattr(experiment.splits, "of_profile", lambda profile, split, seed: (
+        bare if split == "train" else data.mini_records(split, 4, 0)))
+    with pytest.raises(data.DataError, match="none of 8 training questions has facts .* or train with grpo"):
+        experiment.execute(smoke("full_dyme"))
+    experiment.check_facts([*bare, *data.mini_records("train", 1, 1)])  # one is enough to begin
 
 
 def test_the_base_is_evaluated_and_trained_for_no_time(root: Path) -> None:
