@@ -18,7 +18,7 @@ import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from dyme_core import config, experiment, looks, models, prefixes
+from dyme_core import config, looks, models, prefixes, recipes, runs
 from dyme_core.data import mini_records, to_dataset
 from dyme_core.experts import Experts
 from dyme_core.trainer import DyMEConfig, DyMETrainer
@@ -181,12 +181,12 @@ def build(arm: Arm, shape: Shape, steps: int, reward_funcs: Sequence[Callable] |
     profile = config.load_profile("mini", **{"training.num_generations": shape.generations,
                                              "training.prompts_per_step": shape.prompts,
                                              "training.max_completion_tokens": shape.tokens or NATURAL_TOKENS})
-    run = experiment.Run(profile, "pure_dyme")
-    settings = experiment.grpo_arguments(run, processor)
+    run = runs.Run(profile, "pure_dyme")
+    settings = recipes.grpo_arguments(run, processor)
     if shape.tokens:
         settings["generation_kwargs"]["suppress_tokens"].append(processor.tokenizer.eos_token_id)
     settings["per_device_train_batch_size"] //= shape.micro_batches
-    arguments = {**experiment.shared_arguments(run, steps, learning_rate, ROOT / "runs" / "bench"), **settings,
+    arguments = {**recipes.shared_arguments(run, steps, learning_rate, ROOT / "runs" / "bench"), **settings,
                  "gradient_accumulation_steps": shape.micro_batches, "save_strategy": "no"}
     records = mini_records("train", questions, 0)
     shared = dict(train_dataset=to_dataset(records), processing_class=processor,

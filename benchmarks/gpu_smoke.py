@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from dyme_core import config, data, experiment, models, provenance, rewards, supervision
+from dyme_core import config, data, experiment, models, provenance, recipes, rewards, supervision
 from dyme_core.decoding import decode
 from dyme_core.estimate import ONEVISION, estimate
 from dyme_core.trainer import DyMETrainer
@@ -39,9 +39,9 @@ def steps_of(profile: config.Profile, model: Any, processor: Any, records: list[
     run = experiment.Run(profile, "full_dyme")
     before = next(p for p in reversed(list(model.parameters())) if p.requires_grad).detach().clone()
     with tempfile.TemporaryDirectory() as folder:
-        arguments = experiment.DyMEConfig(
-            **experiment.shared_arguments(run, profile.training.steps, 1e-4, Path(folder)),
-            **experiment.grpo_arguments(run, processor), memorize_weight=profile.training.memorize_weight)
+        arguments = recipes.DyMEConfig(
+            **recipes.shared_arguments(run, profile.training.steps, 1e-4, Path(folder)),
+            **recipes.grpo_arguments(run, processor), memorize_weight=profile.training.memorize_weight)
         trainer = DyMETrainer(model, args=arguments, train_dataset=data.to_dataset(records), processing_class=processor,
                               reward_funcs=rewards.reward_functions(supervision.RuleChecker()),
                               refine=data.target_writer(supervision.RuleRefiner()))

@@ -12,232 +12,35 @@ import json
 import logging
 import shutil
 import sys
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, Trainer, TrainerCallback
-from trl import GRPOConfig, SFTConfig, SFTTrainer
+from transformers import PrinterCallback
 
 from dyme_core import config, models, provenance, ranks, splits
 from dyme_core.card import model_card
 from dyme_core.checkpoints import Keeper, train_from
 from dyme_core.collapse import CollapseWatch
-from dyme_core.data import DataError, Record, sft_dataset, target_writer, to_dataset
+from dyme_core.data import DataError, Record, target_writer
 from dyme_core.decoding import caption_match
 from dyme_core.estimate import CARDS, Estimate, estimate, shape_of
 from dyme_core.evaluate import evaluate, summarise
-from dyme_core.experts import Experts, describe, save_bank, too_long
+from dyme_core.experts import Experts, save_bank, too_long
+from dyme_core.families import is_vision
 from dyme_core.headroom import Headroom, try_longest
-from dyme_core.measured import MeasuredGRPOTrainer
 from dyme_core.preflight import PreflightReport, preflight
-from dyme_core.rewards import reward_functions
+from dyme_core.recipes import phases, settings_of
+from dyme_core.runs import HELD_OUT, UNSUPERVISED, Run, base_folder, base_name, fingerprint, supervision_of
+from dyme_core.steplog import StepLog
 from dyme_core.store import run_file, write_rows
-from dyme_core.supervision import RuleChecker, TracesFirst, item_of
-from dyme_core.trainer import DyMEConfig, DyMETrainer
+from dyme_core.supervision import TracesFirst, item_of
+from dyme_core.trainer import DyMETrainer
 
 logger = logging.getLogger(__name__)
-LOGGED = ("loss", "memorize", "explore", "mastered", "format", "accuracy", "correct", "thinking", "zero_variance", "entropy",
-          "thinking_tokens", "truncated", "repeated", "without_target", "rows", "memorize_norm", "explore_norm", "cosine",
-          "generate_s", "score_s", "update_s")
-NEVER = -100.0  # added to a logit: vLLM has no list of suppressed ids
 CAPTIONS = 100  # validation charts that the final policy is asked to describe
-UNSUPERVISED = ("base", "grpo")  # methods that ask no expert for anything that is learned
-HELD_OUT = config.SPLITS[1:]
 RESULTS = ("num_items", "correct", "has_format", "groundedness")  # of each split, in the manifest
-
-
-@dataclass(frozen=True)
-class Run:
-    """What is trained: a method of config.METHODS on a base ("svlm" or "large") with a seed.
-
-    `variant` names what differs from the profile's own settings (`plan`); "" nothing.
-    """
-
-    profile: config.Profile
-    method: str
-    model: str = "svlm"
-    seed: int = 0
-    variant: str = ""
-
-    @property
-    def name(self) -> str:
-        return "-".join(filter(None, (self.model, self.method, self.variant, f"s{self.seed}")))
-
-    @property
-    def paths(self) -> config.Paths:
-        return config.paths(self.profile.name)
-
-    @property
-    def columns(self) -> dict[str, Any]:
-        return {"run": self.name, "method": self.method, "variant": self.variant, "model": self.model, "seed": self.seed}
-
-
-class StepLog(TrainerCallback):
-    """Collects one row per optimisation step and, every `evaluate_every` steps, one of greedy validation.
-
-    `steps_before` are the steps of an earlier phase (SFT then GRPO); calls of `experts` are counted per step.
-    """
-
-    def __init__(self, run: Run, validation: list[Record], processor, steps_before: int = 0, experts: Experts | None = None):
-        self.run, self.validation, self.processor, self.steps_before = run, validation, processor, steps_before
-        self.experts = experts
-        self.rows: list[dict[str, Any]] = []
-        self.tokens = self._phase_tokens = 0  # prompts and completions; TRL counts anew in each phase
-        self.evaluate_s = self.evaluate_cpu_s = 0.0
-        self.resumed: list[int] = []  # steps from which training went on
-        self._before = (0.0, 0.0)  # seconds and CPU seconds of training until it was interrupted
-        self._start = self._step_start = time.perf_counter()
-        self._start_step = 0
-        self.begin()
-
-    def begin(self) -> None:
-        """Count what training takes from here on, without the evaluations in between."""
-        self._begun = time.perf_counter() - self.evaluate_s, time.process_time() - self.evaluate_cpu_s
-
-    def spent(self) -> tuple[float, float]:
-        """Seconds and CPU seconds of training so far."""
-        return (self._before[0] + time.perf_counter() - self.evaluate_s - self._begun[0],
-                self._before[1] + time.process_time() - self.evaluate_cpu_s - self._begun[1])
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows, "tokens": self.tokens, "phase_tokens": self._phase_tokens, "steps_before": self.steps_before,
-                "resumed": self.resumed, "spent": self.spent()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.rows, self.tokens, self._phase_tokens = state["rows"], state["tokens"], state["phase_tokens"]
-        self.steps_before, self._before = state["steps_before"], tuple(state["spent"])
-        self.resumed = [*state["resumed"], self.rows[-1]["step"]]
-        self.begin()
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self._start, self._start_step = time.perf_counter(), state.global_step  # the time left is of this phase and its pace
-
-    def on_train_end(self, args, state, control, **kwargs):
-        self.tokens, self._phase_tokens = self.tokens + self._phase_tokens, 0
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        self._step_start = time.perf_counter()
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self._step_s = time.perf_counter() - self._step_start
-
-    def on_log(self, args, state, control, logs=None, model=None, **kwargs):
-        if "loss" not in logs:
-            return
-        step, self._phase_tokens = state.global_step + self.steps_before, int(logs["num_tokens"])
-        row = {"event": "step", **self.run.columns, "step": step, "seconds": self._step_s,
-               **{name: logs[name] for name in LOGGED if name in logs}}
-        asked = ranks.total(self.experts.take_counts()) if self.experts is not None else {}
-        row |= asked
-        self.rows.append(row)
-        left = (state.max_steps - state.global_step) * (time.perf_counter() - self._start) \
-            / max(1, state.global_step - self._start_step)
-        modes = f", memorize {row['memorize']:.0f} explore {row['explore']:.0f} mastered {row['mastered']:.0f}" \
-            if "memorize" in row else ""
-        modes += f", {describe(asked)}" if asked else ""
-        logger.info("%s: step %d of %d, loss %.4f%s, %.2f s a step, about %.0f s left", self.run.name, step,
-                    state.max_steps + self.steps_before, row["loss"], modes, self._step_s, left)
-        if step % self.run.profile.training.evaluate_every == 0:
-            self.measure(model, step)
-
-    def measure(self, model, step: int) -> dict[str, Any]:
-        """Evaluate greedily on validation and log it."""
-        start, cpu_start = time.perf_counter(), time.process_time()
-        rows = evaluate(model, self.processor, self.validation, max_new_tokens=self.run.profile.training.max_completion_tokens,
-                        run_columns={**self.run.columns, "step": step}, task=splits.task_of(self.run.profile.data.name))
-        summary = summarise(rows)
-        self.rows.append({"event": "eval", **self.run.columns, "step": step, **summary})
-        self.evaluate_s += time.perf_counter() - start
-        self.evaluate_cpu_s += time.process_time() - cpu_start
-        logger.info("%s: step %d, validation: correct %.1f %%, format %.1f %%, groundedness %.2f", self.run.name, step,
-                    100 * summary["correct"], 100 * summary["has_format"], summary["groundedness"])
-        return summary
-
-
-def shared_arguments(run: Run, steps: int, learning_rate: float, folder: Path) -> dict[str, Any]:
-    """The settings that every method's trainer shares."""
-    engine = run.profile.engine
-    return dict(output_dir=str(folder), max_steps=steps, learning_rate=learning_rate, seed=run.seed, optim="adamw_torch",
-                lr_scheduler_type="linear", warmup_steps=run.profile.warmup_steps[run.method], weight_decay=0.0,
-                max_grad_norm=1.0, logging_steps=1, save_strategy="steps" if run.profile.save_every else "no",
-                save_steps=run.profile.save_every or 1, save_total_limit=2, report_to="none", disable_tqdm=True,
-                use_cpu=not torch.cuda.is_available(), bf16=engine.bf16, gradient_checkpointing=engine.gradient_checkpointing,
-                gradient_checkpointing_kwargs={"use_reentrant": False}, dataloader_pin_memory=False,
-                remove_unused_columns=False)
-
-
-def grpo_arguments(run: Run, processor) -> dict[str, Any]:
-    """GRPO's and DyME's settings; special ids are never sampled, by whatever name an engine calls that."""
-    training, engine = run.profile.training, run.profile.engine
-    forbidden = models.suppressed_ids(processor)
-    vllm = dict(use_vllm=True, vllm_mode="colocate", vllm_gpu_memory_utilization=engine.vllm_memory_share,
-                generation_kwargs={"logit_bias": dict.fromkeys(forbidden, NEVER)})
-    return dict(**engine.batch(training.prompts_per_step * training.num_generations, ranks.size()),
-                num_generations=training.num_generations, max_completion_length=training.max_completion_tokens,
-                temperature=1.0, beta=0.0, loss_type="grpo", num_iterations=1,
-                **(vllm if engine.use_vllm else {"generation_kwargs": {"suppress_tokens": forbidden}}))
-
-
-def sft_trainer(run: Run, experts: Experts, model, processor, records: list[Record], log: StepLog, steps: int,
-              learning_rate: float, folder: Path) -> Trainer:
-    """CoT-SFT with TRL's SFTTrainer on the refined targets, one target a prompt, as many prompts a step as the others."""
-    arguments = SFTConfig(**shared_arguments(run, steps, learning_rate, folder), max_length=None,
-                          **run.profile.engine.batch(run.profile.training.prompts_per_step, ranks.size()))
-    return SFTTrainer(model, args=arguments, train_dataset=sft_dataset(records, experts.offline(records)),
-                      processing_class=processor, callbacks=[log])
-
-
-def grpo_trainer(run: Run, experts: Experts, model, processor, records: list[Record], log: StepLog, steps: int,
-               learning_rate: float, folder: Path) -> Trainer:
-    """GRPO as TRL has it, on format and accuracy; the checker's score is measured with weight 0 (it is DyME's supervision)."""
-    arguments = GRPOConfig(**shared_arguments(run, steps, learning_rate, folder), **grpo_arguments(run, processor),
-                           reward_weights=[1.0, 1.0, 0.0])
-    return MeasuredGRPOTrainer(model, args=arguments, train_dataset=to_dataset(records), processing_class=processor,
-                               reward_funcs=reward_functions(RuleChecker(), experts.accuracy), callbacks=[log],
-                               correct_needs_format=run.profile.training.correct_needs_format)
-
-
-def dyme_trainer(run: Run, experts: Experts, model, processor, records: list[Record], log: StepLog, steps: int,
-               learning_rate: float, folder: Path) -> Trainer:
-    """DyME. Pure: targets written once, before training, thinking scored by rule. Full: checker and refiner at work during
-    training, the template bank learning from rollouts rated "high"."""
-    training = run.profile.training
-    arguments = DyMEConfig(**shared_arguments(run, steps, learning_rate, folder), **grpo_arguments(run, processor),
-                           switch=training.switch, switch_value=training.switch_value,
-                           thinking_weight=training.thinking_weight, probe_every=training.probe_every,
-                           memorize_weight=training.memorize_weight, mastered=training.mastered,
-                           reward_gate=training.reward_gate, correct_needs_format=training.correct_needs_format)
-    supervision = experts.online(training) if run.method == "full_dyme" else {
-        "reward_funcs": reward_functions(RuleChecker(), experts.accuracy), "refine": experts.offline(records)}
-    return DyMETrainer(model, args=arguments, train_dataset=to_dataset(records), processing_class=processor, **supervision,
-                       callbacks=[log])
-
-
-def phases(run: Run) -> list[tuple[Callable, int, float]]:
-    """(function that makes the trainer, steps, learning rate) of each phase; all methods get the same steps in all."""
-    steps, rates = run.profile.training.steps, run.profile.learning_rates
-    dyme, grpo, sft = dyme_trainer, grpo_trainer, sft_trainer
-    first = int(steps * run.profile.training.sft_share)
-    return {"base": [], "sft": [(sft, steps, rates["sft"])], "grpo": [(grpo, steps, rates["grpo"])],
-            "sft_grpo": [(sft, first, rates["sft"]), (grpo, steps - first, rates["sft_grpo"])],
-            "pure_dyme": [(dyme, steps, rates["pure_dyme"])], "full_dyme": [(dyme, steps, rates["full_dyme"])]}[run.method]
-
-
-def settings_of(run: Run) -> dict[str, Any]:
-    """Every setting that decides the run's result, as its manifest holds them."""
-    return {**asdict(run.profile.training), "learning_rate": [rate for _, _, rate in phases(run)],
-            "warmup_steps": run.profile.warmup_steps.get(run.method), "world": asdict(run.profile.world),
-            "supervision": asdict(supervision_of(run)), "engine": asdict(run.profile.engine), "data": asdict(run.profile.data)}
-
-
-def supervision_of(run: Run) -> config.Supervision:
-    """Who checks and refines in this run; methods that learn from no expert have the rules, which only measure."""
-    return config.Supervision() if run.method in UNSUPERVISED else run.profile.supervision
 
 
 def execute(run: Run, names: tuple[str, ...] = HELD_OUT, keep_policy: bool = True) -> dict[str, Any]:
@@ -255,7 +58,7 @@ def execute(run: Run, names: tuple[str, ...] = HELD_OUT, keep_policy: bool = Tru
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
     model, processor = load_start(run)
-    objection = too_long(processor.tokenizer, run.profile.training.max_completion_tokens)
+    objection = too_long(models.tokenizer_of(processor), run.profile.training.max_completion_tokens)
     with Experts(supervision_of(run), run.paths, run.paths.runs / run.name, objection,
                  splits.accuracy_of(run.profile.data.name)) as experts:
         return _execute(run, tuple(split for split in run.profile.data.held_out if split in names), keep_policy, experts,
@@ -289,7 +92,7 @@ def check_facts(records: list[Record]) -> None:
 
 def expected(run: Run, model, checked: PreflightReport) -> Estimate:
     """What a step of the run will take, on this card if `estimate` knows it, from the model and its longest prompt."""
-    vision = sum(p.numel() for name, p in model.named_parameters() if "vision_tower" in name or "vision_model" in name)
+    vision = sum(weight.numel() for name, weight in model.named_parameters() if is_vision(name))
     shape = shape_of(model.config, checked.image_tokens[1], checked.longest_tokens - checked.longest_target, vision)
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     return estimate(run.profile, shape, next((card for card in CARDS if card in name), None), ranks.size())
@@ -394,23 +197,6 @@ def _results(rows: list[dict[str, Any]], names: tuple[str, ...]) -> dict[str, di
 
 def _no_target(rows: list[dict[str, Any]]) -> list[None]:
     return [None] * len(rows)
-
-
-def fingerprint(run: Run) -> str:
-    """What a run's result depends on: its settings, the core's sources and the base."""
-    root = run.paths.root
-    sources = [*provenance.rooms_of("experiment", root / "dyme_core"), *base_folder(run.paths, run.model, run.seed).glob("*")]
-    return provenance.hash_json([repr(run), provenance.hash_files(sources, root)])
-
-
-def base_folder(paths: config.Paths, model: str, seed: int) -> Path:
-    """The base a seed starts from: its own, which `scheduler` builds where it is missing."""
-    return paths.bases / f"{model}-s{seed}"
-
-
-def base_name(run: Run) -> str:
-    """What a run starts from, as its manifest says it."""
-    return base_folder(run.paths, run.model, run.seed).name if run.profile.model == "mini" else run.profile.model
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from dyme_core import config, plan
-from dyme_core.experiment import HELD_OUT
 from dyme_core.provenance import write_atomic
+from dyme_core.runs import HELD_OUT
 
 COLUMNS = ("run", "experiments", "method", "model", "variant", "seed", "commit", "dirty", "hardware", "started", "train_s",
            "cpu_s", "tokens", "rollouts", "steps", "learning_rate", "warmup_steps", "base", *HELD_OUT)

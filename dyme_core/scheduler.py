@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from dyme_core import config, provenance
-from dyme_core.experiment import HELD_OUT, Run, base_folder, fingerprint
+from dyme_core.runs import HELD_OUT, Run, base_folder, fingerprint
 from dyme_core.store import run_file
 
 logger = logging.getLogger(__name__)

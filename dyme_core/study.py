@@ -18,8 +18,9 @@ from statistics import fmean
 from typing import Any
 
 from dyme_core import config, plan, scheduler
-from dyme_core.experiment import Run, settings_of
+from dyme_core.recipes import settings_of
 from dyme_core.registry import read_manifests, write_registry
+from dyme_core.runs import Run
 
 logger = logging.getLogger(__name__)
 MODEL_SHARES = {"svlm": 1.0, "large": 3.0}  # rough duration, for the order

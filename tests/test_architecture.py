@@ -16,13 +16,13 @@ ROOMS = ("engine", "config", "provenance", "store", "prompts", "asking", "rubric
          "aokvqa", "gsm8k", "slake", "geometry", "own", "sources", "scoring", "decontamination", "splits", "phrasings",
          "labelled", "heldout", "agreement", "ranks", "objective", "looks", "prefixes", "families", "processors", "mini",
          "models", "decoding", "preflight", "headroom", "lessons", "batches", "pretrain", "switches", "assembly", "measured",
-         "watching", "trainer", "checkpoints", "collapse", "gradients", "evaluate", "estimate", "card", "experts",
-         "experiment", "launch", "plan", "scheduler", "registry", "study", "statistics", "selection", "tables", "contrasts",
-         "figures", "plots", "traces", "sweeps", "mechanism", "verdicts", "claims", "findings", "report", "progress",
-         "execution", "stamps", "weights", "serving", "runner")
+         "watching", "trainer", "checkpoints", "collapse", "gradients", "evaluate", "estimate", "card", "experts", "runs",
+         "steplog", "recipes", "experiment", "launch", "plan", "scheduler", "registry", "study", "statistics", "selection",
+         "tables", "contrasts", "figures", "plots", "traces", "sweeps", "mechanism", "verdicts", "claims", "findings",
+         "report", "progress", "execution", "stamps", "weights", "serving", "runner")
 LOADS_TORCH = {"ranks", "objective", "looks", "prefixes", "families", "processors", "mini", "models", "decoding", "preflight",
                "headroom", "batches", "pretrain", "switches", "assembly", "measured", "watching", "trainer", "checkpoints",
-               "collapse", "gradients", "evaluate", "experts", "experiment", "launch", "weights"}
+               "collapse", "gradients", "evaluate", "experts", "steplog", "recipes", "experiment", "launch", "weights"}
 HEAVY = {"torch", "transformers", "trl", "accelerate", "peft", "unsloth", "torchvision"}
 FORBIDDEN_MODULES = {"pickle", "cloudpickle", "dill", "shelve", "marshal"}
 FORBIDDEN_CALLS = {"eval", "exec", "print", "breakpoint"}

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import Trainer
 
-from dyme_core import assembly, checkpoints, config, experiment, models
+from dyme_core import assembly, checkpoints, config, experiment, models, steplog
 from dyme_core.checkpoints import CHECKSUMS, Keeper
 from dyme_core.store import read_rows
 from dyme_core.trainer import DyMETrainer
@@ -74,7 +74,8 @@ def never_stopped(root: Path) -> Callable[..., dict]:
 
 POINTS = ((DyMETrainer, "_generate_single_turn"), (DyMETrainer, "_switch"), (DyMETrainer, "compute_loss"),
           (Trainer, "_save_optimizer_and_scheduler"), (Trainer, "_save_rng_state"), (checkpoints, "save_file"),
-          (checkpoints, "write_json"), (experiment, "evaluate"), (experiment, "caption_match"), (models, "save_policy"),
+          (checkpoints, "write_json"), (experiment, "evaluate"), (steplog, "evaluate"), (experiment, "caption_match"),
+          (models, "save_policy"),
           (torch.optim.AdamW, "step"))
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dyme_core import config, data, experiment, models, prompts, provenance, report, scheduler, store
+from dyme_core import config, data, experiment, models, prompts, provenance, recipes, report, scheduler, steplog, store
 from dyme_core.experiment import Run
 from dyme_core.prompts import write_response
 from dyme_core.supervision import RuleRefiner, item_of
@@ -142,8 +142,8 @@ def test_the_base_is_evaluated_and_trained_for_no_time(root: Path) -> None:
 def test_a_run_learns_from_what_its_settings_spoil_and_is_measured_on_what_is_true(root: Path, monkeypatch) -> None:
     given, trained, measured = {"supervision.quality": "low", "supervision.corruption": 0.5, "world.train_real_share": 1.0,
                                 "world.left_out_kinds": ["gap", "count"], "training.steps": 1}, [], []
-    train, evaluate = experiment.sft_trainer, experiment.evaluate
-    monkeypatch.setattr(experiment, "sft_trainer", lambda run, experts, model, processor, records, *rest: (
+    train, evaluate = recipes.sft_trainer, experiment.evaluate
+    monkeypatch.setattr(recipes, "sft_trainer", lambda run, experts, model, processor, records, *rest: (
         trained.extend(zip(records, experts.offline(records)([record.row for record in records]), strict=True)),
         train(run, experts, model, processor, records, *rest))[1])
     monkeypatch.setattr(experiment, "evaluate", lambda model, processor, records, **rest: (
@@ -167,9 +167,9 @@ def test_grpo_is_measured_on_thinking_but_learns_nothing_from_it(root: Path, mon
     run = smoke("grpo")
     model, processor = models.load_policy(root / "bases" / "svlm-s0")
     records = data.mini_records("train", 2, seed=0)
-    log = experiment.StepLog(run, [], processor)
+    log = steplog.StepLog(run, [], processor)
     experts = experiment.Experts(run.profile.supervision, run.paths, tmp_path)
-    trainer = experiment.grpo_trainer(run, experts, model, processor, records, log, steps=1, learning_rate=1e-4,
+    trainer = recipes.grpo_trainer(run, experts, model, processor, records, log, steps=1, learning_rate=1e-4,
                                       folder=tmp_path)
     said = []
     for record in records:  # all right and well formed; half of them name the facts
