@@ -195,7 +195,8 @@ _WARMUP_STEPS = dict.fromkeys(_LEARNING_RATES, 10)
 # What the two profiles of a real model share: the paper's model and data, and its experts, which no rule can stand in for
 # (ChartQA says no steps to an answer).
 _REAL = dict(model="llava-hf/llava-onevision-qwen2-0.5b-ov-hf",  # paper: LLaVA-OV-0.5B is one of its three models
-             data=DataSource("chartqa", "HuggingFaceM4/ChartQA", ("validation", "test")),  # paper: chart
+             data=DataSource("chartqa", "HuggingFaceM4/ChartQA", ("validation", "test"), facts="vlm"),  # paper: chart; that
+             # copy has no tables, so that its facts are extracted, once a picture, as the paper does
              supervision=Supervision(backend="api"))
 _CHARTQA_TRAINING = 28299  # questions of its training split (Masry et al. 2022: 7,398 human and 20,901 augmented)
 PROFILES = {

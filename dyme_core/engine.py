@@ -4,6 +4,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+FACTS = ("given", "ocr", "vlm")
+
 
 @dataclass(frozen=True)
 class Engine:
@@ -64,6 +66,8 @@ class DataSource:
         source: a folder, or a hub id; not read for "mini".
         held_out: splits that are answered, of config.SPLITS; the first one is watched during training.
         options: of the data set's reader (`sources.load`), such as the folder of pictures.
+        facts: of training questions that have none: "given" leaves it so, "ocr" reads what the picture prints, "vlm" asks the
+            supervising model, which must see pictures (sighting.py).
         test_name, test_source: another data set for the test split, as MathVerse is for Geo170K; "": the same one.
     """
 
@@ -71,8 +75,13 @@ class DataSource:
     source: str = ""
     held_out: tuple[str, ...] = ("validation", "test", "unseen")
     options: dict[str, Any] = field(default_factory=dict)
+    facts: str = "given"
     test_name: str = ""
     test_source: str = ""
+
+    def __post_init__(self) -> None:
+        if self.facts not in FACTS:
+            raise ValueError(f"data.facts must be one of {FACTS}: got {self.facts!r}")
 
     def place(self, split: str) -> tuple[str, str, str]:
         """(name, source, split) of a split's questions."""

@@ -33,6 +33,7 @@ from dyme_core.headroom import Headroom, try_longest
 from dyme_core.preflight import PreflightReport, preflight
 from dyme_core.recipes import phases, settings_of
 from dyme_core.runs import HELD_OUT, UNSUPERVISED, Run, base_folder, base_name, fingerprint, supervision_of
+from dyme_core.sighting import backend_of, with_facts
 from dyme_core.steplog import StepLog
 from dyme_core.store import run_file, write_rows
 from dyme_core.supervision import TracesFirst, item_of
@@ -87,7 +88,19 @@ def check_facts(records: list[Record]) -> None:
     if not any(item_of(record.row).facts for record in records):
         raise DataError(f"none of {len(records)} training questions has facts of its picture, so that no target can be written "
                         "and no thinking checked; give data.source a folder with tables (ChartQA's own release has them), "
-                        "extract facts first (extraction), or train with grpo")
+                        "set data.facts to 'ocr' or 'vlm', or train with grpo")
+
+
+def look(run: Run, experts: Experts, records: list[Record]) -> list[Record]:
+    """Training records with the facts that `data.facts` asks for; one process looks, the others read what it stored."""
+    if run.profile.data.facts == "given" or run.method in UNSUPERVISED:
+        return records
+    backend, seen = backend_of(run.profile.data.facts, experts.client), records
+    for is_turn in (True, False):
+        if ranks.is_writer() == is_turn:
+            seen = with_facts(records, backend, run.paths.runs.parent / "facts", run.profile.supervision.max_concurrency)
+        ranks.gather(is_turn)
+    return seen
 
 
 def expected(run: Run, model, checked: PreflightReport) -> Estimate:
@@ -114,7 +127,7 @@ def check_memory(run: Run, model, processor, longest: Record) -> Headroom:
 
 def _execute(run: Run, names: tuple[str, ...], keep_policy: bool, experts: Experts, model, processor) -> dict[str, Any]:
     started, training, data = datetime.now(UTC), run.profile.training, run.profile.data
-    records = experts.supposed(splits.of_profile(run.profile, "train", run.seed))
+    records = experts.supposed(look(run, experts, splits.of_profile(run.profile, "train", run.seed)))
     held_out = {split: splits.of_profile(run.profile, split, run.seed) for split in data.held_out}
     watched = held_out[data.held_out[0]]
     refine = _no_target if run.method in UNSUPERVISED else target_writer(TracesFirst(experts.rules))

@@ -1,14 +1,18 @@
 """A run on data of one's own, from the folder to scores: pictures, facts, traces; and a data set with rules of its own."""
 from __future__ import annotations
 
+import base64
+import dataclasses
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from scripted_judge import client_of
+from scripted_server import ScriptedServer, answer, status
 
-from dyme_core import config, data, evaluate, experiment, models
+from dyme_core import config, data, evaluate, experiment, models, sighting
 from dyme_core.decoding import Decoded
 from dyme_core.store import read_rows
 from dyme_core.supervision import RuleRefiner, item_of
@@ -73,3 +77,29 @@ def test_rows_of_another_task_have_its_own_scores(monkeypatch) -> None:
     summary = evaluate.summarise(rows)
     assert summary["scores.direct_answer"] == pytest.approx(5 / 6) and summary["scores.multiple_choice"] is None
     assert "direct_answer: 83.3%" in evaluate.score_report(rows) and "multiple_choice" not in evaluate.score_report(rows)
+
+
+def test_pictures_without_facts_are_looked_at_once_by_a_model_that_sees(tmp_path: Path, caplog) -> None:
+    records = [dataclasses.replace(record, supervision=data.NO_SUPERVISION if number else record.supervision)
+               for number, record in enumerate(data.mini_records("train", 3, seed=0))]
+
+    shown: list[int] = []
+
+    def sees(body: dict):
+        [part] = [part for part in body["messages"][-1]["content"] if part["type"] == "image_url"]
+        place = next(place for place, record in enumerate(records) if part["image_url"]["url"].endswith(
+            base64.b64encode(data.png_bytes(record.load_image())).decode()))
+        shown.append(place)
+        return status(400) if place == 2 else answer(json.dumps({"facts": [
+            {"entity": "May", "attribute": "rain", "value": 45, "unit": "mm"}]}))
+
+    with ScriptedServer(sees) as server, client_of(server) as client:
+        for _ in range(2):
+            seen = sighting.with_facts(records, sighting.backend_of("vlm", client), tmp_path, at_once=2)
+    assert seen[0] is records[0] and [fact.value for fact in item_of(seen[1].row).facts] == [45.0]
+    assert seen[2] == records[2] and f"{records[2].item}: no facts" in caplog.text
+    assert shown.count(1) == 1 and shown.count(2) >= 2 and 0 not in shown, "what was seen is not asked again"
+    with pytest.raises(ValueError, match="set supervision.backend='api'"):
+        sighting.backend_of("vlm", None)
+    with pytest.raises(ValueError, match=r"data.facts must be one of \('given', 'ocr', 'vlm'\): got 'guess'"):
+        config.load_profile("smoke", **{"data.facts": "guess"})

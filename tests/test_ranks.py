@@ -11,6 +11,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -31,7 +33,7 @@ G, STEPS, LOST_AT = 4, 4, 1
 WRONG = "We look at the chart.\n<answer>no idea</answer>"
 SETTINGS = {"world.train_questions": 24, "world.validation_questions": 4, "world.test_questions": 4, "training.steps": STEPS,
             "training.evaluate_every": STEPS, "training.num_generations": G, "training.probe_every": 2,
-            "supervision.backend": "api"}
+            "supervision.backend": "api", "save_every": 1}
 LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
 
@@ -69,8 +71,9 @@ def save_base(folder: Path) -> Path:
 
 def train(folder: Path, server: ScriptedServer, prompts: int, *launcher: str, **environment: str
           ) -> subprocess.CompletedProcess[str]:
-    """A run in a repository of its own, with a random base."""
-    save_base(folder)
+    """A run in a repository of its own, with a random base; one that was lost goes on."""
+    if not (folder / "bases").exists():
+        save_base(folder)
     path = os.pathsep.join([str(Path(__file__).parents[1]), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(command(prompts, *launcher), capture_output=True, text=True, timeout=300, env=os.environ | {
         "DYME_ROOT": str(folder), "PYTHONPATH": path, "OPENAI_BASE_URL": server.base_url, "OPENAI_MODEL": "m",
@@ -94,13 +97,25 @@ def results(folder: Path) -> tuple[list[dict], dict, list[dict]]:
     return [row for row in log if row["event"] == "step"], json.loads(made.read_text()), ledger
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Callable[[int], tuple]:
+    """Runs that nothing happens to, with so many prompts a step: in one process and in two, and what the second said."""
+    @cache
+    def made(prompts: int) -> tuple:
+        folder = tmp_path_factory.mktemp("whole")
+        with scripted() as server:
+            ended = [train(folder / name, server, prompts, *launcher) for name, launcher in (("one", ()), ("two", LAUNCHER))]
+        assert [each.returncode for each in ended] == [0, 0], ended[0].stderr[-1500:] + ended[1].stderr[-9000:]
+        return results(folder / "one"), results(folder / "two"), ended[1].stderr
+
+    return made
+
+
 @pytest.mark.slow
+@pytest.mark.promise("several processes", "two processes train as one does: losses, modes, bank, and as many judge calls")
 @pytest.mark.parametrize("prompts", [2, 1], ids=["whole groups", "a group on two processes"])
-def test_two_processes_train_as_one_does_and_ask_the_judge_no_more(tmp_path: Path, prompts: int) -> None:
-    with scripted() as server:
-        ended = [train(tmp_path / name, server, prompts, *launcher) for name, launcher in (("one", ()), ("two", LAUNCHER))]
-    assert [each.returncode for each in ended] == [0, 0], ended[0].stderr[-1500:] + ended[1].stderr[-9000:]
-    (alone, one, one_ledger), (steps, two, two_ledger) = results(tmp_path / "one"), results(tmp_path / "two")
+def test_two_processes_train_as_one_does_and_ask_the_judge_no_more(whole, prompts: int) -> None:
+    (alone, one, one_ledger), (steps, two, two_ledger), said = whole(prompts)
     assert [row["loss"] for row in steps] == pytest.approx([row["loss"] for row in alone], abs=1e-5)
     for name in ("memorize", "explore", "mastered", "without_target", "correct", "format"):
         assert [row[name] for row in steps] == [row[name] for row in alone], name
@@ -116,18 +131,31 @@ def test_two_processes_train_as_one_does_and_ask_the_judge_no_more(tmp_path: Pat
         assert two["supervision"]["bank"] == one["supervision"]["bank"] and len(two["supervision"]["bank"]["counts"]) == 2
     assert (one["processes"], two["processes"]) == (1, 2)
     assert (two["rollouts"], two["tokens"], two["settings"]) == (one["rollouts"], one["tokens"], one["settings"])
-    lines = [line for line in ended[1].stderr.splitlines() if f"step 1 of {STEPS}" in line]
+    lines = [line for line in said.splitlines() if f"step 1 of {STEPS}" in line]
     assert len(lines) == 1, "one process says how far the run is"
 
 
 @pytest.mark.slow
-def test_a_process_that_is_lost_ends_the_run_with_a_clear_error_and_no_results(tmp_path: Path) -> None:
+@pytest.mark.promise("several processes", "a lost process ends the run with a clear error; in two or in one it goes on")
+@pytest.mark.parametrize("launcher", [LAUNCHER, ()], ids=["in two", "in one"])
+def test_a_process_that_is_lost_ends_the_run_which_then_goes_on(tmp_path: Path, whole, launcher: tuple) -> None:
     start = time.monotonic()
     with scripted() as server:
         ended = train(tmp_path, server, 2, *LAUNCHER, LOSE_A_PROCESS="1")
-    assert ended.returncode != 0 and time.monotonic() - start < 120  # most of it is loading torch
+        lost_s = time.monotonic() - start
+        has_results = (tmp_path / "results" / "smoke" / "runs").exists() or list(tmp_path.rglob("*.part"))
+        again = train(tmp_path, server, 2, *launcher)
+    assert ended.returncode != 0 and lost_s < 120  # most of it is loading torch
     assert "Signal 9 (SIGKILL)" in ended.stderr and "rank      : 1" in ended.stderr
-    assert not (tmp_path / "results" / "smoke" / "runs").exists() and not list(tmp_path.rglob("*.part"))
+    assert not has_results
+    assert again.returncode == 0, again.stderr[-3000:]
+    (steps, manifest, ledger), (wanted, two, _) = results(tmp_path), whole(2)[1]
+    assert manifest["resumed"] == [LOST_AT] and manifest["supervision"]["bank"] == two["supervision"]["bank"]
+    same = ("memorize", "explore", "mastered", "correct", "thinking", *(("loss", "rows") if launcher else ()))
+    assert [[row[name] for name in same] for row in steps] == [[row[name] for name in same] for row in wanted]
+    assert [row["loss"] for row in steps] == pytest.approx([row["loss"] for row in wanted], abs=1e-5)
+    paid = [row for row in ledger if not row["hit"]]
+    assert len(paid) == two["supervision"]["client"]["calls"], "what was asked before the loss is not paid for again"
 
 
 def test_rows_are_dealt_evenly_or_refused() -> None:
