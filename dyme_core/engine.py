@@ -3,6 +3,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dyme_core.settings import check
+
+BAD_ROWS = ("raise", "skip")
+HELD_OUT = ("validation", "test", "unseen")
+
 
 @dataclass(frozen=True)
 class Engine:
@@ -29,8 +34,7 @@ class Engine:
     vllm_memory_share: float = 0.3
 
     def __post_init__(self) -> None:
-        if self.micro_batches < 1:
-            raise ValueError(f"engine.micro_batches must be at least 1: got {self.micro_batches!r}")
+        check(self, "engine", micro_batches=(1, None), lora_rank=(1, None), lora_alpha=(1, None))
         if self.load_in_4bit and self.lora_rank is None:
             raise ValueError("engine.load_in_4bit freezes the weights: set engine.lora_rank, or train in 16 bits")
         if not 0 < self.vllm_memory_share < 1:
@@ -61,14 +65,20 @@ class DataSource:
     Attributes:
         name: "mini", the charts that are drawn here, or a data set's, for example "chartqa".
         source: a folder, or a hub id; "" for "mini".
-        held_out: splits that are answered, of config.SPLITS; the first one is watched during training.
+        held_out: splits that are answered, of HELD_OUT; the first one is watched during training.
+        on_bad_row: what a row that is refused comes to: "raise" stops, "skip" leaves it out and counts it (badrows.py).
     """
 
     name: str = "mini"
     source: str = ""
     held_out: tuple[str, ...] = ("validation", "test", "unseen")
+    on_bad_row: str = "raise"
 
     def __post_init__(self) -> None:
+        check(self, "data", held_out=HELD_OUT, on_bad_row=BAD_ROWS)
+        if not self.held_out or len(set(self.held_out)) < len(self.held_out):
+            raise ValueError(f"data.held_out must name at least one split, none twice: got {self.held_out!r}; name some of "
+                             f"{HELD_OUT}")
         if (self.name == "mini") == bool(self.source):
             raise ValueError(f"data.source must name a folder or hub id, and be empty for 'mini': got {self.source!r} for "
                              f"{self.name!r}")

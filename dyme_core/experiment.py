@@ -8,7 +8,6 @@ and leaves the trained policy in the profile's `runs` folder.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import shutil
 import sys
@@ -24,15 +23,17 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 from trl import GRPOConfig, SFTConfig, SFTTrainer
 
 from dyme_core import config, models, provenance, ranks, splits
+from dyme_core.badrows import BadRows
 from dyme_core.checkpoints import Keeper, train_from
 from dyme_core.collapse import CollapseWatch
 from dyme_core.data import Record, sft_dataset, target_writer, to_dataset
 from dyme_core.decoding import caption_match
+from dyme_core.engine import BAD_ROWS
 from dyme_core.evaluate import evaluate, summarise
 from dyme_core.experts import Experts, describe, save_bank, too_long
 from dyme_core.headroom import Headroom, try_longest
 from dyme_core.measured import MeasuredGRPOTrainer
-from dyme_core.preflight import preflight
+from dyme_core.preflight import preflight, without_bad_rows
 from dyme_core.rewards import reward_functions
 from dyme_core.store import run_file, write_rows
 from dyme_core.supervision import RuleChecker
@@ -283,10 +284,13 @@ def check_memory(run: Run, model, processor, longest: Record) -> Headroom:
 
 def _execute(run: Run, names: tuple[str, ...], keep_policy: bool, experts: Experts, model, processor) -> dict[str, Any]:
     started, training, data = datetime.now(UTC), run.profile.training, run.profile.data
-    records = experts.supposed(splits.of_profile(run.profile, "train", run.seed))
-    held_out = {split: splits.of_profile(run.profile, split, run.seed) for split in data.held_out}
+    refine, bad = _no_target if run.method in UNSUPERVISED else target_writer(experts.rules), BadRows(data.on_bad_row)
+    longest = training.max_completion_tokens
+    records = without_bad_rows(experts.supposed(splits.of_profile(run.profile, "train", run.seed, bad)), processor, bad, refine,
+                               longest)
+    held_out = {split: without_bad_rows(splits.of_profile(run.profile, split, run.seed, bad), processor, bad, _no_target,
+                                        longest) for split in data.held_out}
     watched = held_out[data.held_out[0]]
-    refine = _no_target if run.method in UNSUPERVISED else target_writer(experts.rules)
     checked = preflight(records, processor, model, others=[record for rest in held_out.values() for record in rest],
                         max_new_tokens=training.max_completion_tokens, refine=refine)
     if run.profile.model != "mini":
@@ -324,6 +328,7 @@ def _execute(run: Run, names: tuple[str, ...], keep_policy: bool, experts: Exper
                 "train_s": train_s, "cpu_s": cpu_s, "tokens": log.tokens, "s_per_step": train_s / max(1, log.steps_before),
                 "rollouts": sum("generate_s" in row for row in steps) * training.prompts_per_step * training.num_generations,
                 "captions": captions, "results": _results(rows, names), "supervision": experts.summary(),
+                "skipped_rows": bad.summary(),
                 **provenance.provenance(run.paths.root)}
     if ranks.is_writer():
         if keep_policy:
@@ -379,12 +384,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--variant", default="", help="what the settings below are called in the run's name")
     parser.add_argument("--splits", nargs="+", choices=HELD_OUT, default=HELD_OUT, help="answered at the end; all by default")
     parser.add_argument("--no-policy", action="store_true", help="do not keep the trained policy")
+    parser.add_argument("--on-bad-row", choices=BAD_ROWS, help="default: the profile's, which is raise")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of the profile, as JSON values")
     options = parser.parse_args(arguments)
     ranks.start()
     logging.basicConfig(level=logging.INFO if ranks.is_writer() else logging.ERROR, format="%(message)s", stream=sys.stderr)
-    overrides = {key: json.loads(value) for key, _, value in (pair.partition("=") for pair in options.set)}
-    profile = config.load_profile(options.profile, **overrides)
+    try:
+        overrides = dict(map(config.read_setting, options.set))
+        overrides |= {"data.on_bad_row": options.on_bad_row} if options.on_bad_row else {}
+        profile = config.load_profile(options.profile, **overrides)
+    except ValueError as error:
+        parser.error(str(error))
     seed = profile.seed if options.seed is None else options.seed
     execute(Run(profile, options.method, options.model, seed, options.variant), tuple(options.splits),
             keep_policy=not options.no_policy)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from dyme_core.badrows import BadRows
 from dyme_core.chartqa import chartqa_records
 from dyme_core.config import Profile, World
 from dyme_core.data import Record, mini_records
@@ -15,13 +16,14 @@ from dyme_core.data import Record, mini_records
 CHARTQA = {"train": "train", "validation": "val", "test": "test"}  # its own names
 
 
-def load(name: str, source: str, split: str) -> list[Record]:
+def load(name: str, source: str, split: str, bad: BadRows | None = None) -> list[Record]:
     """All questions of one split.
 
     Args:
         name: "mini", whose test splits have World's numbers, or "chartqa".
         source: the data set's folder.
         split: one of config.SPLITS that the data set has.
+        bad: takes the rows that are refused; None raises.
     Raises:
         ValueError: for an unknown data set or split.
     """
@@ -30,14 +32,14 @@ def load(name: str, source: str, split: str) -> list[Record]:
     if name != "chartqa" or split not in CHARTQA:
         raise ValueError(f"expected the data set mini or chartqa, and of ChartQA one of {', '.join(CHARTQA)}: got {name!r}, "
                          f"{split!r}")
-    return chartqa_records(Path(source), CHARTQA[split])
+    return chartqa_records(Path(source), CHARTQA[split], bad)
 
 
-def of_profile(profile: Profile, split: str, seed: int) -> list[Record]:
-    """A split's questions as a profile asks for them; mini training questions are the seed's own."""
+def of_profile(profile: Profile, split: str, seed: int, bad: BadRows | None = None) -> list[Record]:
+    """A split's questions as a profile asks for them, bad rows as in `load`; mini training questions are the seed's own."""
     world = profile.world
     if profile.data.name != "mini":
-        return limited(load(profile.data.name, profile.data.source, split), _count(world, split))
+        return limited(load(profile.data.name, profile.data.source, split, bad), _count(world, split))
     if split != "train":
         return mini_records(split, _count(world, split), 0, world.real_share)
     real_share = world.real_share if world.train_real_share is None else world.train_real_share
