@@ -253,7 +253,7 @@ def load_profile(name: str, /, **overrides: Any) -> Profile:
         ValueError: for an unknown profile or key, with the known ones.
     """
     if name not in PROFILES:
-        raise ValueError(f"unknown profile {name!r}; known: {', '.join(PROFILES)}")
+        raise ValueError(f"unknown profile {name!r:.100}; known: {', '.join(PROFILES)}")
     profile = PROFILES[name]
     for key, value in overrides.items():
         if key in ("name", "overrides"):

@@ -104,7 +104,8 @@ def _mathverse_record(row: Row, place: int, split: str, folder: Path | str | Non
     if question_type not in QUESTION_TYPES:
         raise DataError.of(item, f"question_type {' or '.join(QUESTION_TYPES)}", repr(question_type), "correct it")
     whole = str(row.get("question_for_eval") or row.get("question") or "")  # the picture's own text, in version "Vision Only"
-    question = str(row.get("question") or "").strip() or VISION_ONLY
+    is_bare = row.get("question") is None or row["question"] == "" or str(row["question"]).isspace()
+    question = VISION_ONLY if is_bare else text_of(row, "question", item)
     if question_type == QUESTION_TYPES[0] and question == VISION_ONLY:
         question += " Answer with the letter of the right choice."
     image = None if split == "testmini_text_only" else picture_of(row.get("image"), item, folder)

@@ -7,7 +7,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF")  # others run programs (EPS: Ghostscript) or hold no pixels
 MIN_SIDE, MAX_SIDE, MAX_PIXELS = 2, 10_000, 50_000_000  # of 1 x 1 are what trackers and failed downloads leave
@@ -33,7 +33,7 @@ def read_rgb(source: Source) -> Image.Image:
     """
     image = _opened(source)
     try:
-        return _rgb(image if image is source else ImageOps.exif_transpose(image))
+        return _rgb(ImageOps.exif_transpose(image))
     except FAULTS as error:
         raise _unreadable(source, error) from error
 
@@ -46,7 +46,8 @@ def is_plain(source: Source) -> bool:
     """
     image = _opened(source)
     try:
-        return _depth(image) == 8 and (not image.has_transparency_data or _is_opaque(image.convert("RGBA")))
+        is_upright = ExifTags.Base.Orientation not in image.getexif()
+        return is_upright and _depth(image) == 8 and (not image.has_transparency_data or _is_opaque(image.convert("RGBA")))
     except FAULTS as error:
         raise _unreadable(source, error) from error
 
