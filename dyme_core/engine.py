@@ -36,11 +36,11 @@ class Engine:
     def __post_init__(self) -> None:
         check(self, "engine", micro_batches=(1, None), lora_rank=(1, None), lora_alpha=(1, None))
         if self.load_in_4bit and self.lora_rank is None:
-            raise ValueError(f"engine.load_in_4bit freezes the weights, so engine.lora_rank must be a number: got {self.lora_rank!r}; "
-                             "set it, or train in 16 bits")
+            raise ValueError("engine.load_in_4bit freezes the weights, so engine.lora_rank must be a number: got None; set it, "
+                             "or train in 16 bits")
         if not 0 < self.vllm_memory_share < 1:
-            raise ValueError(f"engine.vllm_memory_share must be a share in (0, 1): got {self.vllm_memory_share!r}; give one, or "
-                             "leave it out for 0.3")
+            raise ValueError(f"engine.vllm_memory_share must be a share in (0, 1): got {self.vllm_memory_share!r}; give "
+                             "one, or leave it out for 0.3")
 
     def batch(self, rows: int, processes: int) -> dict[str, int]:
         """The trainer's two numbers for a step of `rows` over `processes`, as TRL calls them.

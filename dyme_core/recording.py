@@ -115,6 +115,8 @@ def _read_row(text: bytes | str, where: str) -> dict[str, Any]:
         row = json.loads(text)
     except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, a number of too many digits; brackets too deep
         raise ValueError(f"{where}: expected a JSON object, got {text!r:.80}; export it again") from error
-    if not isinstance(row, dict) or set(FIELDS) - row.keys() or type(row["key"]) is not str or type(row["reply"]) is not dict:
-        raise ValueError(f"{where}: expected a row with {FIELDS}, key a text, reply an object, got {text!r:.80}; export it again")
+    is_row = isinstance(row, dict) and not set(FIELDS) - row.keys()
+    if not is_row or not isinstance(row["key"], str) or not isinstance(row["reply"], dict):
+        raise ValueError(f"{where}: expected a row with {FIELDS}, the key a text, the reply an object, got {text!r:.80}; "
+                         "export it again")
     return row

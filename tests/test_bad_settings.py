@@ -45,28 +45,30 @@ def test_a_setting_of_a_wrong_type_or_sign_is_refused(name: str, value: Any) -> 
 
 SETTINGS = {
     "an unknown part": {"trainig.steps": 3}, "an unknown key": {"training.step": 3},
-    "a part of a number": {"training.steps.x": 3}, "an unknown method": {"learning_rates.dyme": 1e-3}, "no methods": {"learning_rates": {}}, "few methods": {
-        "warmup_steps": {"sft": 3}}, "a part as text": {"training": "fast"}, "a part as object": {"engine": {"bf16": True}},
-    "a name": {"name": "../../x"}, "overrides": {"overrides": []}, "a rate of 0": {"learning_rates.sft": 0.0},
-    "a rate of 10": {"learning_rates.sft": 10}, "a rate as text": {"learning_rates.sft": "1e-3"}, "a rate of NaN": {
-        "learning_rates.grpo": NAN}, "warm-up of half a step": {"warmup_steps.sft": 0.5}, "no steps": {"training.steps": 0},
+    "a part of a number": {"training.steps.x": 3}, "an unknown method": {"learning_rates.dyme": 1e-3},
+    "no methods": {"learning_rates": {}}, "few methods": {"warmup_steps": {"sft": 3}},
+    "a part as text": {"training": "fast"}, "a part as object": {"engine": {"bf16": True}}, "a name": {"name": "../../x"},
+    "overrides": {"overrides": []}, "a rate of 0": {"learning_rates.sft": 0.0}, "a rate of 10": {"learning_rates.sft": 10},
+    "a rate as text": {"learning_rates.sft": "1e-3"}, "a rate of NaN": {"learning_rates.grpo": NAN},
+    "warm-up of half a step": {"warmup_steps.sft": 0.5}, "no steps": {"training.steps": 0},
     "one rollout a prompt": {"training.num_generations": 1}, "no prompts": {"training.prompts_per_step": 0},
     "no tokens": {"training.max_completion_tokens": 0}, "a share of 2": {"training.sft_share": 2},
-    "no questions": {"world.train_questions": 0}, "a share of -1": {"world.real_share": -0.1}, "a share as text": {
-        "world.train_real_share": "half"}, "evaluating every 0 steps": {"training.evaluate_every": 0},
+    "no questions": {"world.train_questions": 0}, "a share of -1": {"world.real_share": -0.1},
+    "a share as text": {"world.train_real_share": "half"}, "evaluating every 0 steps": {"training.evaluate_every": 0},
     "an unknown weight": {"training.memorize_weight": "rows"}, "an unknown mode": {"training.mastered": "stop"},
     "an unknown gate": {"training.reward_gate": "product"}, "a value as text": {"training.switch_value": "8"},
     "an unknown judge": {"supervision.backend": "llm"}, "an unknown policy": {"supervision.policy": "zero"},
-    "quality of a judge": {"supervision.backend": "api", "supervision.quality": "low"}, "wrong facts of a judge": {
-        "supervision.backend": "api", "supervision.corruption": 0.5}, "corruption of 2": {"supervision.corruption": 2},
-    "no calls": {"supervision.max_concurrency": 0}, "no tries": {"supervision.max_tries": 0}, "no time": {
-        "supervision.total_timeout_s": 0}, "no requests": {"supervision.requests_per_minute": 0}, "parameters as list": {
-        "supervision.parameters": []}, "a model as number": {"supervision.model": 7}, "no micro-batch": {
-        "engine.micro_batches": 0}, "4 bits and every weight": {"engine.load_in_4bit": True}, "adapters of rank 0": {
-        "engine.lora_rank": 0}, "rank 8.5": {"engine.lora_rank": 8.5}, "all memory": {"engine.vllm_memory_share": 1.0},
+    "quality of a judge": {"supervision.backend": "api", "supervision.quality": "low"},
+    "wrong facts of a judge": {"supervision.backend": "api", "supervision.corruption": 0.5},
+    "corruption of 2": {"supervision.corruption": 2}, "no calls": {"supervision.max_concurrency": 0},
+    "no tries": {"supervision.max_tries": 0}, "no time": {"supervision.total_timeout_s": 0},
+    "no requests": {"supervision.requests_per_minute": 0}, "parameters as list": {"supervision.parameters": []},
+    "a model as number": {"supervision.model": 7}, "no micro-batch": {"engine.micro_batches": 0},
+    "4 bits and every weight": {"engine.load_in_4bit": True}, "adapters of rank 0": {"engine.lora_rank": 0},
+    "rank 8.5": {"engine.lora_rank": 8.5}, "all memory": {"engine.vllm_memory_share": 1.0},
     "a data set without folder": {"data.name": "chartqa"}, "a folder of the mini charts": {"data.source": "x"},
-    "no split": {"data.held_out": []}, "training's split": {"data.held_out": ["train"]}, "a split twice": {
-        "data.held_out": ["test", "test"]}, "an unknown way with rows": {"data.on_bad_row": "ignore"},
+    "no split": {"data.held_out": []}, "training's split": {"data.held_out": ["train"]},
+    "a split twice": {"data.held_out": ["test", "test"]}, "an unknown way with rows": {"data.on_bad_row": "ignore"},
     "no model": {"model": " "}, "an unknown engine": {"backend": "vllm"}, "an unknown action": {"on_collapse": "pray"},
     "a seed of -1": {"seed": -1}, "a seed as text": {"seed": "0"}, "saving every -1 steps": {"save_every": -1}}
 
@@ -178,9 +180,10 @@ def test_a_cached_row_that_is_no_json_is_refused_with_its_file(tmp_path: Path) -
 # --- Checkpoints ---------------------------------------------------------------------------------------------------------
 
 TOLD = {"an object": "{}", "null": "null", "a text": '"x"', "files as text": '{"fingerprint": "f", "files": "ab"}',
-        "files as list": '{"fingerprint": "f", "files": [1]}', "nested too deep": "[" * 100_000, "digits": "9" * 5000, "no UTF-8": b"\xff\xfe",
-        "a pickle": b"\x80\x04K\x01.", "nothing": "", "another run": '{"fingerprint": "g", "files": {}}', "a file outside":
-        '{"fingerprint": "f", "files": {"../x": "0"}}', "a number as sum": '{"fingerprint": "f", "files": {"a": 1}}'}
+        "files as list": '{"fingerprint": "f", "files": [1]}', "nested too deep": "[" * 100_000, "digits": "9" * 5000,
+        "no UTF-8": b"\xff\xfe", "a pickle": b"\x80\x04K\x01.", "nothing": "",
+        "another run": '{"fingerprint": "g", "files": {}}', "a file outside": '{"fingerprint": "f", "files": {"../x": "0"}}',
+        "a number as sum": '{"fingerprint": "f", "files": {"a": 1}}'}
 
 
 @pytest.mark.promise("bad input", "checksums that are damaged, foreign or hostile are told of; the checkpoint is not used")
