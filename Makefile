@@ -19,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 export HF_HUB_OFFLINE ?= $(if $(filter gpu paper,$(PROFILE))$(filter test-gpu,$(MAKECMDGOALS)),0,1)
 
 .DEFAULT_GOAL := help
-.PHONY: help paper study figures base test test-unsloth test-gpu reliability bench lab llm clean
+.PHONY: help paper study figures base test test-unsloth test-gpu reliability bench lab llm audit clean
 
 help: ## list these targets
 	@echo "make TARGET [PROFILE=smoke|mini|gpu|paper] [ARGS='...'] [PYTHON=python3.12]"
@@ -70,6 +70,10 @@ lab: $(READY) ## open the notebooks in JupyterLab, with this environment as the 
 llm: $(LLM_READY) ## start a small real model server on this machine (about 10 s; the first time after 93 MB of set-up)
 	@echo "Starting a model server on loopback: it proves the client's wire, the model is too weak to judge (ready in about 10 s)."
 	@$(VENV_PYTHON) -m dyme_core.serving $(ARGS)
+
+audit: $(READY) ## ask the advisory service for known faults of the locked packages (under a minute, needs a network)
+	@echo "Asking the advisory service for known faults of the packages in the locks (under a minute)."
+	@$(VENV_PYTHON) .ci/audit.py $(ARGS)
 
 clean: ## remove what make made: .venv, checkpoints, bases of seeds but 0, caches, smoke results (what git tracks stays)
 	@echo "Removing .venv, runs/, bases of seeds but 0, caches and smoke results; what git tracks stays (a second)."

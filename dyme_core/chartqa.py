@@ -6,8 +6,10 @@ A gold table gives the picture's facts; the steps to an answer are not known. Th
 """
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
+from dyme_core.badrows import BadRows
 from dyme_core.data import NO_SUPERVISION, DataError, Record, known
 from dyme_core.rows import SPLITS, Row, list_of, picture_of, read_json, read_rows, text_of
 from dyme_core.tabular import table_facts
@@ -17,22 +19,24 @@ COLUMNS = ("image", "query", "label", "human_or_machine")
 SOURCE = "ChartQA (Masry et al. 2022)"
 
 
-def chartqa_records(source: Path | str, split: str = "test") -> list[Record]:
+def chartqa_records(source: Path | str, split: str = "test", bad: BadRows | None = None) -> list[Record]:
     """Read the questions of one split; from files human before augmented, each in the order of its file.
 
     Args:
         source: a folder that holds png/ and <split>_human.json or <split>_augmented.json or both, where tables/<image>.csv
             gives facts; or a hub id, or a folder in the hub's layout.
         split: ChartQA's name, "test", "val" or "train".
+        bad: takes the rows that are refused; None raises.
     Raises:
         DataError: naming the row, where a file is missing or a row lacks its picture, question or answer.
     """
+    bad, folder = bad or BadRows(), Path(source)
     files = {kind: Path(source) / f"{split}_{kind}.json" for kind in KINDS}
     if any(file.is_file() for file in files.values()):
-        return [_file_record(Path(source), split, kind, place, row) for kind, file in files.items() if file.is_file()
-                for place, row in enumerate(read_json(file))]
+        return [record for kind, file in files.items() if file.is_file() for record in bad.records(
+            read_json(file), lambda row, number, kind=kind: _file_record(folder, split, kind, number - 1, row))]
     rows = read_rows(source, split, COLUMNS, [file.name for file in files.values()])
-    return [_hub_record(split, place, row) for place, row in enumerate(rows)]
+    return bad.records(rows, lambda row, number: _hub_record(split, number - 1, row))
 
 
 def _file_record(folder: Path, split: str, kind: str, place: int, row: Row) -> Record:
@@ -40,7 +44,10 @@ def _file_record(folder: Path, split: str, kind: str, place: int, row: Row) -> R
     name = Path(text_of(row, "imgname", item)).name  # the name alone: a row must not reach outside the folder
     image = picture_of(name, item, folder / "png")
     table = folder / "tables" / f"{Path(name).stem}.csv"
-    supervision = known(table_facts(table)) if table.is_file() else NO_SUPERVISION
+    try:
+        supervision = known(table_facts(table)) if table.is_file() else NO_SUPERVISION
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError.of(item, f"a table in tables/{table.name}", error, "restore it, or remove it") from error
     return Record(item, text_of(row, "query", item), text_of(row, "label", item), kind, SOURCE, SPLITS.get(split, split), image,
                   supervision, f"chartqa {Path(name).stem}")
 

@@ -69,7 +69,7 @@ class Keeper(TrainerCallback):
 
     def latest(self, folder: Path) -> Path | None:
         """The newest whole checkpoint in a Trainer's folder, None where there is none; why others are not used is logged."""
-        for path in sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
+        for path in sorted(folder.glob("checkpoint-*[0-9]"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
             fault = self.fault(path)
             if fault is None:
                 return path
@@ -83,7 +83,7 @@ class Keeper(TrainerCallback):
             wanted, fingerprint = dict(told["files"]), told["fingerprint"]
         except FileNotFoundError:
             return f"it has no {CHECKSUMS}, so it was still being written, or is not from here"
-        except (ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return f"its {CHECKSUMS} cannot be read"
         if fingerprint != self.fingerprint:
             return "it is of other settings, sources or another base"

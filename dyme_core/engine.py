@@ -4,7 +4,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from dyme_core.settings import check
+
+BAD_ROWS = ("raise", "skip")
 FACTS = ("given", "ocr", "vlm")
+HELD_OUT = ("validation", "test", "unseen")
 
 
 @dataclass(frozen=True)
@@ -32,12 +36,13 @@ class Engine:
     vllm_memory_share: float = 0.3
 
     def __post_init__(self) -> None:
-        if self.micro_batches < 1:
-            raise ValueError(f"engine.micro_batches must be at least 1: got {self.micro_batches!r}")
+        check(self, "engine", micro_batches=(1, None), lora_rank=(1, None), lora_alpha=(1, None))
         if self.load_in_4bit and self.lora_rank is None:
-            raise ValueError("engine.load_in_4bit freezes the weights: set engine.lora_rank, or train in 16 bits")
+            raise ValueError("engine.load_in_4bit freezes the weights, so engine.lora_rank must be a number: got None; set it, "
+                             "or train in 16 bits")
         if not 0 < self.vllm_memory_share < 1:
-            raise ValueError(f"engine.vllm_memory_share must be a share in (0, 1): got {self.vllm_memory_share!r}")
+            raise ValueError(f"engine.vllm_memory_share must be a share in (0, 1): got {self.vllm_memory_share!r}; give "
+                             "one, or leave it out for 0.3")
 
     def batch(self, rows: int, processes: int) -> dict[str, int]:
         """The trainer's two numbers for a step of `rows` over `processes`, as TRL calls them.
@@ -63,8 +68,9 @@ class DataSource:
 
     Attributes:
         name: "mini", the charts that are drawn here, or a data set's, for example "chartqa".
-        source: a folder, or a hub id; not read for "mini".
-        held_out: splits that are answered, of config.SPLITS; the first one is watched during training.
+        source: a folder, or a hub id; "" for "mini".
+        held_out: splits that are answered, of HELD_OUT; the first one is watched during training.
+        on_bad_row: what a row that is refused comes to: "raise" stops, "skip" leaves it out and counts it (badrows.py).
         options: of the data set's reader (`sources.load`), such as the folder of pictures.
         facts: of training questions that have none: "given" leaves it so, "ocr" reads what the picture prints, "vlm" asks the
             supervising model, which must see pictures (sighting.py).
@@ -74,14 +80,20 @@ class DataSource:
     name: str = "mini"
     source: str = ""
     held_out: tuple[str, ...] = ("validation", "test", "unseen")
+    on_bad_row: str = "raise"
     options: dict[str, Any] = field(default_factory=dict)
     facts: str = "given"
     test_name: str = ""
     test_source: str = ""
 
     def __post_init__(self) -> None:
-        if self.facts not in FACTS:
-            raise ValueError(f"data.facts must be one of {FACTS}: got {self.facts!r}")
+        check(self, "data", held_out=HELD_OUT, on_bad_row=BAD_ROWS, facts=FACTS)
+        if not self.held_out or len(set(self.held_out)) < len(self.held_out):
+            raise ValueError(f"data.held_out must name at least one split, none twice: got {self.held_out!r}; name some of "
+                             f"{HELD_OUT}")
+        if bool(self.test_name) != bool(self.test_source):
+            raise ValueError("data.test_name and data.test_source must be given together: got "
+                             f"{self.test_name!r} and {self.test_source!r}; give both, or leave both out")
 
     def place(self, split: str) -> tuple[str, str, str]:
         """(name, source, split) of a split's questions."""

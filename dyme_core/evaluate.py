@@ -16,9 +16,12 @@ from typing import Any, Protocol
 from transformers import PreTrainedModel, ProcessorMixin
 
 from dyme_core import models, prompts, provenance, ranks, scoring, sources, splits
+from dyme_core.badrows import BadRows
 from dyme_core.config import METHODS, SPLITS
 from dyme_core.data import Record
 from dyme_core.decoding import Decoded, decode
+from dyme_core.engine import BAD_ROWS
+from dyme_core.preflight import without_bad_rows
 from dyme_core.rewards import RELAXED_TOLERANCE, score_answer
 from dyme_core.store import write_rows
 from dyme_core.supervision import Item, Judgement, RuleChecker, item_of
@@ -147,17 +150,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", required=True, type=Path, help="folder for rows.jsonl, scores.txt and manifest.json")
     parser.add_argument("--batch-size", type=int, default=100)
     parser.add_argument("--max-new-tokens", type=int, default=72)
+    parser.add_argument("--on-bad-row", choices=BAD_ROWS, default="raise", help="skip: leave bad rows out and count them")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    records = splits.limited(splits.load(options.data, options.source, options.split, **options.options),
-                             options.limit)
+    bad = BadRows(options.on_bad_row)
+    records = splits.limited(splits.load(options.data, options.source, options.split, bad, **options.options), options.limit)
     model, processor = models.load_policy(options.model)
+    records = without_bad_rows(records, processor, bad, lambda rows: [None] * len(rows), options.max_new_tokens)
     model = model if model.device.type != "cpu" else model.to(ranks.device())
     logger.info("%d questions of %s, model %s", len(records), options.data, options.model)
     rows = evaluate(model, processor, records, batch_size=options.batch_size, max_new_tokens=options.max_new_tokens,
                     run_columns=_run_columns(Path(options.model).name), task=splits.task_of(options.data))
     report = score_report(rows)
-    _write(options.out, rows, report, {"model": options.model, "data": options.data, "split": options.split})
+    _write(options.out, rows, report, {"model": options.model, "data": options.data, "split": options.split,
+                                        "skipped_rows": bad.summary()})
     sys.stdout.write(report)
 
 

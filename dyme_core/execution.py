@@ -26,6 +26,7 @@ from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from papermill.translators import PythonTranslator
 
+from dyme_core.endpoint import redact, redact_error
 from dyme_core.provenance import write_atomic
 
 RUN_VARIABLE = "DYME_RUN"  # inherited by all that a kernel starts, so that nothing is left behind
@@ -77,7 +78,7 @@ class _Output:
     def write(self, text: str) -> None:
         lines = [line.strip() for line in re.split(r"[\r\n]", ANSI.sub("", text)) if line.strip()]
         if lines:
-            self._on_line(lines[-1])
+            self._on_line(redact(lines[-1]))
 
     def flush(self) -> None:
         """Nothing is buffered here."""
@@ -120,11 +121,13 @@ def execute_notebook(source: Path, target: Path, parameters: dict[str, Any], *, 
         run_sync(manager.shutdown_kernel)()
         write_atomic(target, clean_copy(nbformat.read(aside, as_version=4), root))
     except PapermillExecutionError as error:
-        os.replace(aside, failed)
-        raise NotebookError(f"{_describe(source.stem, error)}\n\nThe notebook as far as it ran: {failed}") from error
+        write_atomic(failed, redact(aside.read_text(encoding="utf-8")))
+        error.evalue, error.traceback = redact(error.evalue), [redact(line) for line in error.traceback]
+        said = redact(_describe(source.stem, error))
+        raise NotebookError(f"{said}\n\nThe notebook as far as it ran: {failed}") from redact_error(error)
     except DeadKernelError as error:
         raise NotebookError(f"{source.stem}: the kernel died, most often for lack of memory; close other programs or "
-                            f"use a smaller profile, then run again. Its last words: {_last_words(log)}") from error
+                            f"use a smaller profile, then run again. Its last words: {redact(_last_words(log))}") from error
     finally:
         end_processes(run_id)
         manager.close()
@@ -160,14 +163,14 @@ def clean_copy(nb: nbformat.NotebookNode, root: Path) -> str:
     """The executed notebook as text, without what differs from run to run or from machine to machine.
 
     Papermill's and the kernel's times and paths are taken out, and the random id of the injected cell; in texts the
-    repository becomes ".", the home folder "~" and Python's own library "python".
+    repository becomes ".", the home folder "~", Python's own library "python" and the API key "[api key]".
     """
     nb.metadata.pop("papermill", None)
     for index, cell in enumerate(nb.cells):
         cell.metadata.pop("papermill", None)
         cell.metadata.pop("execution", None)
         cell["id"] = f"cell-{index}"
-    text = CELL_FILE.sub("cell", nbformat.writes(nb))
+    text = redact(CELL_FILE.sub("cell", nbformat.writes(nb)))
     for folder, name in ((root, "."), (f"{sys.base_prefix}/lib", "python/lib"), (Path.home(), "~")):
         # A letter, slash or plus before it would be the middle of another path, or of a picture in base 64.
         text = re.sub(rf"(?<![\w/+.]){re.escape(json.dumps(str(folder))[1:-1])}(?![\w+-])", name, text)

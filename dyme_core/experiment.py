@@ -8,7 +8,6 @@ and leaves the trained policy in the profile's `runs` folder.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import shutil
 import sys
@@ -20,17 +19,19 @@ import torch
 from transformers import PrinterCallback
 
 from dyme_core import config, models, provenance, ranks, splits
+from dyme_core.badrows import BadRows
 from dyme_core.card import model_card
 from dyme_core.checkpoints import Keeper, train_from
 from dyme_core.collapse import CollapseWatch
 from dyme_core.data import DataError, Record, target_writer
 from dyme_core.decoding import caption_match
+from dyme_core.engine import BAD_ROWS
 from dyme_core.estimate import CARDS, Estimate, estimate, shape_of
 from dyme_core.evaluate import evaluate, summarise
 from dyme_core.experts import Experts, save_bank, too_long
 from dyme_core.families import is_vision
 from dyme_core.headroom import Headroom, try_longest
-from dyme_core.preflight import PreflightReport, preflight
+from dyme_core.preflight import PreflightReport, preflight, without_bad_rows
 from dyme_core.recipes import phases, settings_of
 from dyme_core.runs import HELD_OUT, UNSUPERVISED, Run, base_folder, base_name, fingerprint, supervision_of
 from dyme_core.sighting import backend_of, with_facts
@@ -127,10 +128,13 @@ def check_memory(run: Run, model, processor, longest: Record) -> Headroom:
 
 def _execute(run: Run, names: tuple[str, ...], keep_policy: bool, experts: Experts, model, processor) -> dict[str, Any]:
     started, training, data = datetime.now(UTC), run.profile.training, run.profile.data
-    records = experts.supposed(look(run, experts, splits.of_profile(run.profile, "train", run.seed)))
-    held_out = {split: splits.of_profile(run.profile, split, run.seed) for split in data.held_out}
-    watched = held_out[data.held_out[0]]
     refine = _no_target if run.method in UNSUPERVISED else target_writer(TracesFirst(experts.rules))
+    bad, longest = BadRows(data.on_bad_row), training.max_completion_tokens
+    records = look(run, experts, splits.of_profile(run.profile, "train", run.seed, bad))
+    records = without_bad_rows(experts.supposed(records), processor, bad, refine, longest)
+    held_out = {split: without_bad_rows(splits.of_profile(run.profile, split, run.seed, bad), processor, bad, _no_target,
+                                        longest) for split in data.held_out}
+    watched = held_out[data.held_out[0]]
     checked = preflight(records, processor, model, others=[record for rest in held_out.values() for record in rest],
                         max_new_tokens=training.max_completion_tokens, refine=refine)
     if run.method not in UNSUPERVISED and not checked.longest_target:
@@ -172,6 +176,7 @@ def _execute(run: Run, names: tuple[str, ...], keep_policy: bool, experts: Exper
                 "rollouts": sum("generate_s" in row for row in steps) * training.prompts_per_step * training.num_generations,
                 "captions": captions, "results": _results(rows, names), "supervision": experts.summary(),
                 "hardware": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+                "skipped_rows": bad.summary(),
                 **provenance.provenance(run.paths.root)}
     state = ranks.whole_state(model) if keep_policy else None
     if ranks.is_writer():
@@ -222,12 +227,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--variant", default="", help="what the settings below are called in the run's name")
     parser.add_argument("--splits", nargs="+", choices=HELD_OUT, default=HELD_OUT, help="answered at the end; all by default")
     parser.add_argument("--no-policy", action="store_true", help="do not keep the trained policy")
+    parser.add_argument("--on-bad-row", choices=BAD_ROWS, help="default: the profile's, which is raise")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of the profile, as JSON values")
     options = parser.parse_args(arguments)
     ranks.start()
     logging.basicConfig(level=logging.INFO if ranks.is_writer() else logging.ERROR, format="%(message)s", stream=sys.stderr)
-    overrides = {key: json.loads(value) for key, _, value in (pair.partition("=") for pair in options.set)}
-    profile = config.load_profile(options.profile, **overrides)
+    try:
+        overrides = dict(map(config.read_setting, options.set))
+        overrides |= {"data.on_bad_row": options.on_bad_row} if options.on_bad_row else {}
+        profile = config.load_profile(options.profile, **overrides)
+    except ValueError as error:
+        parser.error(str(error))
     seed = profile.seed if options.seed is None else options.seed
     execute(Run(profile, options.method, options.model, seed, options.variant), tuple(options.splits),
             keep_policy=not options.no_policy)

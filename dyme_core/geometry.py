@@ -10,6 +10,7 @@ import logging
 import re
 from pathlib import Path
 
+from dyme_core.badrows import BadRows
 from dyme_core.data import DataError, Record, known
 from dyme_core.rows import SPLITS, Row, list_of, picture_of, read_rows, text_of
 
@@ -27,7 +28,8 @@ _CHOICE = re.compile(r"^\s*([A-H])\s*[:.．、]\s*(.*?)\s*$", re.MULTILINE)
 _LETTER = re.compile(r"\(?([A-H])\)?(?:[:.\s].*)?", re.DOTALL)
 
 
-def geo170k_records(source: Path | str, split: str = "qa_tuning", images: Path | str | None = None) -> list[Record]:
+def geo170k_records(source: Path | str, split: str = "qa_tuning", images: Path | str | None = None,
+                    bad: BadRows | None = None) -> list[Record]:
     """Read question and solution of each row; a solution that closes on no readable answer is left out, and
     the log says how many.
 
@@ -35,6 +37,7 @@ def geo170k_records(source: Path | str, split: str = "qa_tuning", images: Path |
         source: a folder that holds <split>.json, a hub id, or a folder in the hub's layout.
         split: "qa_tuning"; "alignment" holds descriptions, not answers.
         images: the unpacked images.zip; images/ in `source` by default.
+        bad: takes the rows that are refused; None raises.
     Returns:
         records whose trace is the solution before the answer.
     Raises:
@@ -42,50 +45,53 @@ def geo170k_records(source: Path | str, split: str = "qa_tuning", images: Path |
     """
     rows = read_rows(source, split, ("image", "conversations"), [f"{split}.json"])
     folder = _folder(source, images)
-    records = [record for place, row in enumerate(rows)
-               if (record := _geo170k_record(row, f"geo170k_{split}-{place:06d}", split, folder))]
+    left_out: list[Row] = []
+    records = (bad or BadRows()).records(rows, lambda row, number: _geo170k_record(
+        row, f"geo170k_{split}-{number - 1:06d}", split, folder, left_out))
     if not records:
         raise DataError(f"{source}, split {split!r}: expected solutions that close on 'Answer: ...', got none in {len(rows)} "
                         "rows; read the split qa_tuning")
-    if len(records) < len(rows):
-        logger.warning("%s: %d of %d solutions close on no readable answer and are left out", source, len(rows) - len(records),
-                       len(rows))
+    if left_out:
+        logger.warning("%s: %d of %d solutions close on no readable answer and are left out", source, len(left_out), len(rows))
     return records
 
 
-def mathverse_records(source: Path | str, split: str = "testmini", images: Path | str | None = None) -> list[Record]:
+def mathverse_records(source: Path | str, split: str = "testmini", images: Path | str | None = None,
+                      bad: BadRows | None = None) -> list[Record]:
     """Read the problems, each in its versions.
 
     Args:
         source: a folder that holds <split>.json, a hub id, or a folder in the hub's layout.
         split: "testmini" (five versions with a picture) or "testmini_text_only" (none has one).
         images: the unpacked images.zip; images/ in `source` by default.
+        bad: takes the rows that are refused; None raises.
     Returns:
         records whose kind is the version, and whose scoring has question_type and choices {letter: text}.
     Raises:
         DataError: naming the row.
     """
     rows = read_rows(source, split, MATHVERSE_COLUMNS, [f"{split}.json"], split)
-    return [_mathverse_record(row, place, split, _folder(source, images)) for place, row in enumerate(rows)]
+    folder = _folder(source, images)
+    return (bad or BadRows()).records(rows, lambda row, number: _mathverse_record(row, number - 1, split, folder))
 
 
 def _folder(source: Path | str, images: Path | str | None) -> Path | str | None:
     return images or (Path(source) / "images" if (Path(source) / "images").is_dir() else None)
 
 
-def _geo170k_record(row: Row, item: str, split: str, folder: Path | str | None) -> Record | None:
+def _geo170k_record(row: Row, item: str, split: str, folder: Path | str | None, left_out: list[Row]) -> Record | None:
     turns = [turn for turn in list_of(row, "conversations", item) if isinstance(turn, dict)]
     if [turn.get("from") for turn in turns[:2]] != ["human", "gpt"]:
         raise DataError.of(item, "a turn of 'human' and one of 'gpt'", repr(turns)[:80], "correct it or remove the row")
     asked, solution = (text_of(turn, "value", item) for turn in turns[:2])
     closing = _ANSWER.search(solution)
     if closing is None:
-        return None
+        return left_out.append(row)
     question = _ASKED.sub("", asked.replace("<image>", "").strip())
     choices = read_choices(question)
     answer, letter = closing[1].strip(), _LETTER.fullmatch(closing[1].strip())
     if choices and (letter is None or letter[1] not in choices):
-        return None
+        return left_out.append(row)
     kind = QUESTION_TYPES[0] if choices else QUESTION_TYPES[1]
     return Record(item, question, letter[1] if choices else answer, kind, GEO170K, SPLITS.get(split, split),
                   picture_of(row.get("image"), item, folder),
@@ -98,10 +104,11 @@ def _mathverse_record(row: Row, place: int, split: str, folder: Path | str | Non
     if question_type not in QUESTION_TYPES:
         raise DataError.of(item, f"question_type {' or '.join(QUESTION_TYPES)}", repr(question_type), "correct it")
     whole = str(row.get("question_for_eval") or row.get("question") or "")  # the picture's own text, in version "Vision Only"
-    question = str(row.get("question") or "").strip() or VISION_ONLY
+    is_bare = row.get("question") is None or row["question"] == "" or str(row["question"]).isspace()
+    question = VISION_ONLY if is_bare else text_of(row, "question", item)
     if question_type == QUESTION_TYPES[0] and question == VISION_ONLY:
         question += " Answer with the letter of the right choice."
-    image = None if split == "testmini_text_only" else picture_of(row["image"], item, folder)
+    image = None if split == "testmini_text_only" else picture_of(row.get("image"), item, folder)
     return Record(item, question, text_of(row, "answer", item), text_of(row, "problem_version", item), MATHVERSE,
                   SPLITS.get(split, split), image, known(question_type=question_type, choices=read_choices(whole)),
                   f"mathverse {text_of(row, 'problem_index', item)}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from dyme_core.badrows import BadRows
 from dyme_core.data import DataError, Record, known
 from dyme_core.rows import SPLITS, Row, read_rows, text_of
 
@@ -17,19 +18,21 @@ SOURCE = "GSM8K (Cobbe et al. 2021)"
 _NOTE = re.compile(r"<<[^<>]*>>")
 
 
-def gsm8k_records(source: Path | str, split: str) -> list[Record]:
+def gsm8k_records(source: Path | str, split: str, bad: BadRows | None = None) -> list[Record]:
     """Read the problems of one split.
 
     Args:
         source: a folder that holds <split>.jsonl, a hub id, or a folder in the hub's layout.
         split: "train" or "test".
+        bad: takes the rows that are refused; None raises.
     Returns:
         records without a picture; the answer as it stands behind "####", the steps before it, without notes, as the trace.
     Raises:
         DataError: naming the row.
     """
-    rows = read_rows(source, split, COLUMNS, [f"{split}.jsonl"], "main")
-    return [_record(row, f"gsm8k_{split}-{place:05d}", split) for place, row in enumerate(rows)]
+    bad = bad or BadRows()
+    rows = read_rows(source, split, COLUMNS, [f"{split}.jsonl"], "main", bad)
+    return bad.records(rows, lambda row, number: _record(row, f"gsm8k_{split}-{number - 1:05d}", split))
 
 
 def _record(row: Row, item: str, split: str) -> Record:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import sys
 
 import torch
@@ -20,9 +19,8 @@ def wants_unsloth(arguments: list[str]) -> bool:
     parser.add_argument("--profile", default="mini")
     parser.add_argument("--set", nargs="*", default=[])
     known, _ = parser.parse_known_args(arguments)
-    changed = dict(pair.split("=", 1) for pair in known.set if pair.startswith("backend="))
-    backend = json.loads(changed["backend"]) if changed else config.load_profile(known.profile).backend
-    return backend == "unsloth"
+    changed = dict(config.read_setting(pair) for pair in known.set if pair.startswith("backend="))
+    return changed.get("backend", config.load_profile(known.profile).backend) == "unsloth"
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -16,10 +16,9 @@ labels, working, conclusion) in place of facts and trace. A field of any other n
 from __future__ import annotations
 
 import json
-import math
-import re
 from pathlib import Path
 
+from dyme_core.badrows import MAX_VALUE, BadRows
 from dyme_core.config import SPLITS
 from dyme_core.data import NO_SUPERVISION, DataError, Record, known
 from dyme_core.facts import Fact
@@ -28,43 +27,38 @@ from dyme_core.rows import Row, list_of, picture_of, read_json, text_of
 
 FIELDS = ("question", "answer", "image", "id", "split", "kind", "source", "facts", "trace", "item", "table_key", "supervision")
 FACT_FIELDS = ("entity", "attribute", "value", "unit")
+STORED = {"facts": list, "evidence": list, "labels": list, "working": str, "conclusion": str, "trace": str, "scoring": dict}
 
-_ID = re.compile(r"\w[\w.-]*", re.ASCII)  # becomes a file's name
 
-
-def own_records(source: Path | str, split: str = "train") -> list[Record]:
+def own_records(source: Path | str, split: str = "train", bad: BadRows | None = None) -> list[Record]:
     """Read and check every row, and give those of one split.
 
     Args:
         source: the folder of data.jsonl, or a JSONL file.
         split: one of config.SPLITS.
+        bad: takes the rows that are refused; None raises.
     Raises:
         DataError: naming row and id: what was expected, what came, what to do. Rows of other splits are checked as well.
     """
     file = Path(source) / "data.jsonl" if Path(source).is_dir() else Path(source)
     if not file.is_file():
         raise DataError(f"{source}: expected a folder with data.jsonl, or a JSONL file; found neither; write one object a line")
-    records: dict[str, Record] = {}
-    for number, row in enumerate(read_json(file), 1):
-        record = _record(row, number, file.parent)
-        if record.item in records:
-            raise DataError.of(record.item, "ids to be unique", f"row {number} has it again", "rename one")
-        records[record.item] = record
-    chosen = [record for record in records.values() if record.split == split]
+    bad = bad or BadRows()
+    records = bad.records(read_json(file, bad), lambda row, number: _record(row, number, file.parent))
+    chosen = [record for record in records if record.split == split]
     if not chosen:
         raise DataError(f"{file}: expected rows of split {split!r}, got "
-                        f"{sorted({record.split for record in records.values()})}; correct the field 'split'")
+                        f"{sorted({record.split for record in records})}; correct the field 'split'")
     return chosen
 
 
 def _record(row: Row, number: int, folder: Path) -> Record:
-    item = str(row.get("id", row.get("item", f"row-{number}")))
+    named, item = "id" if "id" in row else "item", f"row-{number}"
+    item = text_of(row, named, f"{item} (row {number})") if named in row else item
     where = f"{item} (row {number})"
     unknown = [name for name in row if name not in FIELDS]
     if unknown:
         raise DataError.of(where, f"fields out of {', '.join(FIELDS)}", repr(unknown[0]), "rename or remove it")
-    if not _ID.fullmatch(item):
-        raise DataError.of(where, "an id of letters, digits, '.', '_' and '-'", repr(item), "rename it")
     question, answer = text_of(row, "question", where), text_of(row, "answer", where)
     if ANSWER_OPEN in answer or ANSWER_CLOSE in answer:
         raise DataError.of(where, "an answer without its tag", repr(answer), f"leave {ANSWER_OPEN} out")
@@ -72,8 +66,9 @@ def _record(row: Row, number: int, folder: Path) -> Record:
     if split not in SPLITS:
         raise DataError.of(where, f"a split out of {', '.join(SPLITS)}", repr(split), "rename it")
     image = None if row.get("image") is None else picture_of(row["image"], where, folder)
-    return Record(item, question, answer, str(row.get("kind", "own")), str(row.get("source", "own")), split, image,
-                  _supervision(row, answer, where), str(row.get("table_key", "")))
+    kind, source, key = (text_of(row, name, where) if row.get(name, "") != "" else row.get(name, default)
+                         for name, default in (("kind", "own"), ("source", "own"), ("table_key", "")))
+    return Record(item, question, answer, kind, source, split, image, _supervision(row, answer, where), key)
 
 
 def _supervision(row: Row, answer: str, where: str) -> str:
@@ -82,6 +77,10 @@ def _supervision(row: Row, answer: str, where: str) -> str:
         return known(_facts(row, "facts", where), _trace(row, answer, where))
     if not isinstance(stored, dict) or "facts" in row or "trace" in row:
         raise DataError.of(where, "supervision as an object, or else facts and trace", repr(stored)[:80], "keep one of them")
+    wrong = [name for name, value in stored.items() if name not in STORED or not isinstance(value, STORED[name])]
+    if wrong or not all(isinstance(label, str) for label in stored.get("labels", ())):
+        raise DataError.of(where, f"supervision with {', '.join(f'{name} ({kind.__name__})' for name, kind in STORED.items())}",
+                           f"{(wrong or ['labels'])[0]!r} of another name or type", "correct it or remove it")
     stored = {**json.loads(NO_SUPERVISION), **stored}
     for name in ("facts", "evidence"):
         _facts(stored, name, where)
@@ -102,8 +101,8 @@ def _facts(row: Row, name: str, where: str) -> list[Fact]:
     for fact in list_of(row, name, where) if row.get(name) else ():
         wrong = not isinstance(fact, dict) or set(fact) - set(FACT_FIELDS) or not str(fact.get("entity") or "").strip()
         value = None if wrong else fact.get("value")
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise DataError.of(where, f"{name} with an entity and a number as value, and no field but {', '.join(FACT_FIELDS)}",
-                               repr(fact), "correct this fact or remove it")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= MAX_VALUE:
+            raise DataError.of(where, f"{name} with an entity and a number as value, at most {MAX_VALUE:g}, and no field but "
+                               f"{', '.join(FACT_FIELDS)}", repr(fact), "correct this fact or remove it")
         facts.append(Fact(str(fact["entity"]), str(fact.get("attribute") or ""), float(value), str(fact.get("unit") or "")))
     return facts

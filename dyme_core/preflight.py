@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
+from dyme_core.badrows import BadRows
 from dyme_core.data import DataError, Record, Refine, target_writer
 from dyme_core.decoding import decode, prompt_inputs, render_prompt
 from dyme_core.processors import tokenizer_of
@@ -117,14 +118,7 @@ def _pictures(records: Sequence[Record]) -> dict[str, _Picture]:
 def _check_records(records: Sequence[Record], processor: ProcessorMixin) -> dict[str, _Picture]:
     items: set[str] = set()
     for record in records:
-        for name in ("question", "answer"):
-            text = getattr(record, name)
-            if not text.strip():
-                raise DataError.of(record.item, f"a non-empty {name}", repr(text), "fill it in or remove the row")
-            special = [token for token in tokenizer_of(processor).all_special_tokens if token in text]
-            if special:
-                raise DataError.of(record.item, f"a {name} without special tokens", f"{special[0]!r} in it",
-                                   "the model would take it for a picture or an end: rewrite the row")
+        _check_texts(record, processor)
         if record.item in items:
             raise DataError.of(record.item, "ids to be unique", "it twice", "rename one")
         items.add(record.item)
@@ -137,6 +131,42 @@ def _check_records(records: Sequence[Record], processor: ProcessorMixin) -> dict
                                f"the same picture and question as item {first[key]!r}", "remove one of them")
         first[key] = record.item
     return images
+
+
+def _check_texts(record: Record, processor: ProcessorMixin) -> None:
+    for name in ("question", "answer"):
+        text = getattr(record, name)
+        if not text.strip():
+            raise DataError.of(record.item, f"a non-empty {name}", repr(text), "fill it in or remove the row")
+        special = [token for token in tokenizer_of(processor).all_special_tokens if token in text]
+        if special:
+            raise DataError.of(record.item, f"a {name} without special tokens", f"{special[0]!r} in it",
+                               "the model would take it for a picture or an end: rewrite the row")
+
+
+def without_bad_rows(records: Sequence[Record], processor: ProcessorMixin, bad: BadRows, refine: Refine,
+                     max_new_tokens: int) -> list[Record]:
+    """The records that stand the checks of one row alone: texts, picture, target; `bad` takes the others.
+
+    What is between rows (a question asked twice, pictures shared with another split) is `preflight`'s, and always stops.
+
+    Raises:
+        DataError: under the policy "raise", or where most rows are bad.
+    """
+    if bad.policy == "raise":
+        return list(records)  # the preflight finds the first of them, reading each picture once
+    kept = []
+    for record in records:
+        try:
+            _check_texts(record, processor)
+            if record.image is not None:
+                record.load_image()
+            _check_targets([record], [length + 1 for length in _lengths(processor, _targets([record], refine))], max_new_tokens)
+            kept.append(record)
+        except DataError as error:
+            bad.note(error)
+    bad.refuse_most(len(records) - len(kept), len(records))
+    return kept
 
 
 def _check_leakage(records: Sequence[Record], others: Sequence[Record], images: dict[str, _Picture]) -> None:

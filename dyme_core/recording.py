@@ -52,10 +52,14 @@ class Recording:
             raise ValueError(f"{self.path} is no recording ({error}); move it away, or name another file") from error
 
     def get(self, key: str) -> dict[str, Any] | None:
-        """The recorded row, or None."""
+        """The recorded row, or None.
+
+        Raises:
+            ValueError: where what is stored is no row.
+        """
         with self._lock:
             found = self._database.execute("SELECT row FROM replies WHERE key = ?", (key,)).fetchone()
-        return json.loads(found[0]) if found else None
+        return _read_row(found[0], f"{self.path}, key {key}") if found else None
 
     def put(self, row: dict[str, Any]) -> None:
         """Store a row with FIELDS under its key; on return it is on disk. A row of the same key is replaced."""
@@ -101,12 +105,18 @@ class Recording:
 
 
 def _read_export(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}: expected a JSON object, got {line!r:.80}; export it again") from error
-            if not isinstance(row, dict) or set(FIELDS) - row.keys():
-                raise ValueError(f"{path}, line {number}: expected a row with {FIELDS}, got {line!r:.80}; export it again")
-            yield row
+            yield _read_row(line, f"{path}, line {number}")
+
+
+def _read_row(text: bytes | str, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, a number of too many digits; brackets too deep
+        raise ValueError(f"{where}: expected a JSON object, got {text!r:.80}; export it again") from error
+    is_row = isinstance(row, dict) and not set(FIELDS) - row.keys()
+    if not is_row or not isinstance(row["key"], str) or not isinstance(row["reply"], dict):
+        raise ValueError(f"{where}: expected a row with {FIELDS}, the key a text, the reply an object, got {text!r:.80}; "
+                         "export it again")
+    return row

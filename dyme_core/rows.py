@@ -6,20 +6,22 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import datasets
 
+from dyme_core.badrows import MAX_CHARS, BadRows
 from dyme_core.data import DataError
 
 Row = dict[str, Any]
 SPLITS = {"val": "validation", "testmini": "test", "testmini_text_only": "test", "qa_tuning": "train"}  # theirs to ours
 
 
-def read_rows(source: Path | str, split: str, columns: Sequence[str], files: Sequence[str] = (), config: str | None = None
-              ) -> list[Row]:
+def read_rows(source: Path | str, split: str, columns: Sequence[str], files: Sequence[str] = (), config: str | None = None,
+              bad: BadRows | None = None) -> list[Row | None]:
     """The rows of one split, pictures of a column `image` as the bytes of their files.
 
     Args:
@@ -28,12 +30,13 @@ def read_rows(source: Path | str, split: str, columns: Sequence[str], files: Seq
         columns: that a hub data set must have.
         files: names of the official JSON or JSONL file of this split; the first that is there is read.
         config: of a hub data set.
+        bad: as `read_json`.
     Raises:
         DataError: where nothing is found, it cannot be read, or a column is missing.
     """
     for name in files:
         if (Path(source) / name).is_file():
-            return read_json(Path(source) / name)
+            return read_json(Path(source) / name, bad)
     try:
         found = datasets.load_dataset(str(source), config, split=split)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
@@ -49,38 +52,66 @@ def read_rows(source: Path | str, split: str, columns: Sequence[str], files: Seq
     return list(found)
 
 
-def read_json(file: Path) -> list[Row]:
-    """The objects of a JSON list, or of a JSONL file whose name ends so.
+def read_json(file: Path, bad: BadRows | None = None) -> list[Row | None]:
+    """The objects of a JSON list, or of a JSONL file whose name ends so; both UTF-8, with or without a byte order mark.
 
+    Args:
+        bad: takes the lines of a JSONL file that hold no object, each of which is then None.
     Raises:
         DataError: naming the file, and the line of a JSONL file.
     """
-    text = file.read_text(encoding="utf-8-sig")
+    content, bad = file.read_bytes().removeprefix(b"\xef\xbb\xbf"), bad or BadRows()
     is_lines = file.suffix == ".jsonl"
-    pieces = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()] if is_lines else [(1, text)]
-    rows: list[Row] = []
-    for number, piece in pieces:
-        where = f"line {number} of {file.name}" if is_lines else file.name
+    if not is_lines:
+        read = _read_piece(content, file.name)
+        return [_object(row, file.name) for row in (read if isinstance(read, list) else [read])]
+    rows: list[Row | None] = []
+    for number, line in enumerate(content.split(b"\n"), 1):
+        if not line.strip():
+            continue
+        where = f"line {number} of {file.name}"
         try:
-            read = json.loads(piece)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{where}: expected JSON, got {error}; correct it") from error
-        for row in [read] if is_lines or not isinstance(read, list) else read:
-            if not isinstance(row, dict):
-                raise DataError(f"{where}: expected an object a row, got {type(row).__name__}; write {{...}}")
-            rows.append(row)
+            rows.append(_object(_read_piece(line, where), where))
+        except DataError as error:
+            bad.note(error)
+            rows.append(None)
     return rows
+
+
+def _read_piece(content: bytes, where: str) -> Any:
+    try:
+        return json.loads(content.decode(), object_pairs_hook=_without_doubles)
+    except RecursionError as error:
+        raise DataError.of(where, "JSON", "brackets nested too deep to be read", "write it flatter") from error
+    except ValueError as error:  # no JSON, no UTF-8, a number of too many digits, a key that stands twice
+        raise DataError.of(where, "JSON in UTF-8", error, "correct it") from error
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> Row:
+    names = [name for name, _ in pairs]
+    if len(names) != len(set(names)):
+        raise ValueError(f"the key {max(names, key=names.count)!r} twice")
+    return dict(pairs)
+
+
+def _object(row: Any, where: str) -> Row:
+    if not isinstance(row, dict):
+        raise DataError.of(where, "an object a row", type(row).__name__, "write {...}")
+    return row
 
 
 def text_of(row: Row, name: str, item: str) -> str:
     """A field that must hold text or a number, stripped.
 
     Raises:
-        DataError: where it is missing, empty, or a list or object.
+        DataError: where it is missing, empty, no finite number, longer than MAX_CHARS, or a list or object.
     """
     value = row.get(name)
-    if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
+    is_text = isinstance(value, str | int | float) and not isinstance(value, bool) and bool(str(value).strip())
+    if not is_text or isinstance(value, float) and not math.isfinite(value):
         raise DataError.of(item, f"text in the field {name!r}", repr(value), "fill it in or remove the row")
+    if len(str(value)) > MAX_CHARS:
+        raise DataError.of(item, f"at most {MAX_CHARS} characters in the field {name!r}", len(str(value)), "shorten it")
     return str(value).strip()
 
 
@@ -92,8 +123,8 @@ def list_of(row: Row, name: str, item: str) -> list[Any]:
     """
     value = row.get(name)
     try:
-        read = ast.literal_eval(value) if isinstance(value, str) else value
-    except (ValueError, SyntaxError) as error:
+        read = ast.literal_eval(value) if isinstance(value, str) and len(value) <= MAX_CHARS else value
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
         raise DataError.of(item, f"a list in the field {name!r}", repr(value), "correct it or remove the row") from error
     if not isinstance(read, list | tuple) or not read:
         raise DataError.of(item, f"a list in the field {name!r}", repr(value), "fill it in or remove the row")
@@ -104,7 +135,7 @@ def picture_of(image: Any, item: str, folder: Path | str | None = None) -> bytes
     """A row's picture: its bytes (hub), or the file that the row names inside `folder`.
 
     Raises:
-        DataError: for no picture, a name that leads out of the folder, a file that is not there, or no folder to look in.
+        DataError: for no picture, a name or link that leads out of the folder, a file that is not there, or no folder.
     """
     if isinstance(image, dict) and isinstance(image.get("bytes"), bytes):
         return image["bytes"]
@@ -118,6 +149,13 @@ def picture_of(image: Any, item: str, folder: Path | str | None = None) -> bytes
     if relative.is_absolute() or ".." in relative.parts:
         raise DataError.of(item, "a picture inside its folder", repr(name), "give a path relative to the folder, without ..")
     path = Path(folder) / relative
-    if not path.is_file():
-        raise DataError.of(item, f"the picture {path}", "no such file", "restore it or remove the row")
+    try:
+        is_there = path.is_file()
+    except OSError:  # a name that no file can have
+        is_there = False
+    if not is_there:
+        raise DataError.of(item, f"the picture {path!s:.300}", "no such file", "restore it or remove the row")
+    if not path.resolve().is_relative_to(Path(folder).resolve()):
+        raise DataError.of(item, "a picture inside its folder", f"{name!r}, a link that leads out of it",
+                           "put the file itself there")
     return path

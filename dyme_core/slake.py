@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dyme_core.badrows import BadRows
 from dyme_core.data import DataError, Record
 from dyme_core.rows import SPLITS, Row, picture_of, read_rows, text_of
 
@@ -16,7 +17,8 @@ KINDS = {"OPEN": "open", "CLOSED": "closed"}
 SOURCE = "SLAKE (Liu et al. 2021)"
 
 
-def slake_records(source: Path | str, split: str, images: Path | str | None = None, language: str = "en") -> list[Record]:
+def slake_records(source: Path | str, split: str, images: Path | str | None = None, language: str = "en",
+                  bad: BadRows | None = None) -> list[Record]:
     """Read the questions of one split in one language.
 
     Args:
@@ -24,6 +26,7 @@ def slake_records(source: Path | str, split: str, images: Path | str | None = No
         split: "train", "validation" or "test".
         images: the folder imgs/; the one in `source` by default.
         language: "en" or "zh".
+        bad: takes the rows that are refused; None raises.
     Returns:
         records of kind "open" or "closed".
     Raises:
@@ -32,15 +35,17 @@ def slake_records(source: Path | str, split: str, images: Path | str | None = No
     files = [f"{split}.json", *(["validate.json"] if split == "validation" else [])]
     rows = read_rows(source, split, COLUMNS, files)
     folder = images or (Path(source) / "imgs" if (Path(source) / "imgs").is_dir() else None)
-    records = [_record(row, f"slake_{split}-{place:05d}", split, folder) for place, row in enumerate(rows)
-               if row.get("q_lang") == language]
+    records = (bad or BadRows()).records(
+        rows, lambda row, number: _record(row, f"slake_{split}-{number - 1:05d}", split, folder, language))
     if not records:
         raise DataError(f"{source}, split {split!r}: expected questions with q_lang {language!r}, got only "
                         f"{sorted({str(row.get('q_lang')) for row in rows})}; name one of these")
     return records
 
 
-def _record(row: Row, item: str, split: str, folder: Path | str | None) -> Record:
+def _record(row: Row, item: str, split: str, folder: Path | str | None, language: str) -> Record | None:
+    if text_of(row, "q_lang", item) != language:
+        return None
     kind = KINDS.get(text_of(row, "answer_type", item).upper())
     if kind is None:
         raise DataError.of(item, "answer_type OPEN or CLOSED", repr(row["answer_type"]), "correct it or remove the row")

@@ -9,25 +9,27 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from dyme_core import scoring, sources
+from dyme_core.badrows import BadRows
 from dyme_core.config import Profile, World
 from dyme_core.data import Record, mini_records
 from dyme_core.rewards import accuracy_reward
 
 
-def load(name: str, source: str, split: str, **options: Any) -> list[Record]:
+def load(name: str, source: str, split: str, bad: BadRows | None = None, **options: Any) -> list[Record]:
     """All questions of one split.
 
     Args:
         name: "mini", whose test splits have World's numbers, or a data set of `sources.KNOWN`.
         source: the data set's folder or hub id.
         split: one of config.SPLITS that the data set has.
+        bad: takes the rows that are refused; None raises.
         options: of the data set's reader.
     Raises:
         DataError: for an unknown data set or split, or a data set without a source, and what its reader raises.
     """
     if name == "mini":
         return mini_records(split, _count(World(), split), seed=0)
-    return sources.load(name, source, split, **options)
+    return sources.load(name, source, split, bad=bad, **options)
 
 
 def task_of(name: str) -> str:
@@ -41,11 +43,11 @@ def accuracy_of(name: str) -> Callable[..., list[float]]:
     return accuracy_reward if task == "chartqa" else scoring.accuracy_of(task)
 
 
-def of_profile(profile: Profile, split: str, seed: int) -> list[Record]:
-    """A split's questions as a profile asks for them; mini training questions are the seed's own."""
+def of_profile(profile: Profile, split: str, seed: int, bad: BadRows | None = None) -> list[Record]:
+    """A split's questions as a profile asks for them, bad rows as in `load`; mini training questions are the seed's own."""
     world = profile.world
     if profile.data.name != "mini":
-        return limited(load(*profile.data.place(split), **profile.data.options), _count(world, split))
+        return limited(load(*profile.data.place(split), bad, **profile.data.options), _count(world, split))
     if split != "train":
         return mini_records(split, _count(world, split), 0, world.real_share)
     real_share = world.real_share if world.train_real_share is None else world.train_real_share

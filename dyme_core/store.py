@@ -24,7 +24,17 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read what `write_rows` wrote; texts stay texts (item "1e5", answer "007")."""
+    """Read what `write_rows` wrote; texts stay texts (item "1e5", answer "007").
+
+    Raises:
+        ValueError: naming a file that holds no such rows.
+    """
     content = path.read_bytes()
-    text = (lzma.decompress(content) if path.suffix == ".xz" else content).decode()
-    return [json.loads(line) for line in text.split("\n") if line]
+    try:
+        text = (lzma.decompress(content) if path.suffix == ".xz" else content).decode()
+        rows = [json.loads(line) for line in text.split("\n") if line]
+    except (ValueError, RecursionError, EOFError, lzma.LZMAError) as error:
+        raise ValueError(f"{path}: expected JSON rows, got {error}; remove it and make it again") from error
+    if not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"{path}: expected an object a row, got another value; remove it and make it again")
+    return rows

@@ -138,8 +138,15 @@ def write_table(frame: pd.DataFrame, folder: Path, name: str, caption: str) -> d
 
 
 def escape_latex(text: str) -> str:
-    """Escape the characters that LaTeX would read as commands."""
-    return "".join(_LATEX.get(character, character) for character in text)
+    """Escape the characters that LaTeX would read as commands; on one line."""
+    return "".join(_LATEX.get(character, character) for character in " ".join(text.split()))
+
+
+def escape_markdown(text: str) -> str:
+    """Keep a text inside its cell, and HTML, links and pictures from being more than text; on one line."""
+    for mark, escaped in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), ("](", "]\\(")):
+        text = text.replace(mark, escaped)
+    return " ".join(text.split())
 
 
 def _readable(frame: pd.DataFrame) -> pd.DataFrame:
@@ -166,7 +173,7 @@ def _cell(value: Any, is_percentage: bool) -> str:
 
 def _markdown(shown: pd.DataFrame, caption: str) -> str:
     lines = [list(shown.columns), ["---"] * shown.shape[1], *shown.to_numpy().tolist()]
-    cells = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    cells = "\n".join("| " + " | ".join(map(escape_markdown, line)) + " |" for line in lines)
     return f"{cells}\n\n{caption}\n"
 
 

@@ -9,17 +9,17 @@ import pytest
 
 CORE = Path(__file__).resolve().parents[1] / "dyme_core"
 # The rooms in reading order; an import may only point to an earlier one.
-ROOMS = ("engine", "config", "provenance", "store", "prompts", "asking", "rubric", "replies", "recording", "ledger",
-         "endpoint", "limits", "transport", "calls", "bulk", "client", "charts", "drawing", "quantities", "arithmetic",
-         "wording", "conclusions", "facts", "tabular", "tokens", "layout", "series", "extraction", "readers", "ocr",
-         "matching", "questions", "supervision", "judges", "drafts", "rewards", "data", "degrade", "rows", "chartqa",
-         "aokvqa", "gsm8k", "slake", "geometry", "own", "sources", "scoring", "decontamination", "splits", "sighting",
-         "phrasings", "labelled", "heldout", "agreement", "ranks", "objective", "looks", "prefixes", "families", "processors",
-         "mini", "models", "decoding", "preflight", "headroom", "lessons", "batches", "pretrain", "switches", "assembly",
-         "measured", "watching", "trainer", "checkpoints", "collapse", "gradients", "evaluate", "estimate", "card", "experts",
-         "runs", "steplog", "recipes", "experiment", "launch", "plan", "scheduler", "registry", "study", "statistics",
-         "selection", "tables", "contrasts", "figures", "plots", "traces", "sweeps", "mechanism", "verdicts", "claims",
-         "findings", "report", "progress", "execution", "stamps", "weights", "serving", "runner")
+ROOMS = ("settings", "engine", "config", "provenance", "store", "prompts", "asking", "rubric", "replies", "recording",
+         "ledger", "endpoint", "limits", "transport", "calls", "bulk", "client", "charts", "drawing", "quantities",
+         "arithmetic", "wording", "conclusions", "facts", "tabular", "tokens", "layout", "series", "extraction", "readers",
+         "ocr", "matching", "questions", "supervision", "judges", "drafts", "rewards", "pictures", "data", "badrows",
+         "degrade", "rows", "chartqa", "aokvqa", "gsm8k", "slake", "geometry", "own", "sources", "scoring", "decontamination",
+         "splits", "sighting", "phrasings", "labelled", "heldout", "agreement", "ranks", "objective", "looks", "prefixes",
+         "families", "processors", "mini", "models", "decoding", "preflight", "headroom", "lessons", "batches", "pretrain",
+         "switches", "assembly", "measured", "watching", "trainer", "checkpoints", "collapse", "gradients", "evaluate",
+         "estimate", "card", "experts", "runs", "steplog", "recipes", "experiment", "launch", "plan", "scheduler", "registry",
+         "study", "statistics", "selection", "tables", "contrasts", "figures", "plots", "traces", "sweeps", "mechanism",
+         "verdicts", "claims", "findings", "report", "progress", "execution", "stamps", "weights", "serving", "runner")
 LOADS_TORCH = {"ranks", "objective", "looks", "prefixes", "families", "processors", "mini", "models", "decoding", "preflight",
                "headroom", "batches", "pretrain", "switches", "assembly", "measured", "watching", "trainer", "checkpoints",
                "collapse", "gradients", "evaluate", "experts", "steplog", "recipes", "experiment", "launch", "weights"}

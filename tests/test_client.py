@@ -313,6 +313,7 @@ def test_a_loop_left_early_leaves_a_client_that_works() -> None:
 SECRET = "sk-planted-0123456789abcdef"
 
 
+@pytest.mark.promise("security", "the API key is in no log, error, ledger, cache or export, even where the server echoes it")
 def test_the_key_is_sent_and_appears_nowhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                                   caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)

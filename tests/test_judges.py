@@ -127,6 +127,7 @@ HOSTILE = [
 ]
 
 
+@pytest.mark.promise("security", "no text inside a bad trace talks a judge into a better rating")
 @pytest.mark.parametrize("fault", BAD)
 def test_hostile_text_in_a_bad_trace_changes_no_score(fault: str) -> None:
     trace, most = BAD[fault]
@@ -151,6 +152,7 @@ def test_hostile_charts_and_questions_lift_no_bad_trace_and_reach_no_target() ->
     assert refiner.counts()["replaced"] == len(HOSTILE)
 
 
+@pytest.mark.promise("security", "hostile text of charts, questions and rollouts is never part of a judge's instructions")
 @pytest.mark.parametrize("hostile", HOSTILE)
 def test_no_text_breaks_out_of_the_data(hostile: str) -> None:
     row = [hostile, hostile, 1, hostile]

@@ -1,9 +1,11 @@
 """The files around the code: pins that agree, a lock that any index can serve, nothing that names one machine."""
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from dyme_core import weights
 
 ROOT = Path(__file__).resolve().parents[1]
 PIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[0-9][A-Za-z0-9.]*")
-TARGETS = ("paper", "study", "figures", "base", "test", "test-gpu", "lab", "llm", "clean", "help")
+TARGETS = ("paper", "study", "figures", "base", "test", "test-gpu", "lab", "llm", "audit", "clean", "help")
 TEXT_ENDINGS = set(".py .md .toml .yml .yaml .lock .cff .json .jsonl .csv .tex .ipynb .txt .svg .cfg".split()) | {""}
 # Paths and hosts of one machine: none of them may be in a file that git carries.
 MACHINE_SPECIFIC = re.compile("|".join((
@@ -74,6 +76,7 @@ def test_make_installs_the_model_server_without_dependencies() -> None:
     assert "-m dyme_core.serving" in shown.stdout
 
 
+@pytest.mark.promise("security", "every package of the locks is pinned to one version; no pin is a link, a path or a range")
 def test_the_lock_resolves_from_any_index() -> None:
     every = [*lock(), *lock("requirements-llm.lock")]
     assert [line for line in every if not PIN.fullmatch(line)] == [], "only NAME==VERSION: no suffix, host, path or -e"
@@ -81,6 +84,30 @@ def test_the_lock_resolves_from_any_index() -> None:
     names = [canonical(line).split("==")[0] for line in lock()]
     assert len(names) == len(set(names))
     assert not [name for name in names if name.startswith(("nvidia", "cuda", "triton"))], "torch brings its own"
+
+
+@pytest.mark.parametrize(("answer", "code", "said"), [
+    ({"dependencies": [{"name": "x", "version": "1", "vulns": []}, {"name": "y", "skip_reason": "unknown"}]}, 0, "No known"),
+    ({"dependencies": [{"name": "x", "version": "1", "vulns": [{"id": "A-1"}, {"id": "B-2"}]}]}, 1, "x 1: A-1, B-2"),
+    (None, 0, "Not audited: the advisory service is out of reach")])
+def test_the_audit_fails_for_a_known_fault_and_says_so_where_it_could_not_ask(tmp_path: Path, answer, code: int,
+                                                                            said: str) -> None:
+    stub = tmp_path / "pip_audit.py"
+    stub.write_text("import sys, pathlib\nassert '--no-deps' in sys.argv and 'requirements' in sys.argv[-1]\n" + (
+        "sys.exit('ConnectionError')" if answer is None else
+        f"pathlib.Path(sys.argv[sys.argv.index('--output') + 1]).write_text({json.dumps(answer)!r})\nsys.exit({code})"))
+    command = [sys.executable, str(ROOT / ".ci" / "audit.py"), sys.executable, str(stub)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == code and said in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", ["requirements.lock", "requirements-llm.lock"])
+def test_no_pin_of_a_lock_is_another_than_that_of_pyproject(name: str) -> None:
+    extras = project()["optional-dependencies"]
+    pins = [*project()["dependencies"], *(pin for group in extras.values() for pin in group)]
+    asked, locked = (dict(canonical(pin).split("==") for pin in some) for some in (pins, lock(name)))
+    shared = asked.keys() & locked.keys()
+    assert shared and {package: locked[package] for package in shared} == {package: asked[package] for package in shared}
 
 
 def test_environment_and_pyproject_hold_the_same_pins() -> None:
