@@ -94,7 +94,8 @@ def check_facts(records: list[Record]) -> None:
 
 def look(run: Run, experts: Experts, records: list[Record]) -> list[Record]:
     """Training records with the facts that `data.facts` asks for; one process looks, the others read what it stored."""
-    if run.profile.data.facts == "given" or run.method in UNSUPERVISED:
+    is_asked = run.profile.data.facts != "given" and run.method not in UNSUPERVISED
+    if not is_asked or all(record.image is None or item_of(record.row).facts for record in records):
         return records
     backend, seen = backend_of(run.profile.data.facts, experts.client), records
     for is_turn in (True, False):
