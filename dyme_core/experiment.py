@@ -22,7 +22,7 @@ import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback
 from trl import GRPOConfig, SFTConfig, SFTTrainer
 
-from dyme_core import config, models, provenance, ranks, splits
+from dyme_core import config, models, provenance, ranks, splits, switches
 from dyme_core.badrows import BadRows
 from dyme_core.checkpoints import Keeper, train_from
 from dyme_core.collapse import CollapseWatch
@@ -222,9 +222,10 @@ def phases(run: Run) -> list[tuple[Callable, int, float]]:
     steps, rates = run.profile.training.steps, run.profile.learning_rates
     dyme, grpo, sft = dyme_trainer, grpo_trainer, sft_trainer
     first = int(steps * run.profile.training.sft_share)
-    return {"base": [], "sft": [(sft, steps, rates["sft"])], "grpo": [(grpo, steps, rates["grpo"])],
-            "sft_grpo": [(sft, first, rates["sft"]), (grpo, steps - first, rates["sft_grpo"])],
-            "pure_dyme": [(dyme, steps, rates["pure_dyme"])], "full_dyme": [(dyme, steps, rates["full_dyme"])]}[run.method]
+    chosen = {"base": [], "sft": [(sft, steps, rates["sft"])], "grpo": [(grpo, steps, rates["grpo"])],
+              "sft_grpo": [(sft, first, rates["sft"]), (grpo, steps - first, rates["sft_grpo"])],
+              "pure_dyme": [(dyme, steps, rates["pure_dyme"])], "full_dyme": [(dyme, steps, rates["full_dyme"])]}[run.method]
+    return [phase for phase in chosen if phase[1]]  # to a Trainer max_steps=0 would mean three epochs
 
 
 def settings_of(run: Run) -> dict[str, Any]:
@@ -251,6 +252,7 @@ def execute(run: Run, splits: tuple[str, ...] = HELD_OUT, keep_policy: bool = Tr
         keep_policy: leave the trained policy (10 MB) in the `runs` folder.
     """
     ranks.start()
+    switches.named(run.profile.training.switch, run.profile.training.switch_value)  # an unknown one is refused at once
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
     model, processor = load_start(run)
