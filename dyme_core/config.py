@@ -64,7 +64,8 @@ class Base:
     learning_rate: float = 6e-3
 
     def __post_init__(self) -> None:
-        check(self, "base", **dict.fromkeys((one.name for one in dataclasses.fields(self)), (0, None)))
+        lowest = {"batch_size": 1, "vision_batch_size": 1, "turns": 1, "learning_rate": 1e-12, "vision_learning_rate": 1e-12}
+        check(self, "base", **{one.name: (lowest.get(one.name, 0), None) for one in dataclasses.fields(self)})
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from transformers import PrinterCallback
 
-from dyme_core import config, models, provenance, ranks, splits
+from dyme_core import config, models, provenance, ranks, splits, switches
 from dyme_core.badrows import BadRows
 from dyme_core.card import model_card
 from dyme_core.checkpoints import Keeper, train_from
@@ -57,6 +57,7 @@ def execute(run: Run, names: tuple[str, ...] = HELD_OUT, keep_policy: bool = Tru
         keep_policy: leave the trained policy (10 MB) in the `runs` folder.
     """
     ranks.start()
+    switches.named(run.profile.training.switch, run.profile.training.switch_value)  # an unknown one is refused at once
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
     model, processor = load_start(run)

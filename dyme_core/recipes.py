@@ -87,9 +87,10 @@ def phases(run: Run) -> list[tuple[Callable, int, float]]:
     steps, rates = run.profile.training.steps, run.profile.learning_rates
     dyme, grpo, sft = dyme_trainer, grpo_trainer, sft_trainer
     first = int(steps * run.profile.training.sft_share)
-    return {"base": [], "sft": [(sft, steps, rates["sft"])], "grpo": [(grpo, steps, rates["grpo"])],
-            "sft_grpo": [(sft, first, rates["sft"]), (grpo, steps - first, rates["sft_grpo"])],
-            "pure_dyme": [(dyme, steps, rates["pure_dyme"])], "full_dyme": [(dyme, steps, rates["full_dyme"])]}[run.method]
+    chosen = {"base": [], "sft": [(sft, steps, rates["sft"])], "grpo": [(grpo, steps, rates["grpo"])],
+              "sft_grpo": [(sft, first, rates["sft"]), (grpo, steps - first, rates["sft_grpo"])],
+              "pure_dyme": [(dyme, steps, rates["pure_dyme"])], "full_dyme": [(dyme, steps, rates["full_dyme"])]}[run.method]
+    return [phase for phase in chosen if phase[1]]  # to a Trainer max_steps=0 would mean three epochs
 
 
 def settings_of(run: Run) -> dict[str, Any]:

@@ -100,6 +100,19 @@ def test_the_command_refuses_a_setting_with_a_sentence_and_no_traceback(text: st
     assert ended.value.code == 2 and "Traceback" not in said and ("got" in said or "known:" in said)
 
 
+@pytest.mark.parametrize(("switch", "value"), [("dual", None), ("", None), ("budget", -1), ("binary", 3.0)])
+def test_an_unknown_switch_is_refused_before_anything_is_loaded(switch: str, value: float | None, monkeypatch) -> None:
+    monkeypatch.setattr(experiment, "load_start", lambda run: pytest.fail("the model was loaded"))
+    profile = config.load_profile("smoke", **{"training.switch": switch, "training.switch_value": value})
+    assert "got" in str(catch(lambda: experiment.execute(experiment.Run(profile, "base")), ValueError))
+
+
+@pytest.mark.parametrize(("share", "steps"), [(0.0, [4]), (1.0, [4]), (0.5, [2, 2]), (0.1, [4])])
+def test_a_phase_without_steps_is_left_out(share: float, steps: list[int]) -> None:
+    run = experiment.Run(config.load_profile("smoke", **{"training.sft_share": share}), "sft_grpo")
+    assert [number for _, number, _ in experiment.phases(run)] == steps
+
+
 # --- Notebooks -----------------------------------------------------------------------------------------------------------
 
 

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 from hostile import ROWS, assert_says, catch, folder_of, read, with_text
+from PIL import Image
 
-from dyme_core import config, experiment, models, preflight, splits
+from dyme_core import config, evaluate, experiment, models, preflight, splits
 from dyme_core.badrows import SHOWN, BadRows
 from dyme_core.data import DataError, mini_records, target_writer
 from dyme_core.own import own_records
 from dyme_core.supervision import RuleRefiner
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.promise("bad input", "with --on-bad-row skip bad rows are left out, told of and counted; the good ones are read")
@@ -68,8 +71,9 @@ def test_rows_that_only_the_model_can_refuse_are_left_out_too(tmp_path: Path) ->
 def chartqa_of(folder: Path) -> Path:
     """A row of train and one of val are bad."""
     folder_of("chartqa", [], folder)
-    for split in ("train", "val", "test"):
-        rows = [{"imgname": "1.png", "query": f"How many {split} {n}?", "label": "3"} for n in range(6)]
+    for shade, split in enumerate(("train", "val", "test")):
+        Image.new("RGB", (20, 10), (shade, 0, 0)).save(folder / "png" / f"{split}.png")
+        rows = [{"imgname": f"{split}.png", "query": f"How many {split} {n}?", "label": "3"} for n in range(6)]
         rows[2]["query"] += "" if split == "test" else " <image>"
         (folder / f"{split}_human.json").write_text(json.dumps(rows))
     return folder
@@ -84,6 +88,23 @@ def test_a_profile_says_what_becomes_of_bad_rows(tmp_path: Path) -> None:
     bad = BadRows(config.load_profile("smoke", **settings, **{"data.on_bad_row": "skip"}).data.on_bad_row)
     assert [len(splits.of_profile(profile, split, 0, bad)) for split in ("train", "validation")] == [5, 5]
     assert bad.summary()["count"] == 2
+
+
+def test_a_run_counts_in_its_manifest_what_was_left_out(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "pyproject.toml").touch()
+    (tmp_path / "bases").mkdir()
+    (tmp_path / "bases" / "svlm-s0").symlink_to(ROOT / "bases" / "svlm-s0")
+    monkeypatch.setenv("DYME_ROOT", str(tmp_path))
+    folder = chartqa_of(tmp_path / "chartqa")
+    settings = {"data": config.DataSource("chartqa", str(folder), ("validation",), "skip")}
+    run = experiment.Run(config.load_profile("smoke", **settings), "base")
+    told = experiment.execute(run, ("validation",), keep_policy=False)["skipped_rows"]
+    assert told["count"] == 2 and "train_human-00002" in told["first"][0] and "val_human-00002" in told["first"][1]
+    stored = json.loads((tmp_path / "results" / "smoke" / "runs" / f"{run.name}.json").read_text())
+    assert stored["skipped_rows"] == told and stored["results"]["validation"]["num_items"] == 5
+    evaluate.main(["--model", str(ROOT / "bases" / "svlm-s0"), "--data", "chartqa", "--source", str(folder), "--split",
+                   "validation", "--out", str(tmp_path / "out"), "--max-new-tokens", "4", "--on-bad-row", "skip"])
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["skipped_rows"]["count"] == 1
 
 
 def test_the_command_lines_know_on_bad_row(monkeypatch) -> None:
