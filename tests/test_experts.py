@@ -308,7 +308,6 @@ def test_experts_behind_an_api_ask_for_the_targets_of_failed_prompts_while_rewar
             functions, refine = online["reward_funcs"], online["refine"]
             rows = [record.row for record in RECORDS[:2]]
             texts = [WRONG, WRONG, write_response(TARGETS[rows[1]["item"]], rows[1]["answer"]), WRONG]
-            assert functions[2].on_all_wrong == by_api.refiner.prefetch
             scores = functions[2](texts, **{name: [rows[0][name]] * 2 + [rows[1][name]] * 2 for name in rows[0]})
             assert all(map(math.isnan, scores[:2])) and scores[2:] == [1.0, 0.0]
             assert refine(rows[:1]) == [write_response(TARGETS[rows[0]["item"]], rows[0]["answer"])]
