@@ -12,6 +12,7 @@
 
 What `data.write_jsonl` writes loads back, too: it calls the id `item`, and has `table_key` and `supervision` (facts, evidence,
 labels, working, conclusion) in place of facts and trace. A field of any other name is refused: it would be misspelt.
+Texts have at most 20,000 characters, none of them control characters, and no special tokens (badrows.py).
 """
 from __future__ import annotations
 
