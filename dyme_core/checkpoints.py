@@ -110,6 +110,8 @@ def train_from(trainer: Trainer, checkpoint: Path | None, keeper: Keeper) -> Non
         # Trainer's own reading (transformers 5.17) takes no heed of the names that LLaVA-OneVision's files have for weights:
         # it finds none of them, warns, and would go on from the base.
         trainer._load_from_checkpoint = lambda folder, model=None: load_weights(trainer.model, Path(folder))
+    if trainer.args.device.type == "cpu":  # "cpu:0" in several processes, which torch.load (2.13) knows no place for
+        vars(trainer.args)["_setup_devices"] = torch.device("cpu")
     if state.global_step < trainer.args.max_steps:
         _train(trainer, str(checkpoint))
         return

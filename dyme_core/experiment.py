@@ -147,7 +147,7 @@ def _execute(run: Run, names: tuple[str, ...], keep_policy: bool, experts: Exper
     log = StepLog(run, watched, processor, experts=experts)
     folder = run.paths.runs / run.name
     watch, chosen = CollapseWatch(run.profile.on_collapse), phases(run)
-    keeper = Keeper(fingerprint(run), log=log, bank=experts.bank, watch=watch)
+    keeper = Keeper(fingerprint(run), log=log, bank=experts, watch=watch)
     found = {number: path for number in range(len(chosen)) if (path := keeper.latest(folder / f"phase-{number}"))}
     if not found:
         log.measure(model, 0)

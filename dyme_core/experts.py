@@ -91,6 +91,14 @@ class Experts:
                 self.bank.counts[text] = self.bank.counts.get(text, 0) + number
         self._shared = dict(self.bank.counts)
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a run that goes on must know: the bank, as all processes share it between steps."""
+        return self.bank.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.bank.load_state_dict(state)
+        self._shared = dict(self.bank.counts)
+
     def offline(self, records: Sequence[Record]) -> Refine:
         """Pure DyME and SFT: write every target once, now, each process its share; the function returned only looks them up."""
         write, targets, start, own = target_writer(TracesFirst(self.refiner)), {}, time.monotonic(), ranks.share(records)

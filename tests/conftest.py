@@ -1,6 +1,6 @@
 """`@pytest.mark.promise("area", "what a user may rely on")` marks a test that injects a fault, or brings about what it forbids.
 
-`pytest --reliability FILE` runs these tests alone and writes what is promised and whether it held (`make reliability`).
+`pytest -m promise --reliability FILE` runs these alone and writes what is promised and whether it held (`make reliability`).
 """
 from __future__ import annotations
 
@@ -20,13 +20,11 @@ OUTCOMES = pytest.StashKey[Counter]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--reliability", type=Path, help="run the tests that are promises, and write their table to this file")
+    parser.addoption("--reliability", type=Path, help="write the table of promises that were put to the test to this file")
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_configure(config: pytest.Config) -> None:
     config.stash[OUTCOMES] = Counter()
-    if config.getoption("reliability"):
-        items[:] = [item for item in items if item.get_closest_marker("promise")]
 
 
 @pytest.hookimpl(wrapper=True)
