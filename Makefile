@@ -52,7 +52,7 @@ test-unsloth: $(UNSLOTH_READY) ## run the tests on Unsloth itself, without a GPU
 
 reliability: $(READY) ## run the tests that inject faults and write results/RELIABILITY.md (about 6 min)
 	@echo "Running the tests that inject faults, into results/RELIABILITY.md (about 6 minutes)."
-	@$(VENV_PYTHON) -m pytest -q -m promise --reliability results/RELIABILITY.md $(ARGS)
+	@$(VENV_PYTHON) -m pytest -q -m promise --reliability=results/RELIABILITY.md $(ARGS)
 
 test-gpu: $(READY) ## on a machine with a CUDA card: a few steps, measured, into results/gpu (minutes; without a card: exit code 2)
 	@echo "Trying a CUDA card: a few DyME steps on the mini model and on the gpu profile's, into results/gpu (a few minutes)."

@@ -1,6 +1,6 @@
 """`@pytest.mark.promise("area", "what a user may rely on")` marks a test that injects a fault, or brings about what it forbids.
 
-`pytest -m promise --reliability FILE` runs these alone and writes what is promised and whether it held (`make reliability`).
+`pytest -m promise --reliability=FILE` runs these alone and writes what is promised and whether it held (`make reliability`).
 """
 from __future__ import annotations
 
