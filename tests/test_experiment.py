@@ -122,7 +122,7 @@ def test_a_model_of_ones_own_is_estimated_tried_on_its_longest_sample_and_kept_w
 
 def test_methods_that_need_targets_refuse_questions_without_facts(root: Path, monkeypatch) -> None:
     bare = [replace(record, supervision=data.NO_SUPERVISION) for record in data.mini_records("train", 8, 0)]
-    monkeypatch.setattr(experiment.splits, "of_profile", lambda profile, split, seed: (
+    monkeypatch.setattr(experiment.splits, "of_profile", lambda profile, split, seed, bad: (
         bare if split == "train" else data.mini_records(split, 4, 0)))
     with pytest.raises(data.DataError, match="none of 8 training questions has facts .* or train with grpo"):
         experiment.execute(smoke("full_dyme"))
