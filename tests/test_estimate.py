@@ -123,7 +123,8 @@ def test_the_readme_s_table_is_what_the_formulas_give() -> None:
 
 @pytest.mark.parametrize(("change", "advice"), [
     ({"micro_batches": 0}, "micro_batches must be a whole number from 1 on: got 0"),
-    ({"load_in_4bit": True}, "engine.lora_rank must be a number: got None"), ({"vllm_memory_share": 1.5}, r"a share in \(0, 1\): got 1.5")])
+    ({"load_in_4bit": True}, "engine.lora_rank must be a number: got None"),
+    ({"vllm_memory_share": 1.5}, r"a share in \(0, 1\): got 1.5")])
 def test_an_engine_that_cannot_be_is_refused(change: dict, advice: str) -> None:
     with pytest.raises(ValueError, match=advice):
         Engine(**change)
