@@ -41,8 +41,8 @@ base: $(READY) ## build both base checkpoints again from nothing (about 12 min)
 	@echo "Pre-training both base models from nothing into bases/ (about 12 minutes)."
 	@$(VENV_PYTHON) -m dyme_core.pretrain $(ARGS)
 
-test: $(READY) ## run the tests (4 to 8 min on two cores)
-	@echo "Running the tests (4 to 8 minutes on two cores)."
+test: $(READY) ## run the tests (9 to 17 min on two cores)
+	@echo "Running the tests (9 to 17 minutes on two cores)."
 	@$(VENV_PYTHON) -m pytest -q $(ARGS)
 
 test-unsloth: $(UNSLOTH_READY) ## run the tests on Unsloth itself, without a GPU, in an environment of its own (4 to 8 min)
@@ -58,8 +58,8 @@ test-gpu: $(READY) ## on a machine with a CUDA card: a few steps, measured, into
 	@echo "Trying a CUDA card: a few DyME steps on the mini model and on the gpu profile's, into results/gpu (a few minutes)."
 	@$(VENV_PYTHON) benchmarks/gpu_smoke.py $(ARGS)
 
-bench: $(READY) ## measure what a step costs, into results/bench (about 27 min, on an idle machine)
-	@echo "Timing steps of TRL's GRPO and of DyME by turns, into results/bench (about 27 minutes; leave the machine alone)."
+bench: $(READY) ## measure what a step costs, into results/bench (about 40 min, on an idle machine)
+	@echo "Timing steps of TRL's GRPO and of DyME by turns, into results/bench (about 40 minutes; leave the machine alone)."
 	@$(VENV_PYTHON) benchmarks/step_cost.py $(ARGS)
 
 lab: $(READY) ## open the notebooks in JupyterLab, with this environment as the kernel "dyme"
