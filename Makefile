@@ -50,16 +50,16 @@ test-unsloth: $(UNSLOTH_READY) ## run the tests on Unsloth itself, without a GPU
 	@DYME_UNSLOTH=1 .venv-unsloth/bin/python -m pytest -q tests/with_unsloth/test_vision.py $(ARGS)
 	@DYME_UNSLOTH=1 .venv-unsloth/bin/python -m pytest -q tests/with_unsloth/test_text.py $(ARGS)
 
-reliability: $(READY) ## run the tests that inject faults and write results/RELIABILITY.md (about 6 min)
-	@echo "Running the tests that inject faults, into results/RELIABILITY.md (about 6 minutes)."
+reliability: $(READY) ## run the tests that inject faults and write results/RELIABILITY.md (about 8 min)
+	@echo "Running the tests that inject faults, into results/RELIABILITY.md (about 8 minutes)."
 	@$(VENV_PYTHON) -m pytest -q -m promise --reliability=results/RELIABILITY.md $(ARGS)
 
 test-gpu: $(READY) ## on a machine with a CUDA card: a few steps, measured, into results/gpu (minutes; without a card: exit code 2)
 	@echo "Trying a CUDA card: a few DyME steps on the mini model and on the gpu profile's, into results/gpu (a few minutes)."
 	@$(VENV_PYTHON) benchmarks/gpu_smoke.py $(ARGS)
 
-bench: $(READY) ## measure what a step costs, into results/bench (about 40 min, on an idle machine)
-	@echo "Timing steps of TRL's GRPO and of DyME by turns, into results/bench (about 40 minutes; leave the machine alone)."
+bench: $(READY) ## measure what a step costs, into results/bench (about 35 min, on an idle machine)
+	@echo "Timing steps of TRL's GRPO and of DyME by turns, into results/bench (about 35 minutes; leave the machine alone)."
 	@$(VENV_PYTHON) benchmarks/step_cost.py $(ARGS)
 
 lab: $(READY) ## open the notebooks in JupyterLab, with this environment as the kernel "dyme"

@@ -1,6 +1,6 @@
 """What an optimisation step costs: TRL's GRPO, DyME without its savings, with them, each on and off alone.
 
-    make bench                         # every section, into results/bench/, and the figure; 40 min on an idle machine
+    make bench                         # every section, into results/bench/, and the figure; 35 min on an idle machine
     make bench ARGS='--only savings'   # some sections
 
 Times of a section are interleaved steps in one process on one thread, so their ratios hold where the machine's pace changes;

@@ -6,17 +6,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import shutil
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+from scipy.stats import binomtest
 
 from dyme_core import config, provenance
 from dyme_core.store import read_rows, run_file, write_rows
 
-Z = 1.959964  # of a 95 % interval
 SHOWN = ("steps", "prompts_per_step", "num_generations", "max_completion_tokens", "switch", "memorize_weight", "mastered",
          "reward_gate", "correct_needs_format", "learning_rate", "warmup_steps")
 PAPER = "arXiv 2506.23061"
@@ -27,8 +26,8 @@ def model_card(manifest: dict[str, Any]) -> str:
 
     Every number is the manifest's own; the paper's are never among them.
     """
-    older = {"data": asdict(config.DataSource()), "engine": asdict(config.Engine())}  # what earlier manifests do not name
-    made, settings = {"processes": 1, "hardware": None, **manifest}, {**older, **manifest["settings"]}
+    # What earlier manifests do not name has its default.
+    made, settings = {"processes": 1, "hardware": None, **manifest}, {**config.default_settings(), **manifest["settings"]}
     data, told, engine = settings["data"], made["supervision"], settings["engine"]
     source = f"{data['name']} ({data['source']})" if data["source"] else f"the {data['name']} charts drawn by this repository"
     judge = "deterministic rules" if told["backend"] == "rule" else f"the language model {told['model']} ({told['backend']})"
@@ -56,9 +55,8 @@ def model_card(manifest: dict[str, Any]) -> str:
 
 
 def interval(share: float, count: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share of `count` (Wilson 1927)."""
-    middle, spread = share + Z**2 / (2 * count), Z * math.sqrt(share * (1 - share) / count + Z**2 / (4 * count**2))
-    return max(0.0, (middle - spread) / (1 + Z**2 / count)), min(1.0, (middle + spread) / (1 + Z**2 / count))
+    """Wilson's 95 % interval of a share of `count`."""
+    return tuple(map(float, binomtest(round(share * count), count).proportion_ci(method="wilson")))
 
 
 def _scores(results: dict[str, dict[str, Any]]) -> str:

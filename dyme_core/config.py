@@ -248,6 +248,12 @@ PROFILES = {
 }
 
 
+def default_settings() -> dict[str, Any]:
+    """Every setting's default, in the form of a manifest's `settings`: what runs had that are older than the setting."""
+    parts = {"world": World(), "supervision": Supervision(), "engine": Engine(), "data": DataSource()}
+    return dataclasses.asdict(Training()) | {name: dataclasses.asdict(part) for name, part in parts.items()}
+
+
 def load_profile(name: str, /, **overrides: Any) -> Profile:
     """The profile called `name`; `overrides` are its fields or those of its parts as "training.steps".
 

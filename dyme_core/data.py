@@ -188,6 +188,11 @@ def sft_dataset(records: Sequence[Record], refine: Refine) -> datasets.Dataset:
                            "completion": [[{"role": "assistant", "content": target}] for _, target in pairs]})
 
 
+def no_target(rows: Sequence[dict[str, Any]]) -> list[None]:
+    """The `Refine` of whoever learns from rewards alone."""
+    return [None] * len(rows)
+
+
 def target_writer(refiner: VisualRefiner) -> Refine:
     """Give the function from data rows to their targets' texts (thinking, newline, answer line; None for none) that
     trainers take."""

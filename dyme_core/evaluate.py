@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from dyme_core import models, prompts, provenance, ranks, scoring, sources, splits
 from dyme_core.badrows import BadRows
 from dyme_core.config import METHODS, SPLITS
-from dyme_core.data import Record
+from dyme_core.data import Record, no_target
 from dyme_core.decoding import Decoded, decode
 from dyme_core.engine import BAD_ROWS
 from dyme_core.preflight import without_bad_rows
@@ -156,7 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     bad = BadRows(options.on_bad_row)
     records = splits.limited(splits.load(options.data, options.source, options.split, bad, **options.options), options.limit)
     model, processor = models.load_policy(options.model)
-    records = without_bad_rows(records, processor, bad, lambda rows: [None] * len(rows), options.max_new_tokens)
+    records = without_bad_rows(records, processor, bad, no_target, options.max_new_tokens)
     model = model if model.device.type != "cpu" else model.to(ranks.device())
     logger.info("%d questions of %s, model %s", len(records), options.data, options.model)
     rows = evaluate(model, processor, records, batch_size=options.batch_size, max_new_tokens=options.max_new_tokens,

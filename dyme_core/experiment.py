@@ -23,7 +23,7 @@ from dyme_core.badrows import BadRows
 from dyme_core.card import model_card
 from dyme_core.checkpoints import Keeper, train_from
 from dyme_core.collapse import CollapseWatch
-from dyme_core.data import DataError, Record, target_writer
+from dyme_core.data import DataError, Record, no_target, target_writer
 from dyme_core.decoding import caption_match
 from dyme_core.engine import BAD_ROWS
 from dyme_core.estimate import CARDS, Estimate, estimate, shape_of
@@ -75,9 +75,9 @@ def load_start(run: Run) -> tuple[Any, Any]:
     """
     is_mini, profile, is_whole = run.profile.model == "mini", run.profile, not ranks.deals_weights()
     source = base_folder(run.paths, run.model, run.seed) if is_mini else profile.model
-    adapters = {name: getattr(profile.engine, name) for name in ("lora_rank", "lora_alpha", "load_in_4bit")}
-    model, processor = models.load_policy(source, profile.backend, shares_looks=is_whole, shares_prefixes=is_whole,
-                                          **(adapters if profile.engine.lora_rank else {}))
+    engine = profile.engine
+    model, processor = models.load_policy(source, profile.backend, is_whole, is_whole, lora_rank=engine.lora_rank or 0,
+                                          lora_alpha=engine.lora_alpha, load_in_4bit=engine.load_in_4bit)
     return model if model.device.type != "cpu" else model.to(ranks.device()), processor
 
 
@@ -130,11 +130,11 @@ def check_memory(run: Run, model, processor, longest: Record) -> Headroom:
 
 def _execute(run: Run, names: tuple[str, ...], keep_policy: bool, experts: Experts, model, processor) -> dict[str, Any]:
     started, training, data = datetime.now(UTC), run.profile.training, run.profile.data
-    refine = _no_target if run.method in UNSUPERVISED else target_writer(TracesFirst(experts.rules))
+    refine = no_target if run.method in UNSUPERVISED else target_writer(TracesFirst(experts.rules))
     bad, longest = BadRows(data.on_bad_row), training.max_completion_tokens
     records = look(run, experts, splits.of_profile(run.profile, "train", run.seed, bad))
     records = without_bad_rows(experts.supposed(records), processor, bad, refine, longest)
-    held_out = {split: without_bad_rows(splits.of_profile(run.profile, split, run.seed, bad), processor, bad, _no_target,
+    held_out = {split: without_bad_rows(splits.of_profile(run.profile, split, run.seed, bad), processor, bad, no_target,
                                         longest) for split in data.held_out}
     watched = held_out[data.held_out[0]]
     checked = preflight(records, processor, model, others=[record for rest in held_out.values() for record in rest],
@@ -193,12 +193,7 @@ def _execute(run: Run, names: tuple[str, ...], keep_policy: bool, experts: Exper
 
 def keep(model, processor, folder: Path, manifest: dict[str, Any], state: dict[str, torch.Tensor] | None = None) -> None:
     """Save a policy, adapters merged into its weights, with its card; `state` are weights that were dealt over cards."""
-    if state is not None:
-        model.save_pretrained(folder, state_dict=state)
-        processor.save_pretrained(folder)
-    else:
-        save = models.save_merged if hasattr(model, "peft_config") else models.save_policy
-        save(model, processor, folder)
+    models.save_policy(model, processor, folder, state=state)
     provenance.write_atomic(folder / "README.md", model_card(manifest))
 
 
@@ -213,10 +208,6 @@ def _store(run: Run, log: list[dict[str, Any]], rows: list[dict[str, Any]], mani
 def _results(rows: list[dict[str, Any]], names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     scores = {split: summarise([row for row in rows if row["split"] == split]) for split in names}
     return {split: {name: score[name] for name in RESULTS} for split, score in scores.items()}
-
-
-def _no_target(rows: list[dict[str, Any]]) -> list[None]:
-    return [None] * len(rows)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -15,7 +15,7 @@ ADAM_BYTES = 8  # two moments of 32 bits for each trained weight, which the firs
 
 
 class OutOfMemory(RuntimeError):
-    """The longest sample does not fit the device; says which it is and what to lower."""
+    """The longest sample, or a step, does not fit the device; says which and what to lower."""
 
 
 @dataclass(frozen=True)

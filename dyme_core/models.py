@@ -142,15 +142,17 @@ def _fit_padding(model: torch.nn.Module, tokenizer: Any) -> None:
     model.config.get_text_config().pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
 
 
-def save_policy(model: torch.nn.Module, processor: ProcessorMixin, folder: Path, dtype: torch.dtype | None = None) -> None:
+def save_policy(model: torch.nn.Module, processor: ProcessorMixin, folder: Path, dtype: torch.dtype | None = None,
+                state: dict[str, torch.Tensor] | None = None) -> None:
     """Write model (safetensors) and processor to `folder`, whole or not at all; `dtype` bfloat16 halves the size.
 
-    LoRA is merged in what is written (`save_merged`), so that any saved policy loads in the same way.
+    LoRA is merged in what is written (`save_merged`), so that any saved policy loads in the same way. `state` are weights
+    that were dealt over cards (`ranks.whole_state`), written as they are.
     """
-    if isinstance(model, PeftModel):
+    if isinstance(model, PeftModel) and state is None:
         save_merged(model, processor, folder, dtype)
     else:
-        _write(model, model.state_dict(), processor, folder, dtype)
+        _write(model, model.state_dict() if state is None else state, processor, folder, dtype)
 
 
 def save_merged(model: PeftModel, processor: ProcessorMixin, folder: Path, dtype: torch.dtype | None = None) -> None:

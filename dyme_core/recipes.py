@@ -48,7 +48,7 @@ def grpo_arguments(run: Run, processor) -> dict[str, Any]:
 
 
 def sft_trainer(run: Run, experts: Experts, model, processor, records: list[Record], log: StepLog, steps: int,
-              learning_rate: float, folder: Path) -> Trainer:
+                learning_rate: float, folder: Path) -> Trainer:
     """CoT-SFT with TRL's SFTTrainer on the refined targets, one target a prompt, as many prompts a step as the others."""
     arguments = SFTConfig(**shared_arguments(run, steps, learning_rate, folder), max_length=None,
                           **run.profile.engine.batch(run.profile.training.prompts_per_step, ranks.size()))
@@ -57,7 +57,7 @@ def sft_trainer(run: Run, experts: Experts, model, processor, records: list[Reco
 
 
 def grpo_trainer(run: Run, experts: Experts, model, processor, records: list[Record], log: StepLog, steps: int,
-               learning_rate: float, folder: Path) -> Trainer:
+                 learning_rate: float, folder: Path) -> Trainer:
     """GRPO as TRL has it, on format and accuracy; the checker's score is measured with weight 0 (it is DyME's supervision)."""
     arguments = GRPOConfig(**shared_arguments(run, steps, learning_rate, folder), **grpo_arguments(run, processor),
                            reward_weights=[1.0, 1.0, 0.0])
@@ -67,7 +67,7 @@ def grpo_trainer(run: Run, experts: Experts, model, processor, records: list[Rec
 
 
 def dyme_trainer(run: Run, experts: Experts, model, processor, records: list[Record], log: StepLog, steps: int,
-               learning_rate: float, folder: Path) -> Trainer:
+                 learning_rate: float, folder: Path) -> Trainer:
     """DyME. Pure: targets written once, before training, thinking scored by rule. Full: checker and refiner at work during
     training, the template bank learning from rollouts rated "high"."""
     training = run.profile.training

@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
@@ -134,10 +134,7 @@ def _length(run: Run) -> float:
 
 def _changed(made: dict[str, Any], asked: dict[str, Any]) -> list[str]:
     """The settings in which a run differs from what is asked; one that is newer than the run has its default there."""
-    parts = {"world": config.World(), "supervision": config.Supervision(), "engine": config.Engine(),
-             "data": config.DataSource()}
-    defaults = asdict(config.Training()) | {name: asdict(part) for name, part in parts.items()}
-    known = _flat(defaults) | _flat(made)
+    known = _flat(config.default_settings()) | _flat(made)
     return [name for name, value in _flat(asked).items() if known.get(name) != value]
 
 

@@ -4,6 +4,7 @@
 """
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -17,6 +18,15 @@ Each line is a test that brings the fault about. Written by `make reliability`; 
 | --- | --- | --- | ---: | --- |
 """
 OUTCOMES = pytest.StashKey[Counter]()
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository with the real base and nothing run, which $DYME_ROOT names."""
+    (tmp_path / "pyproject.toml").touch()
+    shutil.copytree(Path(__file__).resolve().parents[1] / "bases" / "svlm-s0", tmp_path / "bases" / "svlm-s0")
+    monkeypatch.setenv("DYME_ROOT", str(tmp_path))
+    return tmp_path
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,17 @@ def measured():
     return model, inputs, shape
 
 
+@contextmanager
+def training(model, checkpointing: bool) -> Iterator[None]:
+    """The model as it trains, its language layers checkpointed or not; no gradient is left behind."""
+    model.train()
+    if checkpointing:
+        model.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+    yield
+    model.gradient_checkpointing_disable()
+    model.zero_grad()
+
+
 def counted_flops(model, inputs, backward: bool) -> float:
     """FLOPs of one row, as torch counts them."""
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # it does not count the CPU's own kernel
@@ -51,11 +64,8 @@ def test_the_weights_counted_from_a_shape_are_the_model_s(measured) -> None:
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_flops_of_an_update_are_those_that_torch_counts(measured, checkpointing: bool) -> None:
     model, inputs, shape = measured
-    model.train()
-    if checkpointing:
-        model.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
-    counted = counted_flops(model, inputs, backward=True)
-    model.gradient_checkpointing_disable()
+    with training(model, checkpointing):
+        counted = counted_flops(model, inputs, backward=True)
     told = estimate.update_flops(shape, SAID, full=True, checkpointing=checkpointing)
     assert told == pytest.approx(counted, rel=0.03)
 
@@ -82,12 +92,8 @@ def peak_bytes(work) -> int:
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_an_update_holds_as_much_memory_as_is_told_within_the_stated_factor(measured, checkpointing: bool) -> None:
     model, inputs, shape = measured
-    model.train()
-    if checkpointing:
-        model.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
-    peak = peak_bytes(lambda: _loss(model, inputs, SAID, 1).backward())
-    model.gradient_checkpointing_disable()
-    model.zero_grad()
+    with training(model, checkpointing):
+        peak = peak_bytes(lambda: _loss(model, inputs, SAID, 1).backward())
     told = estimate.kept_bytes(shape, ROWS, shape.prompt_tokens + SAID, 4, checkpointing) \
         + estimate.logit_bytes(shape, ROWS, SAID, 4) + 4 * shape.language
     assert 1 / WITHIN < told / peak < WITHIN

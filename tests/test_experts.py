@@ -4,7 +4,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,7 +26,6 @@ from dyme_core.store import read_rows
 from dyme_core.supervision import DEFAULT_TEMPLATES, LearningChecker, RuleRefiner, TemplateBank, item_of
 from dyme_core.trainer import DyMEConfig, DyMETrainer
 
-ROOT = Path(__file__).resolve().parents[1]
 SECRET = "sk-planted-0123456789abcdef"
 G = 4
 PROCESSOR = models.build_processor(96, 24)
@@ -187,14 +185,12 @@ SMALL = {"world.train_questions": 24, "world.validation_questions": 4, "world.te
 
 
 @pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A repository with the real base and nothing run; a key in the environment that must appear nowhere."""
-    (tmp_path / "pyproject.toml").touch()
-    shutil.copytree(ROOT / "bases" / "svlm-s0", tmp_path / "bases" / "svlm-s0")
-    for name, value in {"DYME_ROOT": str(tmp_path), "OPENAI_API_KEY": SECRET, "OPENAI_MODEL": "m"}.items():
+def root(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The same with a key in the environment, which must appear nowhere."""
+    for name, value in {"OPENAI_API_KEY": SECRET, "OPENAI_MODEL": "m"}.items():
         monkeypatch.setenv(name, value)
-    yield tmp_path
-    written = [path for folder in ("results", "runs") for path in (tmp_path / folder).rglob("*") if path.is_file()]
+    yield root
+    written = [path for folder in ("results", "runs") for path in (root / folder).rglob("*") if path.is_file()]
     assert len(written) > 5 and not [path for path in written if SECRET.encode() in path.read_bytes()]
 
 

@@ -43,11 +43,8 @@ def test_notebooks_run_in_an_awkward_place_twice_at_once(tmp_path: Path) -> None
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch) -> experiment.Run:
+def run(root: Path) -> experiment.Run:
     torch.set_num_threads(1)
-    (tmp_path / "pyproject.toml").touch()
-    shutil.copytree(ROOT / "bases" / "svlm-s0", tmp_path / "bases" / "svlm-s0")
-    monkeypatch.setenv("DYME_ROOT", str(tmp_path))
     return experiment.Run(config.load_profile("smoke", **SMALL), "pure_dyme")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -16,8 +15,6 @@ from dyme_core import config, data, evaluate, experiment, models, sighting
 from dyme_core.decoding import Decoded
 from dyme_core.store import read_rows
 from dyme_core.supervision import RuleRefiner, item_of
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def write_own(folder: Path) -> list[str]:
@@ -38,26 +35,23 @@ def write_own(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("method", ["sft", "pure_dyme", "full_dyme"])
-def test_a_folder_of_ones_own_is_trained_on_and_scored(tmp_path: Path, monkeypatch, method: str) -> None:
+def test_a_folder_of_ones_own_is_trained_on_and_scored(root: Path, monkeypatch, method: str) -> None:
     torch.set_num_threads(1)
-    (tmp_path / "pyproject.toml").touch()
-    shutil.copytree(ROOT / "bases" / "svlm-s0", tmp_path / "bases" / "svlm-s0")
-    monkeypatch.setenv("DYME_ROOT", str(tmp_path))
-    traces, targets = write_own(tmp_path / "my data"), []
+    traces, targets = write_own(root / "my data"), []
     offline = experiment.Experts.offline
     monkeypatch.setattr(experiment.Experts, "offline", lambda self, records: targets.extend(
         offline(self, records)([record.row for record in records])) or offline(self, records))
     profile = config.load_profile("smoke", **{
-        "data.name": "own", "data.source": str(tmp_path / "my data"), "data.held_out": ("validation", "test"),
+        "data.name": "own", "data.source": str(root / "my data"), "data.held_out": ("validation", "test"),
         "training.steps": 2, "training.evaluate_every": 2, "training.prompts_per_step": 2, "training.num_generations": 4})
     manifest = experiment.execute(experiment.Run(profile, method))
     assert manifest["results"].keys() == {"validation", "test"} and manifest["settings"]["data"]["name"] == "own"
     if method != "full_dyme":
         assert len(targets) == 16 and all(target.startswith(trace) for target, trace in zip(targets, traces, strict=False))
-    steps = [row for row in read_rows(tmp_path / "results" / "smoke" / "logs" / f"svlm-{method}-s0.jsonl.xz")
+    steps = [row for row in read_rows(root / "results" / "smoke" / "logs" / f"svlm-{method}-s0.jsonl.xz")
              if row["event"] == "step"]
     assert len(steps) == 2 and sum(row.get("without_target", 0) for row in steps) == 0, "every row has its own target"
-    rows = read_rows(tmp_path / "results" / "smoke" / "rows" / f"svlm-{method}-s0.jsonl.xz")
+    rows = read_rows(root / "results" / "smoke" / "rows" / f"svlm-{method}-s0.jsonl.xz")
     assert [row["item"] for row in rows] == [f"{split}-{number}" for split in ("validation", "test") for number in range(4)]
     assert all((row["thinking"] is None) == (number % 2 == 0) for number, row in enumerate(rows)), "rated where facts are known"
 
