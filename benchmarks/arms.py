@@ -175,8 +175,8 @@ def policy(shape: Shape, savings: Sequence[str]) -> tuple[torch.nn.Module, Any]:
 
 
 def build(arm: Arm, shape: Shape, steps: int, reward_funcs: Sequence[Callable] | None = None, refine: Callable | None = None,
-          watch: Callable | None = None, questions: int = 64, learning_rate: float = 0.0) -> Trainer:
-    """An arm's trainer; rewards and targets are scripted where none are given."""
+          questions: int = 64, learning_rate: float = 0.0, **supervision: Any) -> Trainer:
+    """An arm's trainer; rewards and targets are scripted where none are given. `supervision`: more of `Experts.online`."""
     model, processor = policy(shape, arm.savings)
     profile = config.load_profile("mini", **{"training.num_generations": shape.generations,
                                              "training.prompts_per_step": shape.prompts,
@@ -196,7 +196,7 @@ def build(arm: Arm, shape: Shape, steps: int, reward_funcs: Sequence[Callable] |
     else:
         trainer = DyMETrainer(model, args=DyMEConfig(**arguments, drop_idle_rows="rows" in arm.savings,
                                                      memorize_weight="group"),
-                              refine=refine or scripted_refine(shape, records), watch=watch, **shared)
+                              refine=refine or scripted_refine(shape, records), **supervision, **shared)
     trainer.remove_callback(PrinterCallback)
     return trainer
 

@@ -1,6 +1,6 @@
 """Two thousand steps of DyME: does memory stay flat, does a step take as long at the end as at the start?
 
-    .venv/bin/python benchmarks/long_run.py              # into results/bench/long_run.json, about 8 min
+    .venv/bin/python benchmarks/long_run.py              # into results/bench/long_run.json, about 14 min
 
 The policy is the mini base with its savings on, rules supervise online (Full DyME), checkpoints are written.
 """
@@ -46,8 +46,8 @@ class Gauge(TrainerCallback):
                         left_s)
 
 
-def measure(steps: int) -> dict[str, Any]:
-    """Train so many steps; slopes and ratios after the first SETTLED."""
+def measure(steps: int, settled: int = SETTLED) -> dict[str, Any]:
+    """Train so many steps; slopes and ratios after those in which it has settled."""
     with tempfile.TemporaryDirectory() as place:
         with Experts(config.Supervision(), config.Paths(ROOT, "mini"), Path(place)) as experts:
             trainer = build(FULL, SHAPE, steps, **experts.online(config.Training()), questions=QUESTIONS, learning_rate=1e-4)
@@ -59,10 +59,10 @@ def measure(steps: int) -> dict[str, Any]:
             trainer.remove_callback(PrinterCallback)
             trainer.train()
             templates = len(experts.bank.counts)
-    memory, seconds = np.array(gauge.rows[SETTLED:]).T
+    memory, seconds = np.array(gauge.rows[settled:]).T
     quarter = len(seconds) // 4
     slope = float(np.polyfit(np.arange(len(memory)), memory, 1)[0]) * 100
-    return {"steps": steps, "settled_after": SETTLED, "mib_per_100_steps": round(slope, 3),
+    return {"steps": steps, "settled_after": settled, "mib_per_100_steps": round(slope, 3),
             "mib": [round(float(value), 1) for value in memory[:: max(1, len(memory) // 16)]],
             "step_s_first_quarter": round(float(np.median(seconds[:quarter])), 4),
             "step_s_last_quarter": round(float(np.median(seconds[-quarter:])), 4), "templates": templates}

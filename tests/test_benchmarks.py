@@ -9,6 +9,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import arms
+import judged
+import long_run
 
 SHAPE = arms.Shape(side=2, generations=4, prompts=2, tokens=6)
 
@@ -31,3 +33,19 @@ def test_a_failing_arm_ends_the_race_with_its_error() -> None:
 
     with pytest.raises(LookupError, match="no target"):
         arms.race([arms.FULL], SHAPE, steps=1, warm_up=0, build_arm=failing)
+
+
+@pytest.mark.slow
+def test_a_judge_is_asked_in_the_races_that_have_one() -> None:
+    lines = pd.DataFrame(judged.compare(arms.Shape(generations=4, prompts=2), warm_up=1, steps=2))
+    arms_of = lines.groupby("race")["arm"].agg(set).to_dict()
+    assert arms_of == {full.name: {judged.PURE.name, full.name} for full in (judged.LATE, judged.COLD, judged.WARM)}
+    asked = lines.set_index("race")["requests"].to_dict()
+    assert asked[judged.LATE.name] == asked[judged.COLD.name] > 0 and asked[judged.WARM.name] == 0
+
+
+@pytest.mark.slow
+def test_a_long_run_is_measured_after_it_has_settled() -> None:
+    found = long_run.measure(8, settled=4)
+    assert found["steps"] == 8 and len(found["mib"]) == 4 and min(found["mib"]) > 100
+    assert found["step_s_first_quarter"] > 0 and found["step_s_last_quarter"] > 0 and found["templates"] > 0
