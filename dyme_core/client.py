@@ -9,7 +9,7 @@ import asyncio
 import concurrent.futures
 import logging
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +38,13 @@ class Client:
         recording: cache of a live client (SQLite), source of a replay (SQLite or JSONL); the caller closes it.
         mode: "live" or "replay".
         ledger: JSONL file that gets a row per call.
+        paid: see Ledger.
     Raises:
         ValueError: for a live client without a base_url, a replay without a recording, an unknown mode.
     """
 
     def __init__(self, endpoint: Endpoint, recording: Recording | None = None, mode: str = "live",
-                 ledger: Path | None = None) -> None:
+                 ledger: Path | None = None, paid: Mapping[tuple, dict[str, Any]] | None = None) -> None:
         if mode not in ("live", "replay"):
             raise ValueError(f"mode must be 'live' or 'replay': got {mode!r}")
         if mode == "replay" and recording is None:
@@ -51,7 +52,8 @@ class Client:
         if mode == "live" and recording is not None and recording.is_read_only:
             raise ValueError(f"a live client writes its recording, but {recording.path} is read-only; name a SQLite file")
         self.endpoint, self.recording, self.mode = endpoint, recording, mode
-        self._ledger = Ledger(ledger, endpoint.name, endpoint.usd_per_million)
+        self._ledger = Ledger(ledger, endpoint.name, endpoint.usd_per_million, paid)
+        self.step = 0  # of the training that asks, for the ledger
         self._caller = Caller(endpoint, self._ledger) if mode == "live" else None
         self._slots = asyncio.Semaphore(endpoint.max_concurrency)
         self._under_way: dict[str, asyncio.Task] = {}
@@ -72,11 +74,12 @@ class Client:
         with self._lock:
             if self._is_closed:
                 raise RuntimeError("this client is closed; make a new one")
+            tally = Tally(step=self.step)
             if self.mode == "live":
-                return asyncio.run_coroutine_threadsafe(self._ask(request), self._running_loop())
+                return asyncio.run_coroutine_threadsafe(self._ask(request, tally), self._running_loop())
         future: concurrent.futures.Future = concurrent.futures.Future()
         try:
-            future.set_result(self._replay(request))
+            future.set_result(self._replay(request, tally))
         except SupervisionError as error:
             future.set_exception(error)
         return future
@@ -133,24 +136,24 @@ class Client:
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._caller.transport.close()
 
-    def _replay(self, request: Request) -> BaseModel:
-        key, tally = request.key(self.endpoint.name), Tally()
-        value = self._look_up(key, request, tally)
+    def _replay(self, request: Request, tally: Tally) -> BaseModel:
+        tally.key = request.key(self.endpoint.name)
+        value = self._look_up(request, tally)
         if value is not None:
             return value
         error = call_error(MissingRecording, request, self.endpoint.name, f"{self.recording.path} holds no reply to it (key "
-                           f"{key[:12]}); record it with a live client and the same model name, prompts and parameters")
+                           f"{tally.key[:12]}); record it with a live client and the same model name, prompts and parameters")
         self._ledger.book(request, tally, error)
         raise error
 
-    async def _ask(self, request: Request) -> BaseModel:
-        key, tally = request.key(self.endpoint.name), Tally()
-        value = self._look_up(key, request, tally)
+    async def _ask(self, request: Request, tally: Tally) -> BaseModel:
+        key = tally.key = request.key(self.endpoint.name)
+        value = self._look_up(request, tally)
         if value is not None:
             return value
         if key in self._under_way:
             return await self._share(self._under_way[key], request, tally)
-        task = self._under_way[key] = asyncio.create_task(self._call(key, request, tally))
+        task = self._under_way[key] = asyncio.create_task(self._call(request, tally))
         task.add_done_callback(lambda done: (self._under_way.pop(key), done.cancelled() or done.exception()))
         return await asyncio.shield(task)
 
@@ -165,9 +168,9 @@ class Client:
         self._ledger.book(request, tally, is_hit=True)
         return value
 
-    def _look_up(self, key: str, request: Request, tally: Tally) -> BaseModel | None:
+    def _look_up(self, request: Request, tally: Tally) -> BaseModel | None:
         """The recorded reply, booked as a hit; None where there is none that still fits the schema."""
-        row = self.recording.get(key) if self.recording is not None else None
+        row = self.recording.get(tally.key) if self.recording is not None else None
         if row is None:
             return None
         try:
@@ -180,16 +183,16 @@ class Client:
         self._ledger.book(request, tally, is_hit=True)
         return value
 
-    async def _call(self, key: str, request: Request, tally: Tally) -> BaseModel:
+    async def _call(self, request: Request, tally: Tally) -> BaseModel:
         try:
             async with self._slots:
                 value = await self._caller.call(request, tally)
         except SupervisionError as error:
             self._ledger.book(request, tally, error)
             raise
+        self._ledger.book(request, tally)  # first: what was paid may be asked twice, but is never taken for a hit
         if self.recording is not None:
-            self.recording.put({"key": key, "purpose": request.purpose, "item": request.item, "model": self.endpoint.name,
+            self.recording.put({"key": tally.key, "purpose": request.purpose, "item": request.item, "model": self.endpoint.name,
                                 "reply": value.model_dump(mode="json", by_alias=True), "tokens_in": tally.tokens_in,
                                 "tokens_out": tally.tokens_out})
-        self._ledger.book(request, tally)
         return value

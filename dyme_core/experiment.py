@@ -185,6 +185,7 @@ def _execute(run: Run, names: tuple[str, ...], keep_policy: bool, experts: Exper
         if keep_policy:
             keep(model, processor, folder / "policy", manifest, state)
         save_bank(experts.bank, folder)
+        experts.write_ledger()
         _store(run, log.rows, rows, manifest)
         for number in range(len(chosen)):
             shutil.rmtree(folder / f"phase-{number}", ignore_errors=True)  # checkpoints, of no use any more

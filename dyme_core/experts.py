@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from dyme_core import config, provenance, ranks
+from dyme_core.attempts import LEDGER_FILE, Attempts
 from dyme_core.client import Client, Endpoint, Recording
 from dyme_core.data import Record, Refine, target_writer
 from dyme_core.degrade import GradedRefiner, corrupt
 from dyme_core.drafts import LLMRefiner
 from dyme_core.judges import LLMChecker
+from dyme_core.ledger import add_up
 from dyme_core.rewards import accuracy_reward, reward_functions
 from dyme_core.supervision import LearningChecker, RuleChecker, RuleRefiner, TemplateBank, TracesFirst
 
@@ -37,7 +39,7 @@ class Experts:
     Args:
         settings: the back end and its limits.
         paths: of the profile; the recording lies in its `runs` folder unless one is named.
-        folder: of the run; the ledger of calls is written there.
+        folder: of the run; the ledger of calls is kept there.
         objection: what is wrong with a drafted response, None for nothing (see `too_long`).
         accuracy: the accuracy that is trained on (`splits.accuracy_of`).
     """
@@ -45,7 +47,7 @@ class Experts:
     def __init__(self, settings: config.Supervision, paths: config.Paths, folder: Path,
                  objection: Callable[[str], str | None] | None = None,
                  accuracy: Callable[..., list[float]] = accuracy_reward) -> None:
-        self.settings, self.bank, self.client, self._recording = settings, TemplateBank(), None, None
+        self.settings, self.bank, self.client, self._folder = settings, TemplateBank(), None, folder
         self.rules, self.accuracy = GradedRefiner(settings.quality, RuleRefiner(self.bank)), accuracy
         self.checker, self.refiner = RuleChecker(), self.rules
         if settings.backend != "rule":
@@ -54,13 +56,17 @@ class Experts:
             self.checker = LLMChecker(self.client, **options)
             self.refiner = LLMRefiner(self.client, self.bank, objection=objection, **options)
         self._before, self._shared = self.counts(), dict(self.bank.counts)
+        self._sums_before: dict[str, dict[str, float]] = {}  # of an interrupted run, less what was counted until it went on
 
     def _open(self, paths: config.Paths, folder: Path) -> None:
         settings, is_replay = self.settings, self.settings.backend == "replay"
         path = paths.root / settings.recording if settings.recording else paths.runs / "supervision.sqlite"
         endpoint = Endpoint(**{name: getattr(settings, name) for name in config.ENDPOINT_SETTINGS})
         self._recording = Recording(path, read_only=is_replay)
-        self.client = Client(endpoint, self._recording, "replay" if is_replay else "live", folder / "ledger.jsonl")
+        self._attempts = Attempts(folder)
+        ranks.gather(None)  # none books before all have read what was booked
+        self.client = Client(endpoint, self._recording, "replay" if is_replay else "live", self._attempts.path,
+                             self._attempts.paid)
 
     def supposed(self, records: Sequence[Record]) -> list[Record]:
         """The training records with the facts that supervision believes in: a share of them is wrong (`degrade.corrupt`)."""
@@ -91,13 +97,32 @@ class Experts:
                 self.bank.counts[text] = self.bank.counts.get(text, 0) + number
         self._shared = dict(self.bank.counts)
 
+    def begin_step(self, step: int) -> None:
+        """Say which training step asks from here on."""
+        if self.client is not None:
+            self.client.step = step
+
     def state_dict(self) -> dict[str, Any]:
-        """What a run that goes on must know: the bank, as all processes share it between steps."""
-        return self.bank.state_dict()
+        """What a run that goes on must know: the bank, as all processes share it between steps, and the sums of all of them;
+        all of them must call it."""
+        return {"bank": self.bank.state_dict(), "sums": self._sums()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.bank.load_state_dict(state)
+        self.bank.load_state_dict(state["bank"])
         self._shared = dict(self.bank.counts)
+        self._sums_before, until_now = {}, self._sums()
+        self._sums_before = {name: {each: value - until_now[name][each] for each, value in sums.items()}
+                             for name, sums in state["sums"].items()}
+
+    def _sums(self) -> dict[str, dict[str, float]]:
+        """What the experts have counted, and the seconds of waiting, in all processes and since the run's first start."""
+        if self.client is None:
+            return {}
+        own = {"checker": self.checker.counts(), "refiner": self.refiner.counts(),
+               "waited": {"waited_s": self.client.counts()["waited_s"]}}
+        sums = {name: ranks.total(counts) for name, counts in own.items()}
+        return {name: {each: value + self._sums_before.get(name, {}).get(each, 0) for each, value in counts.items()}
+                for name, counts in sums.items()}
 
     def offline(self, records: Sequence[Record]) -> Refine:
         """Pure DyME and SFT: write every target once, now, each process its share; the function returned only looks them up."""
@@ -131,9 +156,16 @@ class Experts:
                    "bank": self.bank.state_dict()}
         if self.client is None:
             return summary
-        asked = {"client": self.client.counts(), "checker": self.checker.counts(), "refiner": self.refiner.counts()}
-        return {**summary, "policy": self.settings.policy, "model": self.client.endpoint.name,
-                **{name: ranks.total(counts) for name, counts in asked.items()}}
+        sums = self._sums()  # of all: from here on every call is booked
+        client = {**add_up(self._attempts.rows()), **sums.pop("waited"), "fallbacks": self.client.counts()["fallbacks"]}
+        return {**summary, "policy": self.settings.policy, "model": self.client.endpoint.name, "client": client, **sums}
+
+    def write_ledger(self) -> None:
+        """Write the ledger of the run, which is over; where rules supervised there is none."""
+        if self.client is None:
+            (self._folder / LEDGER_FILE).unlink(missing_ok=True)
+        else:
+            self._attempts.write()
 
     def __enter__(self) -> Experts:
         return self
@@ -146,6 +178,7 @@ class Experts:
         if self.client is not None:
             self.client.close()
             self._recording.close()
+            self._attempts.close()
 
 
 def save_bank(bank: TemplateBank, folder: Path) -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from dyme_core.asking import CircuitOpen, InvalidReply, MissingRecording, Request, SupervisionError
 from dyme_core.config import PRICES_USD_PER_MILLION
 from dyme_core.replies import Reply
 
 COUNTS = ("calls", "hits", "retries", "repairs", "failures", "invalid", "refused", "tokens_in", "tokens_out", "cost_usd")
+REFUSED = (CircuitOpen.__name__, MissingRecording.__name__)  # outcomes of requests that nobody was asked
 
 
 @dataclass
@@ -27,6 +29,8 @@ class Tally:
     tokens_out: int | None = None
     server_errors: int = 0  # HTTP 500 so far
     is_plain: bool = False  # the call goes on without response_format
+    step: int = 0  # the training step that asks
+    key: str = ""  # Request.key
 
     def add(self, reply: Reply) -> None:
         """Add the tokens that a reply reports."""
@@ -44,6 +48,28 @@ def cost_usd(model: str, tokens_in: int | None, tokens_out: int | None,
     return (tokens_in * prices[0] + tokens_out * prices[1]) / 1e6
 
 
+def identity(row: Mapping[str, Any]) -> tuple[int, str, str]:
+    """What tells a ledger's requests apart: the training step, the item, the request's key."""
+    return row["step"], row["item"], row["key"]
+
+
+def is_call(row: Mapping[str, Any]) -> bool:
+    """Whether a ledger's row is of a call that was made."""
+    return not row["hit"] and row["outcome"] not in REFUSED
+
+
+def add_up(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
+    """COUNTS of a ledger's rows, as `Client.counts` names them; retries, repairs, tokens and dollars are those of calls."""
+    sums: dict[str, float] = dict.fromkeys(COUNTS, 0)
+    for row in rows:
+        ended, is_made = row["outcome"], is_call(row)
+        counted = {"calls": is_made, "hits": row["hit"] and ended == "ok", "failures": ended != "ok",
+                   "invalid": ended == InvalidReply.__name__, "refused": ended in REFUSED}
+        for name in COUNTS:
+            sums[name] += counted[name] if name in counted else is_made and row[name] or 0
+    return sums
+
+
 class Ledger:
     """Books every request: a JSONL row, appended at once, and the sums. Safe for several threads; rows of several processes
     may go into one file.
@@ -52,11 +78,14 @@ class Ledger:
         path: the JSONL file; None keeps the sums only.
         model: the name that rows carry.
         usd_per_million: prices in place of config.py's.
+        paid: rows of calls by `identity`: where one of these requests is served from the recording, its row is entered, once,
+            in place of a hit's (`attempts`).
     """
 
-    def __init__(self, path: Path | None, model: str, usd_per_million: tuple[float, float] | None = None) -> None:
+    def __init__(self, path: Path | None, model: str, usd_per_million: tuple[float, float] | None = None,
+                 paid: Mapping[tuple, dict[str, Any]] | None = None) -> None:
         self._path, self._model, self._prices, self._lock = path, model, usd_per_million, threading.Lock()
-        self._sums: dict[str, float] = dict.fromkeys(COUNTS, 0)
+        self._sums, self._paid = add_up([]), dict(paid or {})
         self._under_way, self._since, self._waited_s = 0, 0.0, 0.0
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -65,16 +94,15 @@ class Ledger:
         """Enter how a request ended. A hit costs nothing; its tokens are those of the call that was recorded."""
         outcome = "ok" if error is None else type(error).__name__
         cost = 0.0 if is_hit else cost_usd(self._model, tally.tokens_in, tally.tokens_out, self._prices)
-        row = {"purpose": request.purpose, "item": request.item, "model": self._model, "tokens_in": tally.tokens_in,
-               "tokens_out": tally.tokens_out, "seconds": round(time.monotonic() - tally.start, 3), "hit": is_hit,
+        seconds = round(time.monotonic() - tally.start, 3)
+        row = {"step": tally.step, "purpose": request.purpose, "item": request.item, "key": tally.key, "model": self._model,
+               "tokens_in": tally.tokens_in, "tokens_out": tally.tokens_out, "seconds": seconds, "hit": is_hit,
                "retries": tally.retries, "repairs": tally.repairs, "outcome": outcome, "cost_usd": cost}
-        is_refused = isinstance(error, (CircuitOpen, MissingRecording))
         with self._lock:
-            self._add(hits=is_hit and error is None, failures=error is not None, refused=is_refused,
-                      invalid=isinstance(error, InvalidReply))
-            if not is_hit and not is_refused:
-                self._add(calls=1, retries=tally.retries, repairs=tally.repairs, tokens_in=tally.tokens_in or 0,
-                          tokens_out=tally.tokens_out or 0, cost_usd=cost or 0.0)
+            if is_hit and error is None:
+                row = self._paid.pop(identity(row), row)
+            for name, amount in add_up([row]).items():
+                self._sums[name] += amount
             if self._path is not None:
                 with self._path.open("a", encoding="utf-8") as file:  # one write of one line
                     file.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -97,7 +125,3 @@ class Ledger:
         with self._lock:
             running_s = time.monotonic() - self._since if self._under_way else 0.0
             return {**self._sums, "waited_s": self._waited_s + running_s}
-
-    def _add(self, **amounts: float) -> None:
-        for name, amount in amounts.items():
-            self._sums[name] += amount

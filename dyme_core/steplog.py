@@ -64,6 +64,8 @@ class StepLog(TrainerCallback):
 
     def on_step_begin(self, args, state, control, **kwargs):
         self._step_start = time.perf_counter()
+        if self.experts is not None:
+            self.experts.begin_step(state.global_step + 1 + self.steps_before)
 
     def on_step_end(self, args, state, control, **kwargs):
         self._step_s = time.perf_counter() - self._step_start

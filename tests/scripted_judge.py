@@ -2,14 +2,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import astuple
 from typing import Any
 
 from scripted_server import Act, ScriptedServer, answer
 
 from dyme_core.client import Client, Endpoint, Recording
+from dyme_core.data import Record
 from dyme_core.facts import Fact, facts_to_rows
-from dyme_core.supervision import Item
+from dyme_core.supervision import Item, RuleRefiner, item_of
 
 SHOWN = (Fact("2010", "FAV", 30.0), Fact("2010", "UNF", 10.0), Fact("2012", "FAV", 25.0), Fact("2012", "UNF", 20.0))
 ITEM = Item("Which has the greater gap between FAV and UNF, 2010 or 2012?", "2010", SHOWN, SHOWN, ("2010", "2012"),
@@ -36,6 +38,16 @@ def record_of(item: Item = ITEM, name: str = "chart-7") -> dict:
 
 RECORD = record_of()
 
+
+def rule_draft(records: Sequence[Record]) -> Callable[[dict], str]:
+    """Drafts as the rule refiner writes them, found by question and facts."""
+    items = [item_of(record.row) for record in records]
+    drafts = {_shown(item.question, map(astuple, item.facts)): RuleRefiner().refine(item) for item in items}
+    return lambda asked: drafts[_shown(asked["question"], asked["facts"])]
+
+
+def _shown(question: str, facts: Iterable[Sequence]) -> str:
+    return json.dumps([question, [[entity, attribute, int(value)] for entity, attribute, value, *_ in facts]])
 
 
 def asked(body: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,15 +7,21 @@ import os
 import random
 import shutil
 import signal
+import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
+from scripted_judge import judge, rule_draft
+from scripted_server import ScriptedServer
 from transformers import Trainer
 
-from dyme_core import assembly, checkpoints, config, experiment, models, steplog
+from dyme_core import assembly, checkpoints, config, data, experiment, ledger, models, recording, steplog
+from dyme_core.attempts import LEDGER_FILE, Attempts
 from dyme_core.checkpoints import CHECKSUMS, Keeper
 from dyme_core.store import read_rows
 from dyme_core.trainer import DyMETrainer
@@ -24,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SMALL = {"world.train_questions": 24, "world.validation_questions": 4, "world.test_questions": 4, "training.steps": 6,
          "training.evaluate_every": 3, "training.prompts_per_step": 2, "training.num_generations": 4, "save_every": 2,
          "training.sft_share": 0.5}
-TIMES = ("seconds", "generate_s", "score_s", "update_s")
+TIMES = ("seconds", "generate_s", "score_s", "update_s", "supervision_waited_s")
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +82,7 @@ POINTS = ((DyMETrainer, "_generate_single_turn"), (DyMETrainer, "_switch"), (DyM
           (Trainer, "_save_optimizer_and_scheduler"), (Trainer, "_save_rng_state"), (checkpoints, "save_file"),
           (checkpoints, "write_json"), (experiment, "evaluate"), (steplog, "evaluate"), (experiment, "caption_match"),
           (models, "save_policy"),
-          (torch.optim.AdamW, "step"))
+          (torch.optim.AdamW, "step"), (ledger.Ledger, "book"), (recording.Recording, "put"), (Attempts, "write"))
 
 
 def die_at(count: int) -> None:
@@ -97,32 +103,83 @@ def die_at(count: int) -> None:
         setattr(place, name, passing(getattr(place, name)))
 
 
-def in_child(work: Callable[[], object]) -> int:
-    """Do the work in a forked process; its wait status."""
+def launch(run: experiment.Run, processes: int, dying: int | None = None, reached: int = 0) -> int:
+    """Execute the run in forked processes, of which `dying` ends at its point `reached`; the others end with it, as a launcher
+    sees to. The wait status of the first that ended badly, else 0."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children, ended = {_fork(run, rank, processes, port, reached if rank == dying else None) for rank in range(processes)}, 0
+    while children:
+        time.sleep(0.02)
+        for child in list(children):
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                children.discard(child)
+                ended = ended or status
+                for other in children if status else ():
+                    os.kill(other, signal.SIGKILL)
+    return ended
+
+
+def _fork(run: experiment.Run, rank: int, processes: int, port: int, reached: int | None) -> int:
     child = os.fork()
-    if child == 0:
-        try:
-            work()
-            os._exit(0)
-        except BaseException:
-            logging.exception("the child failed")
-            os._exit(1)
-    return os.waitpid(child, 0)[1]
+    if child:
+        return child
+    signal.alarm(240)
+    try:
+        if processes > 1:
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes), "MASTER_PORT": str(port),
+                           "MASTER_ADDR": "127.0.0.1"}
+            AcceleratorState._reset_state(reset_partial_state=True)
+        if reached is not None:
+            die_at(reached)
+        execute(run)
+        experiment.ranks.stop()
+        os._exit(0)
+    except BaseException:
+        logging.exception("the child failed")
+        os._exit(1)
 
 
-@pytest.mark.promise("resume", "a run killed at ten random points ends with the same weights, logs, bank and rows")
-def test_a_run_killed_again_and_again_ends_as_if_it_had_never_been(root: Path, never_stopped) -> None:
-    """Ten kills at points drawn at random: in generation, update, evaluation, a checkpoint being written, between."""
-    wanted, run, rng = never_stopped("full_dyme"), run_of("full_dyme", "killed"), random.Random(0)
-    ends = []
-    while len(ends) < 10 or os.WIFSIGNALED(ends[-1]):
-        reached = rng.randrange(60) if len(ends) < 10 else 10**6
-        ends.append(in_child(lambda reached=reached: (die_at(reached), execute(run))))
-        assert os.WIFSIGNALED(ends[-1]) or os.WEXITSTATUS(ends[-1]) == 0
-    assert sum(map(os.WIFSIGNALED, ends)) >= 8
+@pytest.fixture(scope="module")
+def judged(root: Path) -> Iterator[Callable[[str], experiment.Run]]:
+    """Runs of Full DyME behind an API, each with a recording of its own: none is served what another has paid for."""
+    script = judge("high", rule_draft(data.mini_records("train", 24, 0)))
+    with ScriptedServer(script) as server, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPENAI_BASE_URL", server.base_url)
+        patch.setenv("OPENAI_MODEL", "m")
+        yield lambda variant: run_of("full_dyme", variant, **{
+            "supervision.backend": "api", "supervision.recording": f"runs/{variant}.sqlite"})
+
+
+def spent(run: experiment.Run) -> dict:
+    """The ledger of a judged run but for seconds, and what its manifest says of supervision."""
+    rows = [json.loads(line) for line in (run.paths.runs / run.name / LEDGER_FILE).read_text().splitlines()]
+    told = json.loads((run.paths.results / "runs" / f"{run.name}.json").read_text())["supervision"]
+    assert told["client"].pop("waited_s") > 0
+    return {"ledger": [{name: value for name, value in row.items() if name != "seconds"} for row in rows], "supervision": told}
+
+
+@pytest.mark.promise("resume", "a run killed at ten random points ends with the same weights, logs, bank, ledger and rows")
+@pytest.mark.parametrize("processes", [1, 2], ids=["one process", "two processes"])
+def test_a_run_killed_again_and_again_ends_as_if_it_had_never_been(judged, processes: int) -> None:
+    """At least ten kills at points drawn at random: generation, update, evaluation, a call, a checkpoint's writing, between."""
+    whole, rng, kills, run = judged(f"whole-{processes}"), random.Random(processes), 0, None
+    assert launch(whole, processes) == 0
+    while kills < 10:
+        run = judged(f"killed-{processes}-{kills}")
+        while os.WIFSIGNALED(ended := launch(run, processes, rng.randrange(processes), rng.randrange(90))):
+            kills += 1
+        assert ended == 0, "it was not told to die before its end"
+        assert outcome(run) == outcome(whole) and spent(run) == spent(whole)
+        folder = run.paths.runs / run.name
+        assert not [*folder.glob("phase-*"), *folder.glob("attempt-*")]
     manifest = json.loads((run.paths.results / "runs" / f"{run.name}.json").read_text())
-    assert outcome(run) == wanted and not list((run.paths.runs / run.name).glob("phase-*"))
-    assert manifest["train_s"] > 0
+    assert manifest["train_s"] > 0 and manifest["processes"] == processes
+    calls, asked = manifest["supervision"]["client"]["calls"], [manifest["supervision"][name]["asked"] for name in (
+        "checker", "refiner")]
+    assert 0 < calls <= sum(asked) == len(spent(run)["ledger"])
 
 
 @pytest.mark.promise("resume", "every method goes on exactly from each of its checkpoints")
