@@ -23,6 +23,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from dyme_core.config import METHOD_NAMES
+from dyme_core.tables import csv_text
 
 logger = logging.getLogger(__name__)
 
@@ -214,7 +215,7 @@ def save_figure(figure: Figure, frame: pd.DataFrame, name: str, folder: Path) ->
         mpl.rcParams.update(THEME)
         figure.savefig(paths["pdf"], metadata={"CreationDate": None})
         figure.savefig(paths["png"], dpi=300, metadata={"Software": None})
-    table = frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    table = csv_text(frame)
     paths["csv"].write_text(table, encoding="utf-8", newline="\n")
     logger.info("figure %s in %s", name, folder)
     return paths

@@ -155,7 +155,13 @@ def picture_of(image: Any, item: str, folder: Path | str | None = None) -> bytes
         is_there = False
     if not is_there:
         raise DataError.of(item, f"the picture {path!s:.300}", "no such file", "restore it or remove the row")
-    if not path.resolve().is_relative_to(Path(folder).resolve()):
+    if not any(path.resolve().is_relative_to(place) for place in _own_places(Path(folder).resolve())):
         raise DataError.of(item, "a picture inside its folder", f"{name!r}, a link that leads out of it",
                            "put the file itself there")
     return path
+
+
+def _own_places(folder: Path) -> list[Path]:
+    """Where the files of a data set's folder may lie: in it, and of a hub's snapshot in the same repository's store, which
+    snapshots link to."""
+    return [folder, *(above.parent / "blobs" for above in folder.parents if above.name == "snapshots")]

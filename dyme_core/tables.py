@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from dyme_core.config import METHOD_NAMES
 
 logger = logging.getLogger(__name__)
 
+FORMULA = re.compile(r"[=@\t\r]|[+-](?![\d.,%+\[\] -]*$)")  # how texts begin that spreadsheets compute
 MODEL_NAMES = {"svlm": "SVLM", "large": "Large VLM"}
 MEASURED, REPORTED = "measured ({profile}, this machine)", "reported (poster, ChartQA)"
 SHARES = {"strict": "Answer only, strict (%)", "relaxed": "Answer only, 5 % (%)", "has_format": "Format (%)",
@@ -128,13 +130,19 @@ def write_table(frame: pd.DataFrame, folder: Path, name: str, caption: str) -> d
     """
     folder.mkdir(parents=True, exist_ok=True)
     shown = _readable(frame)
-    texts = {"csv": frame.to_csv(index=False, float_format="%.6g", lineterminator="\n"),
+    texts = {"csv": csv_text(frame),
              "md": _markdown(shown, caption), "tex": _latex(shown, frame, name, caption)}
     paths = {suffix: folder / f"{name}.{suffix}" for suffix in texts}
     for suffix, path in paths.items():
         path.write_text(texts[suffix], encoding="utf-8", newline="\n")
     logger.info("table %s: %d lines in %s", name, len(frame), folder)
     return paths
+
+
+def csv_text(frame: pd.DataFrame) -> str:
+    """A frame as CSV. A text that spreadsheets would compute ("=1+1", "@x", "-x") gets an apostrophe in front; numbers stay."""
+    return frame.map(lambda cell: f"'{cell}" if isinstance(cell, str) and FORMULA.match(cell) else cell).to_csv(
+        index=False, float_format="%.6g", lineterminator="\n")
 
 
 def escape_latex(text: str) -> str:

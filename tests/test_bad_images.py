@@ -205,6 +205,21 @@ def test_a_picture_outside_its_folder_or_of_no_file_is_refused(name: str, label:
     assert not list(tmp_path.rglob("owned"))
 
 
+def test_pictures_of_a_hub_snapshot_are_links_into_its_own_store(tmp_path: Path) -> None:
+    """As the hub's client lays it out: snapshots/REVISION/NAME links to ../../blobs/HASH of the same repository."""
+    for name in ("datasets--me--charts", "datasets--other--charts"):
+        (tmp_path / name / "blobs").mkdir(parents=True)
+        NOISE.save(tmp_path / name / "blobs" / "f00d", "PNG")
+    folder = folder_of("own", [ROWS["own"]], tmp_path / "datasets--me--charts" / "snapshots" / "abc")
+    picture = folder / PICTURES["own"] / ROWS["own"]["image"]
+    picture.unlink()
+    picture.symlink_to("../../blobs/f00d")
+    assert read("own", folder)[0].load_image().size == NOISE.size
+    picture.unlink()
+    picture.symlink_to("../../../datasets--other--charts/blobs/f00d")
+    assert_says(catch(lambda: read("own", folder), DataError), "a link that leads out of it")
+
+
 def test_a_folder_that_is_itself_a_link_is_no_way_out(tmp_path: Path) -> None:
     folder_of("own", [ROWS["own"]], tmp_path / "real")
     (tmp_path / "linked").symlink_to(tmp_path / "real")
