@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_callback import TrainerState
 
 from dyme_core.headroom import OutOfMemory
+from dyme_core.models import read_weights
 from dyme_core.provenance import hash_file, write_json
 
 logger = logging.getLogger(__name__)
@@ -136,10 +137,9 @@ def load_weights(model: PreTrainedModel, folder: Path) -> None:
     """Put the weights of a folder that `save_pretrained` wrote into a model of the same kind.
 
     Raises:
-        RuntimeError: where one is missing or has another shape.
+        ValueError, RuntimeError: where one is missing or has another shape.
     """
-    read = type(model).from_pretrained(folder, dtype=model.dtype, use_safetensors=True, trust_remote_code=False)
-    model.load_state_dict(read.state_dict())
+    model.load_state_dict(read_weights(type(model), folder, model.dtype).state_dict())
 
 
 def _folder(args: Any, step: int) -> Path:

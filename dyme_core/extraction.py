@@ -17,6 +17,8 @@ from dyme_core.facts import Fact, facts_from_rows, facts_to_rows
 from dyme_core.provenance import hash_json, write_json
 from dyme_core.tabular import csv_facts
 
+MAX_STORED = 2**24  # bytes of a picture's facts
+
 
 class FactsError(ValueError):
     """Facts that cannot be had: names the item, what was expected, what came, what to do."""
@@ -141,6 +143,8 @@ def _row(made: Extraction) -> dict[str, Any]:
 
 def _read(path: Path) -> Extraction:
     try:
+        if path.stat().st_size > MAX_STORED:
+            raise ValueError(f"more than {MAX_STORED} bytes")
         row = json.loads(path.read_text(encoding="utf-8"))
         return Extraction(facts_from_rows(row["facts"]), row["backend"], row["version"], row["image_sha256"], row["seconds"])
     except (ValueError, KeyError, TypeError) as error:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, ProcessorMixin
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel, ProcessorMixin
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from dyme_core import looks, prefixes
@@ -36,7 +37,7 @@ from dyme_core.provenance import PART_SUFFIX
 
 __all__ = ["ASSISTANT", "CHAT_TEMPLATE", "END", "IMAGE", "PAD", "PATCH", "SIZES", "SPECIAL", "USER", "VIDEO", "WORDS",
            "MiniProcessor", "build_model", "build_processor", "build_tokenizer", "freeze_vision", "load_policy",
-           "load_processor", "save_merged", "save_policy", "suppressed_ids", "tokenizer_of"]
+           "load_processor", "read_weights", "save_merged", "save_policy", "suppressed_ids", "tokenizer_of"]
 UNSLOTH_RANK = 16  # the official recipe's (SEAM.md)
 
 
@@ -62,7 +63,8 @@ def load_policy(source: Path | str, backend: str = "transformers", shares_looks:
     Raises:
         FileNotFoundError: if the folder holds no model.
         RuntimeError: if Unsloth or 4 bits cannot be used, with what to do.
-        ValueError: if the backend has no such name, or 4 bits are asked for without LoRA.
+        ValueError: if the backend has no such name, 4 bits are asked for without LoRA, or weights are missing, torn or of
+            another shape.
     """
     if backend not in ("transformers", "unsloth"):
         raise ValueError(f"backend must be 'transformers' or 'unsloth': got {backend!r}")
@@ -84,7 +86,7 @@ def load_policy(source: Path | str, backend: str = "transformers", shares_looks:
         model, processor = _load_unsloth(source, reads_images, dtype, load_in_4bit, rank, alpha)
     else:
         loader = AutoModelForImageTextToText if reads_images else AutoModelForCausalLM
-        model = loader.from_pretrained(source, dtype=dtype, use_safetensors=True, trust_remote_code=False)
+        model = read_weights(loader, source, dtype)
         processor = load_processor(source, model_type, reads_images)
     _fit_padding(model, tokenizer_of(processor))
     freeze_vision(model)
@@ -97,6 +99,30 @@ def load_policy(source: Path | str, backend: str = "transformers", shares_looks:
             model = get_peft_model(model, LoraConfig(r=rank, lora_alpha=alpha, target_modules=language_layers(model),
                                                      task_type="CAUSAL_LM"))
     return model, processor
+
+
+def read_weights(loader: Any, source: Path | str, dtype: torch.dtype) -> PreTrainedModel:
+    """A model by `loader.from_pretrained`, every weight of it from safetensors: none is left as it was drawn at random.
+
+    Raises:
+        ValueError: where weights are missing, torn or of another shape than the config says.
+    """
+    advice = "the folder is incomplete or was changed; save it or download it again"
+    try:
+        model, told = loader.from_pretrained(source, dtype=dtype, use_safetensors=True, trust_remote_code=False,
+                                             output_loading_info=True)
+    except SafetensorError as error:
+        raise ValueError(f"{source}: expected weights in safetensors, got a file that cannot be read ({error}); {advice}"
+                         ) from error
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise ValueError(f"{source}: expected weights of the shapes that its config.json says, got others (the report above "
+                         f"names them); {advice}") from error
+    if missing := sorted(told["missing_keys"]):
+        raise ValueError(f"{source}: expected all of the model's weights, got none for {len(missing)}, {missing[0]} the first; "
+                         f"{advice}")
+    return model
 
 
 def _found(source: Path | str) -> str:

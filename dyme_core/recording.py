@@ -14,6 +14,7 @@ from typing import Any
 
 from dyme_core.provenance import write_atomic
 
+MAX_ROW = 2**20  # bytes; a reply is a few sentences or a table's cells
 FIELDS = ("key", "purpose", "item", "model", "reply", "tokens_in", "tokens_out")
 
 
@@ -106,11 +107,13 @@ class Recording:
 
 def _read_export(path: Path) -> Iterator[dict[str, Any]]:
     with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(iter(lambda: file.readline(MAX_ROW + 1), b""), 1):
             yield _read_row(line, f"{path}, line {number}")
 
 
 def _read_row(text: bytes | str, where: str) -> dict[str, Any]:
+    if len(text) > MAX_ROW:
+        raise ValueError(f"{where}: expected a reply of at most {MAX_ROW} bytes, got more; remove it and ask again")
     try:
         row = json.loads(text)
     except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, a number of too many digits; brackets too deep

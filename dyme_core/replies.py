@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 MAX_BRACES = 1000  # where an object may begin; a text with more of them is rubbish that would take long to search
+MAX_CHARS = 100_000  # of a reply, its thinking aside: a trace is a few sentences, a table some kilobytes
 _THINKING = re.compile(r"<think>.*?</think>", re.DOTALL)  # what reasoning models say before the reply proper
 
 
@@ -85,8 +86,10 @@ def read_object(reply: Reply, schema: type[BaseModel]) -> BaseModel:
     """
     if reply.fault:
         raise Unusable(reply.fault)
-    found, problems = [], ["no JSON object in the reply"]
-    for candidate in _json_objects(_THINKING.sub("", reply.content)):
+    text, found, problems = _THINKING.sub("", reply.content), [], ["no JSON object in the reply"]
+    if len(text) > MAX_CHARS:
+        raise Unusable(f"the reply has {len(text)} characters, at most {MAX_CHARS} are read; be shorter")
+    for candidate in _json_objects(text):
         try:
             found.append(schema.model_validate(candidate))
         except ValidationError as error:

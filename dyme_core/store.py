@@ -10,6 +10,7 @@ from typing import Any
 from dyme_core.provenance import write_atomic
 
 SUFFIX = ".jsonl.xz"  # of a run's rows and log
+MAX_MIB = 1024  # of a file's rows, unpacked: a few kilobytes of .xz can become more than any memory
 
 
 def run_file(folder: Path, run: str) -> Path:
@@ -27,11 +28,14 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """Read what `write_rows` wrote; texts stay texts (item "1e5", answer "007").
 
     Raises:
-        ValueError: naming a file that holds no such rows.
+        ValueError: naming a file that holds no such rows, or more than MAX_MIB of them.
     """
-    content = path.read_bytes()
     try:
-        text = (lzma.decompress(content) if path.suffix == ".xz" else content).decode()
+        with (lzma.open(path) if path.suffix == ".xz" else path.open("rb")) as file:
+            content = file.read(MAX_MIB * 2**20 + 1)
+        if len(content) > MAX_MIB * 2**20:
+            raise ValueError(f"more than {MAX_MIB} MiB of them")
+        text = content.decode()
         rows = [json.loads(line) for line in text.split("\n") if line]
     except (ValueError, RecursionError, EOFError, lzma.LZMAError) as error:
         raise ValueError(f"{path}: expected JSON rows, got {error}; remove it and make it again") from error

@@ -43,7 +43,8 @@ def test_one_valid_object_is_found_wherever_it_stands(text: str) -> None:
     ('{"rating": "low", "rating": "high"}', "a key stands twice in the reply: 'rating'"),
     ('{"draft": {"rating": "high"}, oops', "no JSON object"), ('{"draft": {"rating": "high"}}', "rating: Field required"),
     ('{"rating": "high", "weight": NaN}', "weight: Input should be a valid number"),
-    ("{" * 100_000, "no JSON object"), ('{"a":' * 100_000, "nested too deeply"), ("<think>high", "no JSON object")])
+    ("{" * 100_000, "no JSON object"), ('{"a":' * 20_000, "nested too deeply"),
+    ('{"rating": "high"}' + " " * 100_000, "100018 characters, at most 100000 are read"), ("<think>high", "no JSON object")])
 def test_a_reply_that_could_be_misread_is_unusable(text: str, reason: str) -> None:
     with pytest.raises(Unusable, match=reason):
         read_object(Reply(text), Verdict)

@@ -21,16 +21,17 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import BaseModel
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from dyme_core import config, data, experiment, models, replies, rows, runner, store, tables
 from dyme_core.badrows import BadRows
 from dyme_core.checkpoints import CHECKSUMS, Keeper
 from dyme_core.data import DataError
 from dyme_core.execution import NotebookError
+from dyme_core.extraction import FactStore, Picture, TableFacts, store_key
 from dyme_core.own import own_records
 from dyme_core.provenance import hash_file
-from dyme_core.recording import Recording
+from dyme_core.recording import FIELDS, Recording
 from dyme_core.stamps import Workspace
 from dyme_core.tabular import csv_facts
 
@@ -270,6 +271,57 @@ def test_random_content_is_read_or_refused_by_the_documented_error(name: str, tm
 
     fuzz()
     assert outcomes
+
+
+@pytest.mark.promise("bad input", "caches, rows, facts and recordings that are larger than any of ours are refused unread")
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.xz", "export.jsonl", "cache.sqlite", "facts.json"])
+def test_what_is_too_large_is_refused(name: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(store, "MAX_MIB", 2)
+    path, line = tmp_path / name, json.dumps({"text": "x" * 2**21}).encode()
+    if name == "cache.sqlite":
+        with Recording(path) as recording:
+            recording.put({**dict.fromkeys(FIELDS), "key": "k", "reply": {"text": "x" * 2**21}})
+            with pytest.raises(ValueError, match="at most 1048576 bytes, got more"):
+                recording.get("k")
+        return
+    if name == "facts.json":
+        picture, backend = Picture("chart-7", b"1"), TableFacts()
+        path = tmp_path / backend.name / f"{store_key(picture, backend)}.json"
+        path.parent.mkdir()
+        line = b" " * (2**24 + 1)
+    path.write_bytes(lzma.compress(line * 8) if name.endswith(".xz") else line)
+    assert path.stat().st_size < 50_000 or not name.endswith(".xz"), "a bomb is small"
+    reader = {"export.jsonl": Recording, "facts.json": lambda _: FactStore(tmp_path).get(picture, backend)}
+    with pytest.raises(ValueError, match="more than 2 MiB|got more|more than 16777216"):
+        reader.get(name, store.read_rows)(path)
+
+
+def _without_a_layer(weights: dict[str, torch.Tensor]) -> None:
+    weights.pop(next(name for name in weights if "layers.1." in name))
+
+
+def _with_too_many_words(weights: dict[str, torch.Tensor]) -> None:
+    weights.update({name: weight.repeat(2, 1) for name, weight in weights.items() if "embed_tokens" in name})
+
+
+@pytest.mark.promise("bad input", "a model with weights that are missing, torn or of another size is refused, none left random")
+@pytest.mark.parametrize(("fault", "said"), [(_without_a_layer, "got none for 1, .*layers.1"),
+                                             (_with_too_many_words, "of the shapes that its config.json says"),
+                                             ("torn", "cannot be read"), ("a header of 2^62 bytes", "cannot be read")])
+def test_a_model_with_other_weights_is_refused(fault: Callable | str, said: str, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "bases" / "svlm-s0", tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    content, weights = file.read_bytes(), load_file(file)
+    if fault == "torn":
+        file.write_bytes(content[: len(content) // 2])
+    elif isinstance(fault, str):
+        file.write_bytes((2**62).to_bytes(8, "little") + content[8:])
+    else:
+        fault(weights)
+        save_file(weights, file, {"format": "pt"})
+    with pytest.raises(ValueError, match=said) as caught:
+        models.load_policy(tmp_path / "model")
+    assert str(tmp_path / "model") in str(caught.value) and "save it or download it again" in str(caught.value)
 
 
 # --- Secrets ---------------------------------------------------------------------------------------------------------------
