@@ -25,6 +25,7 @@ from dyme_core.checkpoints import Keeper, train_from
 from dyme_core.collapse import CollapseWatch
 from dyme_core.data import DataError, Record, no_target, target_writer
 from dyme_core.decoding import caption_match
+from dyme_core.disk import writing
 from dyme_core.engine import BAD_ROWS
 from dyme_core.estimate import CARDS, Estimate, estimate, shape_of
 from dyme_core.evaluate import evaluate, summarise
@@ -55,6 +56,9 @@ def execute(run: Run, names: tuple[str, ...] = HELD_OUT, keep_policy: bool = Tru
         names: of the splits to answer at the end, of those that the data set has; tuning passes ("validation",) and leaves the
             test sets closed.
         keep_policy: leave the trained policy (10 MB) in the `runs` folder.
+    Raises:
+        CannotWrite: for a full disk and the like; what was written before stays, and the same call goes on from there.
+        OutOfMemory: where the longest sample, or a step, does not fit.
     """
     ranks.start()
     switches.named(run.profile.training.switch, run.profile.training.switch_value)  # an unknown one is refused at once
@@ -62,8 +66,9 @@ def execute(run: Run, names: tuple[str, ...] = HELD_OUT, keep_policy: bool = Tru
         torch.set_num_threads(1)
     model, processor = load_start(run)
     objection = too_long(models.tokenizer_of(processor), run.profile.training.max_completion_tokens)
-    with Experts(supervision_of(run), run.paths, run.paths.runs / run.name, objection,
-                 splits.accuracy_of(run.profile.data.name)) as experts:
+    folder = run.paths.runs / run.name
+    with writing(folder), Experts(supervision_of(run), run.paths, folder, objection,
+                                  splits.accuracy_of(run.profile.data.name)) as experts:
         return _execute(run, tuple(split for split in run.profile.data.held_out if split in names), keep_policy, experts,
                         model, processor)
 

@@ -9,7 +9,7 @@ import pytest
 
 CORE = Path(__file__).resolve().parents[1] / "dyme_core"
 # The rooms in reading order; an import may only point to an earlier one.
-ROOMS = ("settings", "engine", "config", "provenance", "store", "prompts", "asking", "rubric", "replies", "recording",
+ROOMS = ("settings", "engine", "config", "provenance", "store", "disk", "prompts", "asking", "rubric", "replies", "recording",
          "ledger", "attempts", "endpoint", "limits", "transport", "calls", "bulk", "client", "charts", "drawing", "quantities",
          "arithmetic", "wording", "conclusions", "facts", "tabular", "tokens", "layout", "series", "extraction", "readers",
          "ocr", "matching", "questions", "supervision", "judges", "drafts", "rewards", "pictures", "data", "badrows",

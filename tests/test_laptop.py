@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import Trainer
 
 from dyme_core import config, experiment, provenance
 from dyme_core.checkpoints import Keeper
+from dyme_core.disk import CannotWrite
 from dyme_core.headroom import OutOfMemory
 from dyme_core.trainer import DyMETrainer
 
@@ -69,9 +71,32 @@ def test_what_cannot_be_written_is_said_and_earlier_work_is_kept(run, monkeypatc
     with monkeypatch.context() as patch:
         for module in ("provenance", "store"):
             patch.setattr(sys.modules[f"dyme_core.{module}"], "write_atomic", failing)
-        with pytest.raises(OSError, match=said):
+        with pytest.raises(CannotWrite, match=f"svlm-pure_dyme-s0 cannot be written: {said}; .* MiB are free.* goes on"):
             experiment.execute(run, ("validation",))
     assert experiment.execute(run, ("validation",))["resumed"] == [4 if place == "results" else 2]
+
+
+@pytest.mark.promise("faults", "a full disk or results that cannot be written: the error says so, the same command finishes")
+@pytest.mark.parametrize(("writer", "said"), [("_save_checkpoint", "File too large"), (
+    "_save_optimizer_and_scheduler", "torch wrote a file in part only")], ids=["weights", "optimiser"])
+def test_a_file_that_the_system_cuts_off_is_told_of(run, writer: str, said: str, monkeypatch) -> None:
+    """The system itself refuses to write on: from the second checkpoint's weights or optimiser on, no file has over 1 MiB."""
+    resource = pytest.importorskip("resource")
+    before, write = resource.getrlimit(resource.RLIMIT_FSIZE), getattr(Trainer, writer)
+
+    def limited(self, *args, **kwargs):
+        if self.state.global_step == 4:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, before[1]))
+        return write(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, writer, limited)
+        try:
+            with pytest.raises(CannotWrite, match=f"{said}; .*goes on from the last checkpoint"):
+                experiment.execute(run, ("validation",))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert experiment.execute(run, ("validation",))["resumed"] == [2]
 
 
 @pytest.mark.promise("faults", "out of memory in a step: the error names what to lower, and the run goes on")
