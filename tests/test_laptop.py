@@ -5,7 +5,9 @@ import errno
 import json
 import logging
 import os
+import random
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -25,23 +27,56 @@ SMALL = {"world.train_questions": 24, "world.validation_questions": 4, "world.te
          "training.evaluate_every": 4, "training.prompts_per_step": 2, "training.num_generations": 4, "save_every": 2}
 
 
-@pytest.mark.promise("laptop", "notebooks run in a folder with a space and an umlaut, without git or a home, two runs at once")
-def test_notebooks_run_in_an_awkward_place_twice_at_once(tmp_path: Path) -> None:
+@pytest.fixture
+def awkward(tmp_path: Path) -> Path:
+    """A copy of the repository without git, in a folder with a space and an umlaut."""
     root = tmp_path / "my dÿme"
     for part in ("dyme_core", "notebooks", "bases/svlm-s0", "pyproject.toml", "requirements.lock"):
         (root / part).parent.mkdir(parents=True, exist_ok=True)
         copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
         copy(ROOT / part, root / part)
+    return root
+
+
+def start(root: Path, notebook: str) -> subprocess.Popen[str]:
+    """`make paper PROFILE=smoke` for one notebook, as a terminal starts it, where no home can be written."""
     nowhere = "/proc/none"  # no folder can be made there, not even by root
     environment = {"HOME": nowhere, "XDG_CACHE_HOME": nowhere, "PATH": "/nowhere", "OMP_NUM_THREADS": "1", "LANG": "C",
                    "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(root)}
-    runs = [subprocess.Popen([sys.executable, "-m", "dyme_core.runner", "--profile", "smoke", "--only", "01"], cwd=root,
-                             env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _ in range(2)]
+    return subprocess.Popen([sys.executable, "-m", "dyme_core.runner", "--profile", "smoke", "--only", notebook], cwd=root,
+                            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                            start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+
+
+@pytest.mark.promise("laptop", "notebooks run in a folder with a space and an umlaut, without git or a home, two runs at once")
+def test_notebooks_run_in_an_awkward_place_twice_at_once(awkward: Path) -> None:
+    runs = [start(awkward, "01") for _ in range(2)]
     said = [run.communicate(timeout=300)[0] for run in runs]
     assert [run.returncode for run in runs] == [0, 0], "\n".join(said)[-3000:]
-    made = json.loads((root / "results" / "smoke" / "manifest.json").read_text())
-    assert made["commit"] is None and len(list((root / "results" / "smoke" / "notebooks").glob("01*.ipynb"))) == 1
-    assert not list(root.rglob("*.part"))
+    made = json.loads((awkward / "results" / "smoke" / "manifest.json").read_text())
+    assert made["commit"] is None and len(list((awkward / "results" / "smoke" / "notebooks").glob("01*.ipynb"))) == 1
+    assert not list(awkward.rglob("*.part"))
+
+
+@pytest.mark.promise("laptop", "Ctrl-C at any moment: nothing half written is left, and the same command finishes the work")
+def test_after_ctrl_c_the_same_command_finishes_the_work(awkward: Path) -> None:
+    """Ctrl-C, to all processes of the terminal, at moments drawn at random, from the start of Python to the last cell."""
+    rng, ends = random.Random(0), []
+    while len(ends) < 5:
+        run = start(awkward, "01")
+        try:
+            run.communicate(timeout=rng.uniform(0.5, 12))
+        except subprocess.TimeoutExpired:
+            os.killpg(run.pid, signal.SIGINT)
+            said = run.communicate(timeout=60)[0]
+            assert run.returncode != 0, said[-2000:]
+        ends.append(run.returncode)
+        assert not list((awkward / "results").rglob("*.part")) if (awkward / "results").exists() else True
+    last = start(awkward, "01")
+    said = last.communicate(timeout=300)[0]
+    assert last.returncode == 0, said[-3000:]
+    assert sum(code != 0 for code in ends) >= 3 and 130 in ends
+    assert len(list((awkward / "results" / "smoke" / "notebooks").glob("01*.ipynb"))) == 1
 
 
 @pytest.fixture
