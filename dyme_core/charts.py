@@ -10,6 +10,7 @@ import functools
 import hashlib
 import importlib.metadata
 import json
+import operator
 import random
 from collections import defaultdict
 from dataclasses import dataclass, replace
@@ -93,7 +94,8 @@ def _temperatures() -> dict[tuple[str, str, str], float]:
         year, month, _ = r["date"].split("/")
         days[year, MONTHS[int(month) - 1], "MAX"].append(float(r["temp_max"]))
         days[year, MONTHS[int(month) - 1], "MIN"].append(float(r["temp_min"]))
-    return {key: sum(values) / len(values) for key, values in days.items()}
+    # Added one by one, as sum() did until Python 3.11; that of 3.12 rounds otherwise, and a July of 15.5 degrees becomes 16.
+    return {key: functools.reduce(operator.add, values) / len(values) for key, values in days.items()}
 
 
 def _pick(rng: random.Random, items: list[str], count: int) -> tuple[str, ...]:
