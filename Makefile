@@ -50,8 +50,8 @@ test-unsloth: $(UNSLOTH_READY) ## run the tests on Unsloth itself, without a GPU
 	@DYME_UNSLOTH=1 .venv-unsloth/bin/python -m pytest -q tests/with_unsloth/test_vision.py $(ARGS)
 	@DYME_UNSLOTH=1 .venv-unsloth/bin/python -m pytest -q tests/with_unsloth/test_text.py $(ARGS)
 
-reliability: $(READY) ## run the tests that inject faults and write results/RELIABILITY.md (about 8 min)
-	@echo "Running the tests that inject faults, into results/RELIABILITY.md (about 8 minutes)."
+reliability: $(READY) ## run the tests that inject faults and write results/RELIABILITY.md (about 12 min)
+	@echo "Running the tests that inject faults, into results/RELIABILITY.md (about 12 minutes)."
 	@$(VENV_PYTHON) -m pytest -q -m promise --reliability=results/RELIABILITY.md $(ARGS)
 
 test-gpu: $(READY) ## on a machine with a CUDA card: a few steps, measured, into results/gpu (minutes; without a card: exit code 2)
