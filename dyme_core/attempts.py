@@ -71,7 +71,7 @@ def _read_all(folder: Path) -> list[list[dict[str, Any]]]:
 
 def _read(file: Path) -> list[dict[str, Any]]:
     rows = []
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in filter(None, file.read_text(encoding="utf-8", errors="replace").split("\n")):
         try:
             rows.append(json.loads(line))
         except ValueError:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from dyme_core.attempts import LEDGER_FILE, Attempts, settled
+from dyme_core.store import read_rows
 
 
 def row(step: int, key: str, hit: bool = False, outcome: str = "ok", item: str = "a") -> dict:
@@ -35,15 +36,15 @@ def test_a_call_that_no_later_attempt_made_again_stays_for_it_was_paid() -> None
 
 def test_what_earlier_attempts_paid_is_known_until_the_ledger_is_written(tmp_path: Path, caplog) -> None:
     first = Attempts(tmp_path)
-    lines = [json.dumps(row(1, "x")), json.dumps(row(1, "no", outcome="InvalidReply")), '{"step": 1, "pu']
+    odd = row(1, "x", item="a\u2028b")  # which str.splitlines would take for two lines
+    lines = [json.dumps(odd, ensure_ascii=False), json.dumps(row(1, "no", outcome="InvalidReply")), '{"step": 1, "pu']
     first.path.write_text("\n".join(lines))
     first.close()
     second = Attempts(tmp_path)
-    assert second.path != first.path and second.paid == {(1, "a", "x"): row(1, "x")}
+    assert second.path != first.path and second.paid == {(1, "a\u2028b", "x"): odd}
     assert "a line was torn" in caplog.text
-    second.path.write_text(json.dumps(row(1, "x")) + "\n")
+    second.path.write_text(json.dumps(odd) + "\n")
     second.write()
-    assert [json.loads(line) for line in (tmp_path / LEDGER_FILE).read_text().splitlines()] == [
-        row(1, "no", outcome="InvalidReply"), row(1, "x")]
+    assert read_rows(tmp_path / LEDGER_FILE) == [row(1, "no", outcome="InvalidReply"), odd]
     second.close()
     assert [path.name for path in tmp_path.iterdir()] == [LEDGER_FILE] and Attempts(tmp_path).paid == {}
