@@ -41,8 +41,8 @@ base: $(READY) ## build both base checkpoints again from nothing (about 12 min)
 	@echo "Pre-training both base models from nothing into bases/ (about 12 minutes)."
 	@$(VENV_PYTHON) -m dyme_core.pretrain $(ARGS)
 
-test: $(READY) ## run the tests (9 to 17 min on two cores)
-	@echo "Running the tests (9 to 17 minutes on two cores)."
+test: $(READY) ## run the tests (about 20 min)
+	@echo "Running the tests (about 20 minutes)."
 	@$(VENV_PYTHON) -m pytest -q $(ARGS)
 
 test-unsloth: $(UNSLOTH_READY) ## run the tests on Unsloth itself, without a GPU, in an environment of its own (4 to 8 min)
