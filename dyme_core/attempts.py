@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dyme_core.ledger import identity, is_call
-from dyme_core.provenance import write_atomic
+from dyme_core.store import write_rows
 
 logger = logging.getLogger(__name__)
 LEDGER_FILE = "ledger.jsonl"
@@ -42,7 +42,7 @@ class Attempts:
 
     def write(self) -> None:
         """Write the run's ledger, whole or not at all."""
-        write_atomic(self._folder / LEDGER_FILE, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows()))
+        write_rows(self._folder / LEDGER_FILE, self.rows())
         self._is_over = True
 
     def close(self) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from scipy.stats import binomtest
 
 from dyme_core import config, provenance
+from dyme_core.attempts import LEDGER_FILE
 from dyme_core.store import read_rows, run_file, write_rows
 
 SHOWN = ("steps", "prompts_per_step", "num_generations", "max_completion_tokens", "switch", "memorize_weight", "mastered",
@@ -82,9 +83,9 @@ def gather(paths: config.Paths, run: str, folder: Path) -> Path:
     for name, stored in (("rows", paths.rows), ("log", paths.logs)):
         write_rows(folder / f"{name}.jsonl", read_rows(run_file(stored, run)))
     provenance.write_atomic(folder / "README.md", model_card(manifest))
-    ledger = paths.runs / run / "ledger.jsonl"
+    ledger = paths.runs / run / LEDGER_FILE
     if ledger.is_file():
-        shutil.copyfile(ledger, folder / "ledger.jsonl")
+        shutil.copyfile(ledger, folder / LEDGER_FILE)
     return folder
 
 

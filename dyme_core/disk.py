@@ -47,4 +47,5 @@ def _reason(error: Exception) -> str | None:
     code = re.search(r"\(os error (\d+)\)", str(error))
     if isinstance(error, SafetensorError) and code and int(code[1]) in WRITING:
         return os.strerror(int(code[1]))
-    return "torch wrote a file in part only" if "inline_container" in str(error) else None  # its writer does not say why
+    is_torch = "inline_container" in str(error) and "PytorchStreamReader" not in str(error)
+    return "torch wrote a file in part only" if is_torch else None  # its writer does not say why

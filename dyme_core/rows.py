@@ -155,7 +155,8 @@ def picture_of(image: Any, item: str, folder: Path | str | None = None) -> bytes
         is_there = False
     if not is_there:
         raise DataError.of(item, f"the picture {path!s:.300}", "no such file", "restore it or remove the row")
-    if not any(path.resolve().is_relative_to(place) for place in _own_places(Path(folder).resolve())):
+    file = path.resolve()
+    if not any(file.is_relative_to(place) for place in _own_places(Path(folder).resolve())):
         raise DataError.of(item, "a picture inside its folder", f"{name!r}, a link that leads out of it",
                            "put the file itself there")
     return path
