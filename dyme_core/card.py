@@ -75,7 +75,7 @@ def gather(paths: config.Paths, run: str, folder: Path) -> Path:
     Raises:
         FileNotFoundError: where the run is not finished.
     """
-    made = paths.results / "runs" / f"{run}.json"
+    made = paths.manifests / f"{run}.json"
     if not made.is_file():
         raise FileNotFoundError(f"no manifest {made.name} in {made.parent}: the run is not finished, or has another name")
     manifest = json.loads(made.read_text())

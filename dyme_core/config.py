@@ -18,6 +18,7 @@ from dyme_core.settings import check
 METHODS = ("base", "sft", "grpo", "sft_grpo", "pure_dyme", "full_dyme")
 METHOD_NAMES = {"base": "Base", "sft": "CoT-SFT", "grpo": "GRPO", "sft_grpo": "SFT then GRPO",
                 "pure_dyme": "Pure DyME", "full_dyme": "Full DyME"}
+PUBLISH = "DYME_PUBLISH"  # environment variable, see `paths`
 DEFAULT = "mini"  # the profile whose figures and claims are the repository's
 SPLITS = ("train", *HELD_OUT)
 SUPERVISORS = ("rule", "api", "replay")
@@ -173,14 +174,23 @@ class Profile:
 
 @dataclass(frozen=True)
 class Paths:
-    """Where one profile reads and writes; `root` is the repository."""
+    """Where one profile reads and writes; `root` is the repository.
+
+    What is published is tracked by git and changes only by a maintainer's command (`make study`, `make publish`); everything
+    else is written to results/local/, which git ignores.
+    """
 
     root: Path
     profile: str
+    is_published: bool = False
 
     @property
     def results(self) -> Path:
-        return self.root / "results" / self.profile
+        return self.root / "results" / (self.profile if self.is_published else f"local/{self.profile}")
+
+    @property
+    def manifests(self) -> Path:
+        return self.results / "runs"
 
     @property
     def rows(self) -> Path:
@@ -196,8 +206,13 @@ class Paths:
 
     @property
     def figures(self) -> Path:
-        """paper_figures/ is drawn by the default profile alone, so that a smoke run never overwrites it."""
-        return self.root / "paper_figures" if self.profile == DEFAULT else self.results / "figures"
+        """The default profile's published figures are the repository's, paper_figures/."""
+        return self.root / "paper_figures" if self.is_published and self.profile == DEFAULT else self.results / "figures"
+
+    @property
+    def claims(self) -> Path:
+        """CLAIMS.md; the default profile's published claims are the repository's."""
+        return (self.results.parent if self.is_published and self.profile == DEFAULT else self.results) / "CLAIMS.md"
 
     @property
     def bases(self) -> Path:
@@ -206,7 +221,7 @@ class Paths:
     @property
     def runs(self) -> Path:
         """Trained checkpoints: large, rebuilt by the notebooks, never in git."""
-        return self.root / "runs" / self.profile
+        return self.root / "runs" / (f"published/{self.profile}" if self.is_published else self.profile)
 
 
 # Chosen on validation from one grid for all methods (plan: "tuning"). The public code has no warm-up; the fresh optimiser
@@ -310,10 +325,15 @@ def _override(settings: Any, key: str, value: Any) -> Any:
 
 
 def paths(profile: str) -> Paths:
-    """Where `profile` lives: $DYME_ROOT, or the nearest folder above the working folder or this file with pyproject.toml."""
+    """Where `profile` lives: $DYME_ROOT, or the nearest folder above the working folder or this file with pyproject.toml.
+
+    A maintainer's commands set $DYME_PUBLISH to 1, for themselves and the processes they start: they alone write where the
+    published results are.
+    """
+    is_published = os.environ.get(PUBLISH) == "1"
     if os.environ.get("DYME_ROOT"):
-        return Paths(Path(os.environ["DYME_ROOT"]), profile)
+        return Paths(Path(os.environ["DYME_ROOT"]), profile, is_published)
     for folder in (Path.cwd(), *Path.cwd().parents, *Path(__file__).resolve().parents):
         if (folder / "pyproject.toml").is_file():
-            return Paths(folder, profile)
+            return Paths(folder, profile, is_published)
     raise FileNotFoundError("no folder with pyproject.toml above the working folder; set DYME_ROOT to the repository")

@@ -33,8 +33,9 @@ from dyme_core.experts import Experts, save_bank, too_long
 from dyme_core.families import is_vision
 from dyme_core.headroom import Headroom, try_longest
 from dyme_core.preflight import PreflightReport, preflight, without_bad_rows
-from dyme_core.recipes import phases, settings_of
-from dyme_core.runs import HELD_OUT, UNSUPERVISED, Run, base_folder, base_name, fingerprint, supervision_of
+from dyme_core.recipes import phases
+from dyme_core.runs import (HELD_OUT, RESULTS_VERSION, UNSUPERVISED, Run, RunExists, base_folder, base_name, fingerprint,
+                            refuse_to_replace, settings_of, supervision_of)
 from dyme_core.sighting import backend_of, with_facts
 from dyme_core.steplog import StepLog
 from dyme_core.store import run_file, write_rows
@@ -46,7 +47,7 @@ CAPTIONS = 100  # validation charts that the final policy is asked to describe
 RESULTS = ("num_items", "correct", "has_format", "groundedness")  # of each split, in the manifest
 
 
-def execute(run: Run, names: tuple[str, ...] = HELD_OUT, keep_policy: bool = True) -> dict[str, Any]:
+def execute(run: Run, names: tuple[str, ...] = HELD_OUT, keep_policy: bool = True, force: bool = False) -> dict[str, Any]:
     """Train and evaluate one run and store everything; returns its manifest.
 
     Under torchrun or accelerate every process makes this call, trains on its share and knows the result; one writes it.
@@ -56,11 +57,15 @@ def execute(run: Run, names: tuple[str, ...] = HELD_OUT, keep_policy: bool = Tru
         names: of the splits to answer at the end, of those that the data set has; tuning passes ("validation",) and leaves the
             test sets closed.
         keep_policy: leave the trained policy (10 MB) in the `runs` folder.
+        force: replace a finished run of the same name that was made with other settings.
     Raises:
+        RunExists: where there is one, without `force`.
         CannotWrite: for a full disk and the like; what was written before stays, and the same call goes on from there.
         OutOfMemory: where the longest sample, or a step, does not fit.
     """
     ranks.start()
+    if not force:
+        refuse_to_replace(run)
     switches.named(run.profile.training.switch, run.profile.training.switch_value)  # an unknown one is refused at once
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
@@ -106,7 +111,7 @@ def look(run: Run, experts: Experts, records: list[Record]) -> list[Record]:
     backend, seen = backend_of(run.profile.data.facts, experts.client), records
     for is_turn in (True, False):
         if ranks.is_writer() == is_turn:
-            seen = with_facts(records, backend, run.paths.runs.parent / "facts", run.profile.supervision.max_concurrency)
+            seen = with_facts(records, backend, run.paths.root / "runs" / "facts", run.profile.supervision.max_concurrency)
         ranks.gather(is_turn)
     return seen
 
@@ -175,7 +180,7 @@ def _execute(run: Run, names: tuple[str, ...], keep_policy: bool, experts: Exper
     captions = caption_match(model, processor, watched[:CAPTIONS]) if data.name == "mini" else None
     steps = [row for row in log.rows if row["event"] == "step"]
     manifest = {**run.columns, "profile": run.profile.name, "base": base_name(run),
-                "steps": log.steps_before, "processes": ranks.size(),
+                "steps": log.steps_before, "processes": ranks.size(), "results_version": RESULTS_VERSION,
                 "settings": settings_of(run), "started": started.isoformat(timespec="seconds"),
                 "seconds": (datetime.now(UTC) - started).total_seconds(),
                 "resumed": log.resumed,
@@ -204,11 +209,10 @@ def keep(model, processor, folder: Path, manifest: dict[str, Any], state: dict[s
 
 
 def _store(run: Run, log: list[dict[str, Any]], rows: list[dict[str, Any]], manifest: dict[str, Any]) -> None:
-    made = run.paths.results / "runs" / f"{run.name}.json"
-    made.unlink(missing_ok=True)  # an earlier run's; the new one comes last and says that rows and log are whole
+    run.manifest.unlink(missing_ok=True)  # an earlier run's; the new one comes last and says that rows and log are whole
     write_rows(run_file(run.paths.logs, run.name), log)
     write_rows(run_file(run.paths.rows, run.name), rows)
-    provenance.write_json(made, manifest)
+    provenance.write_json(run.manifest, manifest)
 
 
 def _results(rows: list[dict[str, Any]], names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
@@ -223,11 +227,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--method", choices=config.METHODS, required=True)
     parser.add_argument("--model", choices=tuple(models.SIZES), default="svlm")
     parser.add_argument("--seed", type=int, help="default: the profile's")
-    parser.add_argument("--variant", default="", help="what the settings below are called in the run's name")
+    parser.add_argument("--variant", default="", help="what the settings below are called in the run's name; default: derived")
     parser.add_argument("--splits", nargs="+", choices=HELD_OUT, default=HELD_OUT, help="answered at the end; all by default")
     parser.add_argument("--no-policy", action="store_true", help="do not keep the trained policy")
+    parser.add_argument("--force", action="store_true", help="replace a finished run that was made with other settings")
     parser.add_argument("--on-bad-row", choices=BAD_ROWS, help="default: the profile's, which is raise")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of the profile, as JSON values")
+    parser.add_argument("--set", nargs="*", default=[], action="extend", metavar="KEY=VALUE", help="settings of the profile, as JSON values")
     options = parser.parse_args(arguments)
     ranks.start()
     logging.basicConfig(level=logging.INFO if ranks.is_writer() else logging.ERROR, format="%(message)s", stream=sys.stderr)
@@ -238,8 +243,11 @@ def main(arguments: list[str] | None = None) -> None:
     except ValueError as error:
         parser.error(str(error))
     seed = profile.seed if options.seed is None else options.seed
-    execute(Run(profile, options.method, options.model, seed, options.variant), tuple(options.splits),
-            keep_policy=not options.no_policy)
+    try:
+        execute(Run(profile, options.method, options.model, seed, options.variant), tuple(options.splits),
+                keep_policy=not options.no_policy, force=options.force)
+    except RunExists as error:
+        parser.error(str(error))
     ranks.stop()
 
 

@@ -22,6 +22,7 @@ SWITCH_NAMES = {"binary": "DyME (binary)", "threshold": "HPT gate", "cosine": "C
 SWITCH_VALUES = {"threshold": (0.25, 0.5), "cosine": (None,), "budget": (8.0, 32.0), "luffy": (0.1, 1.0), "chord": (0.1, 0.5),
                  "prefix": (None,), "grounded": (None,)}  # those tried, each with both of SWITCH_RATES
 SWITCH_RATES = (3e-4, 1e-3)  # learning rates
+OLDEST_VERSION = {"main": 2, "short": 2}  # of results (runs.RESULTS_VERSION) that an experiment takes; 1 where none stands here
 # (value, learning rate): the best on validation.
 CHOSEN_SWITCHES = {"threshold": (0.5, 1e-3), "cosine": (None, 1e-3), "budget": (8.0, 1e-3), "luffy": (0.1, 3e-4),
                    "chord": (0.1, 3e-4), "prefix": (None, 3e-4), "grounded": (None, 1e-3)}
@@ -62,6 +63,14 @@ class Point:
 def _main() -> Iterator[Point]:
     for method in config.METHODS:
         yield Point("main", config.METHOD_NAMES[method], method)
+
+
+def _short() -> Iterator[Point]:
+    """A few steps of each trainer, which a test makes again: the code that stands here gives the published rows."""
+    settings = {"training.steps": 6, "training.evaluate_every": 6, "world.train_questions": 64,
+                "world.validation_questions": 40}
+    for method in ("sft", "grpo", "pure_dyme", "full_dyme"):
+        yield Point("short", f"{config.METHOD_NAMES[method]}, 6 steps", method, "short", settings, (0,), ("validation",))
 
 
 def _large() -> Iterator[Point]:
@@ -171,7 +180,7 @@ def _statistics() -> Iterator[Point]:
             yield Point("statistics", label, method, f"real{share:.0f}", {"world.train_real_share": share}, FEW_SEEDS)
 
 
-EXPERIMENTS = {"tuning": _tuning, "main": _main, "switch_tuning": _switch_tuning, "switch": _switch, "ablation": _ablation,
+EXPERIMENTS = {"tuning": _tuning, "main": _main, "short": _short, "switch_tuning": _switch_tuning, "switch": _switch, "ablation": _ablation,
                "rollouts": _rollouts, "quality": _quality, "corruption": _corruption, "length": _length,
                "data": _data, "kinds": _kinds, "statistics": _statistics, "large": _large, "prompts": _prompts}
 

@@ -105,15 +105,29 @@ def cpu_model() -> str:
     return f"{_cpu_name()}, {cores} cores"
 
 
+def cpu_kind() -> str:
+    """What decides how a CPU rounds: name, family, model and vector instructions, "AMD EPYC, family 25, model 17, avx512f"."""
+    told = _cpu_info()
+    vector = [flag for flag in ("avx512f", "avx2") if flag in told.get("flags", "").split()]
+    numbers = [f"{name.removeprefix('cpu ')} {told[name]}" for name in ("cpu family", "model") if name in told]
+    return ", ".join([_cpu_name(), *numbers, *vector[:1]])
+
+
 def _cpu_name() -> str:
+    return _cpu_info().get("model name") or platform.processor() or platform.machine()
+
+
+def _cpu_info() -> dict[str, str]:
+    """What Linux tells of the first processor; {} elsewhere."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:  # not Linux
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+        lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in lines)
+    return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 def provenance(root: Path) -> dict[str, Any]:
-    """Everything a stored number carries about its making: commit, dirty, versions, cpu, platform."""
-    return {**git_state(root), "versions": versions(), "cpu": cpu_model(), "platform": platform.platform()}
+    """Everything a stored number carries about its making: commit, dirty, versions, cpu, cpu_kind, platform."""
+    return {**git_state(root), "versions": versions(), "cpu": cpu_model(), "cpu_kind": cpu_kind(),
+            "platform": platform.platform()}

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from dyme_core.data import Record, sft_dataset, to_dataset
 from dyme_core.experts import Experts
 from dyme_core.measured import MeasuredGRPOTrainer
 from dyme_core.rewards import reward_functions
-from dyme_core.runs import Run, supervision_of
+from dyme_core.runs import Run, phase_steps
 from dyme_core.steplog import StepLog
 from dyme_core.supervision import RuleChecker
 from dyme_core.trainer import DyMEConfig, DyMETrainer
@@ -83,18 +82,7 @@ def dyme_trainer(run: Run, experts: Experts, model, processor, records: list[Rec
 
 
 def phases(run: Run) -> list[tuple[Callable, int, float]]:
-    """(function that makes the trainer, steps, learning rate) of each phase; all methods get the same steps in all."""
-    steps, rates = run.profile.training.steps, run.profile.learning_rates
-    dyme, grpo, sft = dyme_trainer, grpo_trainer, sft_trainer
-    first = int(steps * run.profile.training.sft_share)
-    chosen = {"base": [], "sft": [(sft, steps, rates["sft"])], "grpo": [(grpo, steps, rates["grpo"])],
-              "sft_grpo": [(sft, first, rates["sft"]), (grpo, steps - first, rates["sft_grpo"])],
-              "pure_dyme": [(dyme, steps, rates["pure_dyme"])], "full_dyme": [(dyme, steps, rates["full_dyme"])]}[run.method]
-    return [phase for phase in chosen if phase[1]]  # to a Trainer max_steps=0 would mean three epochs
-
-
-def settings_of(run: Run) -> dict[str, Any]:
-    """Every setting that decides the run's result, as its manifest holds them."""
-    return {**asdict(run.profile.training), "learning_rate": [rate for _, _, rate in phases(run)],
-            "warmup_steps": run.profile.warmup_steps.get(run.method), "world": asdict(run.profile.world),
-            "supervision": asdict(supervision_of(run)), "engine": asdict(run.profile.engine), "data": asdict(run.profile.data)}
+    """(function that makes the trainer, steps, learning rate) of each phase."""
+    trainers = {"sft": sft_trainer, "grpo": grpo_trainer, "sft_grpo": grpo_trainer, "pure_dyme": dyme_trainer,
+                "full_dyme": dyme_trainer}
+    return [(trainers[name], steps, run.profile.learning_rates[name]) for name, steps in phase_steps(run)]

@@ -17,7 +17,7 @@ COLUMNS = ("run", "experiments", "method", "model", "variant", "seed", "commit",
 
 def read_manifests(paths: config.Paths) -> list[dict[str, Any]]:
     """The manifests of all runs of a profile, in order of their names."""
-    return [json.loads(path.read_text()) for path in sorted((paths.results / "runs").glob("*.json"))]
+    return [json.loads(path.read_text()) for path in sorted(paths.manifests.glob("*.json"))]
 
 
 def write_registry(paths: config.Paths) -> Path:

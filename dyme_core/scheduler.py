@@ -61,8 +61,7 @@ class Job:
 
 def stored_files(run: Run) -> list[Path]:
     """Rows, log and manifest of a run."""
-    return [run_file(run.paths.rows, run.name), run_file(run.paths.logs, run.name),
-            run.paths.results / "runs" / f"{run.name}.json"]
+    return [run_file(run.paths.rows, run.name), run_file(run.paths.logs, run.name), run.manifest]
 
 
 def is_finished(run: Run) -> bool:

@@ -1,7 +1,9 @@
 """The whole study: `python -m dyme_core.study` (`make study`) carries out what `plan` declares, two runs at a time.
 
 What git carries of a run (rows, log, manifest) says that it is finished, so the study can be cut at any moment and go on
-elsewhere. Changed code does not make a run stale, its manifest names the commit; changed settings do.
+elsewhere. A run is stale where its settings or base are not those of the plan, or where its experiment asks for a newer
+version of the results; changed code alone makes none stale, the manifest names its commit. The study writes where the
+published results are.
 """
 from __future__ import annotations
 
@@ -9,6 +11,7 @@ import argparse
 import json
 import logging
 import math
+import os
 import signal
 import sys
 import time
@@ -18,9 +21,8 @@ from statistics import fmean
 from typing import Any
 
 from dyme_core import config, plan, scheduler
-from dyme_core.recipes import settings_of
 from dyme_core.registry import read_manifests, write_registry
-from dyme_core.runs import Run
+from dyme_core.runs import Run, differences, settings_of
 
 logger = logging.getLogger(__name__)
 MODEL_SHARES = {"svlm": 1.0, "large": 3.0}  # rough duration, for the order
@@ -29,11 +31,19 @@ TELL_S = 30.0
 
 @dataclass(frozen=True)
 class Task:
-    """A run of the plan: for which experiment (the first that asks for it), and the splits that it answers."""
+    """A run of the plan.
+
+    Attributes:
+        experiment: the first that asks for it.
+        run: what is made.
+        splits: that it answers.
+        oldest_version: of results that is taken as it is.
+    """
 
     experiment: str
     run: Run
     splits: tuple[str, ...]
+    oldest_version: int = 1
 
     def is_finished(self) -> bool:
         return not self.undone()
@@ -49,8 +59,11 @@ class Task:
             return f"made from base {made['base']}, not {base}"
         if missing := [path.name for path in files if not path.is_file()]:
             return f"lacks {' and '.join(missing)}"
-        if changed := _changed(made["settings"], settings_of(run)):
+        if changed := differences(made["settings"], settings_of(run)):
             return f"made with other settings: {', '.join(changed)}"
+        version = made.get("results_version", 1)
+        if version < self.oldest_version:
+            return f"made by version {version} of the code, version {self.oldest_version} is asked for"
         closed = [split for split in self.splits if split not in made.get("results", {})]
         return f"did not answer {' and '.join(closed)}" if closed else ""
 
@@ -65,10 +78,12 @@ def tasks(experiments: Sequence[str] = ()) -> list[Task]:
     Raises:
         ValueError: for an unknown experiment, or if the plan gives one name to two different runs.
     """
+    oldest = {run.name: plan.OLDEST_VERSION[point.experiment] for point in plan.points()
+              if point.experiment in plan.OLDEST_VERSION for run in point.runs()}
     found: dict[str, Task] = {}
     for point in plan.points(*experiments):
         for run in point.runs():
-            task = found.setdefault(run.name, Task(point.experiment, run, point.splits))
+            task = found.setdefault(run.name, Task(point.experiment, run, point.splits, oldest.get(run.name, 1)))
             if (settings_of(task.run), task.splits) != (settings_of(run), point.splits):
                 raise ValueError(f"{task.experiment} and {point.experiment} mean different runs by {run.name}; name a variant")
     order = list(plan.EXPERIMENTS)
@@ -132,18 +147,6 @@ def _length(run: Run) -> float:
     return scheduler.SHARES.get(run.method, 1.0) * MODEL_SHARES[run.model] * run.profile.training.steps
 
 
-def _changed(made: dict[str, Any], asked: dict[str, Any]) -> list[str]:
-    """The settings in which a run differs from what is asked; one that is newer than the run has its default there."""
-    known = _flat(config.default_settings()) | _flat(made)
-    return [name for name, value in _flat(asked).items() if known.get(name) != value]
-
-
-def _flat(settings: dict[str, Any]) -> dict[str, Any]:
-    parts = [{f"{name}.{key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
-             for name, value in json.loads(json.dumps(settings)).items()]
-    return {name: value for part in parts for name, value in part.items()}
-
-
 def main(arguments: list[str] | None = None) -> None:
     """The command line: the study, or with --list what is done of it."""
     parser = argparse.ArgumentParser(prog="python -m dyme_core.study", description="Carry out the study; finished runs stay.")
@@ -153,6 +156,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--list", action="store_true", help="show the runs and which are finished, and start nothing")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    os.environ[config.PUBLISH] = "1"  # for the processes of the runs, too
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the runs under way, like Ctrl-C
     paths, every = config.paths(plan.PROFILE), tasks(options.only)
     undone = {task.run.name: task.undone() for task in every}
