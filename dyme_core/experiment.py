@@ -34,8 +34,19 @@ from dyme_core.families import is_vision
 from dyme_core.headroom import Headroom, try_longest
 from dyme_core.preflight import PreflightReport, preflight, without_bad_rows
 from dyme_core.recipes import phases
-from dyme_core.runs import (HELD_OUT, RESULTS_VERSION, UNSUPERVISED, Run, RunExists, base_folder, base_name, fingerprint,
-                            refuse_to_replace, settings_of, supervision_of)
+from dyme_core.runs import (
+    HELD_OUT,
+    RESULTS_VERSION,
+    UNSUPERVISED,
+    Run,
+    RunExists,
+    base_folder,
+    base_name,
+    fingerprint,
+    refuse_to_replace,
+    settings_of,
+    supervision_of,
+)
 from dyme_core.sighting import backend_of, with_facts
 from dyme_core.steplog import StepLog
 from dyme_core.store import run_file, write_rows
@@ -232,7 +243,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--no-policy", action="store_true", help="do not keep the trained policy")
     parser.add_argument("--force", action="store_true", help="replace a finished run that was made with other settings")
     parser.add_argument("--on-bad-row", choices=BAD_ROWS, help="default: the profile's, which is raise")
-    parser.add_argument("--set", nargs="*", default=[], action="extend", metavar="KEY=VALUE", help="settings of the profile, as JSON values")
+    parser.add_argument("--set", nargs="*", default=[], action="extend", metavar="KEY=VALUE",
+                        help="settings of the profile, as JSON values")
     options = parser.parse_args(arguments)
     ranks.start()
     logging.basicConfig(level=logging.INFO if ranks.is_writer() else logging.ERROR, format="%(message)s", stream=sys.stderr)

@@ -180,9 +180,10 @@ def _statistics() -> Iterator[Point]:
             yield Point("statistics", label, method, f"real{share:.0f}", {"world.train_real_share": share}, FEW_SEEDS)
 
 
-EXPERIMENTS = {"tuning": _tuning, "main": _main, "short": _short, "switch_tuning": _switch_tuning, "switch": _switch, "ablation": _ablation,
-               "rollouts": _rollouts, "quality": _quality, "corruption": _corruption, "length": _length,
-               "data": _data, "kinds": _kinds, "statistics": _statistics, "large": _large, "prompts": _prompts}
+EXPERIMENTS = {"tuning": _tuning, "main": _main, "short": _short, "switch_tuning": _switch_tuning, "switch": _switch,
+               "ablation": _ablation, "rollouts": _rollouts, "quality": _quality, "corruption": _corruption,
+               "length": _length, "data": _data, "kinds": _kinds, "statistics": _statistics, "large": _large,
+               "prompts": _prompts}
 
 
 def points(*experiments: str) -> list[Point]:

@@ -1,7 +1,6 @@
 """Where a number comes from: content hashes, the commit, versions and the CPU; and files that are whole or absent."""
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
 import os
@@ -26,24 +25,6 @@ def hash_files(paths: Iterable[Path], root: Path) -> str:
     """One SHA-256 over names (relative to `root`) and contents; the order of `paths` does not matter."""
     listing = {path.relative_to(root).as_posix(): hash_file(path) for path in paths}
     return hash_json(listing)
-
-
-def rooms_of(room: str, folder: Path) -> set[Path]:
-    """The sources of a room and of every room that it loads, itself or through another, read from their imports: what only
-    reads a run's rows, draws or orders them may change without training again."""
-    found: set[Path] = set()
-    waiting = [room]
-    while waiting:
-        path = folder / f"{waiting.pop()}.py"
-        if path in found or not path.is_file():
-            continue
-        found.add(path)
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and node.module == "dyme_core":
-                waiting += [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("dyme_core."):
-                waiting.append(node.module.removeprefix("dyme_core."))
-    return found
 
 
 def hash_json(value: Any) -> str:

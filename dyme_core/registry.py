@@ -11,8 +11,8 @@ from dyme_core import config, plan
 from dyme_core.provenance import write_atomic
 from dyme_core.runs import HELD_OUT
 
-COLUMNS = ("run", "experiments", "method", "model", "variant", "seed", "commit", "dirty", "hardware", "started", "train_s",
-           "cpu_s", "tokens", "rollouts", "steps", "learning_rate", "warmup_steps", "base", *HELD_OUT)
+COLUMNS = ("run", "experiments", "method", "model", "variant", "seed", "commit", "dirty", "results_version", "hardware",
+           "started", "train_s", "cpu_s", "tokens", "rollouts", "steps", "learning_rate", "warmup_steps", "base", *HELD_OUT)
 
 
 def read_manifests(paths: config.Paths) -> list[dict[str, Any]]:
@@ -20,15 +20,14 @@ def read_manifests(paths: config.Paths) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted(paths.manifests.glob("*.json"))]
 
 
-def write_registry(paths: config.Paths) -> Path:
-    """Write registry.csv from the manifests; returns its path. The last columns are shares of well-formed correct answers."""
+def write_registry(paths: config.Paths, target: Path | None = None) -> None:
+    """Write registry.csv (or `target`) from the manifests. The last columns are shares of well-formed correct answers."""
     experiments = experiments_by_run() if paths.profile == plan.PROFILE else {}
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(_line(manifest, experiments) for manifest in read_manifests(paths))
-    write_atomic(paths.results / "registry.csv", text.getvalue())
-    return paths.results / "registry.csv"
+    write_atomic(target or paths.results / "registry.csv", text.getvalue())
 
 
 def experiments_by_run() -> dict[str, list[str]]:
@@ -45,5 +44,6 @@ def _line(manifest: dict[str, Any], experiments: dict[str, list[str]]) -> dict[s
     rates, names = settings["learning_rate"], experiments.get(manifest["run"], [])
     results = {split: scores["correct"] for split, scores in manifest.get("results", {}).items()}
     computed = {"experiments": " ".join(dict.fromkeys(names)), "hardware": manifest["cpu"], **results,
+                "results_version": manifest.get("results_version", 1),
                 "learning_rate": " ".join(f"{rate:g}" for rate in rates), "warmup_steps": settings.get("warmup_steps")}
     return {column: computed.get(column, manifest.get(column)) for column in COLUMNS}

@@ -1,16 +1,21 @@
 """Every table, figure and claim of a profile from its stored rows (`make figures`).
 
     python -m dyme_core.report --profile mini
+
+The published study's are drawn again in results/local/<profile>/published/ and compared with the published ones; `make publish`
+draws the published ones.
 """
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -32,10 +37,31 @@ README_MARK = "<!-- results/mini/tables/main.md -->\n"  # the README's table of 
 class Stored:
     """What the runs of a profile left: rows (one per item), logs (one per step), manifests (one per run).
 
-    The main runs are those without a variant: what figures and tables of methods show.
+    Attributes:
+        paths: where the rows are read.
+        folder: where tables, figures and claims are written; None: where those of `paths` are.
+        runs: names of the main runs, those that figures and tables of methods show; None: all with the profile's own settings.
     """
 
     paths: config.Paths
+    folder: Path | None = None
+    runs: tuple[str, ...] | None = None
+
+    @property
+    def tables(self) -> Path:
+        return self.folder / "tables" if self.folder else self.paths.tables
+
+    @property
+    def figures(self) -> Path:
+        return self.folder / "figures" if self.folder else self.paths.figures
+
+    @property
+    def claims(self) -> Path:
+        return self.folder / "CLAIMS.md" if self.folder else self.paths.claims
+
+    @property
+    def registry(self) -> Path:
+        return (self.folder or self.paths.results) / "registry.csv"
 
     @cached_property
     def rows(self) -> pd.DataFrame:
@@ -59,6 +85,8 @@ class Stored:
 
     @cached_property
     def main_manifests(self) -> list[dict[str, Any]]:
+        if self.runs is not None:
+            return [manifest for manifest in self.manifests if manifest["run"] in self.runs]
         return [manifest for manifest in self.manifests if not manifest.get("variant")]
 
     @cached_property
@@ -112,69 +140,100 @@ TABLES: dict[str, tuple[Callable[[Stored], pd.DataFrame], str]] = {
 }
 
 
-def draw(name: str, paths: config.Paths, stored: Stored | None = None):
+def study_of(profile: str) -> Stored:
+    """The profile's published study, its tables and figures drawn again beside the own results (a maintainer's command draws
+    the published ones); the own runs, where a profile has no published study."""
+    paths = config.paths(profile)
+    published = dataclasses.replace(paths, is_published=True)
+    if paths.is_published or not any(published.manifests.glob("*.json")):
+        return Stored(paths)
+    return Stored(published, paths.results / "published")
+
+
+def draw(name: str, stored: Stored):
     """Draw one figure, save it as PDF, PNG and CSV, and return it.
 
     Raises:
         NoRows: if its runs have not been made.
     """
-    figure = FIGURES[name](stored or Stored(paths))
-    save_figure(figure, figure.dyme_frame, name, paths.figures)
+    figure = FIGURES[name](stored)
+    save_figure(figure, figure.dyme_frame, name, stored.figures)
     return figure
 
 
-def tabulate(name: str, paths: config.Paths, stored: Stored | None = None) -> pd.DataFrame:
+def tabulate(name: str, stored: Stored) -> pd.DataFrame:
     """Make one table, write it as CSV, Markdown and LaTeX, and return it.
 
     Raises:
         NoRows: if its runs have not been made.
     """
     build, caption = TABLES[name]
-    frame = build(stored or Stored(paths))
-    tables.write_table(frame, paths.tables, name, caption)
+    frame = build(stored)
+    tables.write_table(frame, stored.tables, name, caption)
     return frame
 
 
-def claim(paths: config.Paths, stored: Stored | None = None) -> pd.DataFrame:
+def claim(stored: Stored) -> pd.DataFrame:
     """Check every claim, write CLAIMS.md, and return the table of claims."""
-    evidence = (stored or Stored(paths)).evidence
-    # The default profile's claims are the repository's, as its figures are.
-    folder = paths.results.parent if paths.profile == config.DEFAULT else paths.results
-    frame = findings.table(evidence)
-    write_atomic(folder / "CLAIMS.md", findings.markdown(frame, findings.findings(evidence)))
-    logger.info("claims in %s", folder / "CLAIMS.md")
+    frame = findings.table(stored.evidence)
+    write_atomic(stored.claims, findings.markdown(frame, findings.findings(stored.evidence), stored.manifests))
+    logger.info("claims in %s", stored.claims)
     return frame
 
 
-def refresh_readme(paths: config.Paths) -> None:
-    """Put the default profile's main table where the README shows it."""
-    readme, table = paths.root / "README.md", paths.tables / "main.md"
-    if paths.profile == config.DEFAULT and readme.is_file() and table.is_file():
+def refresh_readme(stored: Stored) -> None:
+    """Put the default profile's published main table where the README shows it."""
+    readme, table = stored.paths.root / "README.md", stored.tables / "main.md"
+    if stored.paths.profile == config.DEFAULT and readme.is_file() and table.is_file():
         before, after = readme.read_text(encoding="utf-8").split(README_MARK)
         shown, (_, rest) = table.read_text(encoding="utf-8").split("\n\n")[0], after.split("\n\n", 1)
         write_atomic(readme, f"{before}{README_MARK}{shown}\n\n{rest}")
+
+
+def redraw(stored: Stored) -> int:
+    """Make every table, figure and claim that has rows; returns how many tables and figures."""
+    write_registry(stored.paths, stored.registry)
+    made = 0
+    for make, names in ((tabulate, TABLES), (draw, FIGURES)):
+        for name in names:
+            try:
+                make(name, stored)
+                made += 1
+            except NoRows as missing:
+                logger.info("%s left out: %s", name, missing)
+    claim(stored)
+    return made
+
+
+def compare(stored: Stored) -> str:
+    """How much of what was drawn again is what is published, byte for byte, in a sentence."""
+    original = Stored(stored.paths)
+    pairs = [(path, folder / path.name) for place, folder in ((stored.tables, original.tables),
+                                                              (stored.figures, original.figures))
+             for path in sorted(place.iterdir())]
+    pairs += [(stored.claims, original.claims), (stored.registry, original.registry)]
+    changed = [path.name for path, other in pairs if not other.is_file() or path.read_bytes() != other.read_bytes()]
+    return (f"{len(pairs) - len(changed)} of {len(pairs)} files are the published ones, byte for byte"
+            + (f"; others: {', '.join(changed)}" if changed else ""))
 
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line: everything again, one line a piece."""
     parser = argparse.ArgumentParser(prog="python -m dyme_core.report", description="Tables and figures from stored rows.")
     parser.add_argument("--profile", default="mini")
+    parser.add_argument("--own", action="store_true", help="of the own runs, instead of the published study")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     config.load_profile(options.profile)
-    paths, start = config.paths(options.profile), time.perf_counter()
-    write_registry(paths)
-    stored, made = Stored(paths), 0
-    for make, names in ((tabulate, TABLES), (draw, FIGURES)):
-        for name in names:
-            try:
-                make(name, paths, stored)
-                made += 1
-            except NoRows as missing:
-                logger.info("%s left out: %s", name, missing)
-    claim(paths, stored)
-    refresh_readme(paths)
-    logger.info("%d of %d tables and figures in %.0f s", made, len(TABLES) + len(FIGURES), time.perf_counter() - start)
+    start = time.perf_counter()
+    stored = Stored(config.paths(options.profile)) if options.own else study_of(options.profile)
+    made = redraw(stored)
+    if stored.folder:
+        logger.info("%s", compare(stored))
+    if stored.paths.is_published and not stored.folder:
+        refresh_readme(stored)
+    logger.info("%d of %d tables and figures in %.0f s, in %s and %s", made, len(TABLES) + len(FIGURES),
+                time.perf_counter() - start, stored.tables, stored.figures)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The notebooks in order: `python -m dyme_core.runner --profile mini [--only 03] [--set seed=1] [--force]`.
+"""The notebooks in order: `python -m dyme_core.runner --profile mini [--only 03] [--set seed=1] [--force] [--publish]`.
 
 A notebook is skipped when nothing it depends on has changed since it last ran to its end: its own source, dyme_core,
 the lock, its parameters, the base checkpoints, and the data that the notebooks before it wrote.
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import ast
 import logging
+import os
 import signal
 import sys
 import time
@@ -20,6 +21,7 @@ from dyme_core import config
 from dyme_core.execution import NotebookError, execute_notebook, known_parameters
 from dyme_core.progress import Progress, clock
 from dyme_core.provenance import provenance
+from dyme_core.reproduction import FILE, write_report
 from dyme_core.stamps import Job, Workspace
 
 logger = logging.getLogger(__name__)
@@ -119,7 +121,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--set", nargs="+", default=[], type=_setting, metavar="NAME=VALUE", action="extend",
                         dest="settings", help="parameters of the notebooks, e.g. seed=1")
     parser.add_argument("--force", action="store_true", help="run finished notebooks again")
+    parser.add_argument("--publish", action="store_true",
+                        help="a maintainer's: write where the published results are, not to results/local")
     return parser
+
+
+def _compare(profile: str) -> int:
+    """Say how the own runs compare with the published ones; 1 where a difference is not explained."""
+    report = write_report(profile)
+    if report is None:
+        return 0
+    logger.info("\nReproduction report (%s):\n%s", config.paths(profile).results / FILE, report.text())
+    return report.exit_code
 
 
 def _interrupt(number: int, frame: Any) -> None:
@@ -127,8 +140,11 @@ def _interrupt(number: int, frame: Any) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code: 0 done, 1 a notebook failed, 2 a wrong request, 130 interrupted."""
+    """The command line; returns the exit code: 0 done, 1 a notebook failed or a method came out otherwise than published
+    with nothing to explain it, 2 a wrong request, 130 interrupted."""
     chosen = _parser().parse_args(arguments)
+    if chosen.publish:
+        os.environ[config.PUBLISH] = "1"  # for the kernels, too
     try:
         config.load_profile(chosen.profile)
         workspace = Workspace(config.paths(chosen.profile))
@@ -145,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         logger.error("interrupted; nothing half-written is left, finished notebooks stay finished")
         return 130
-    return 0
+    return 0 if chosen.publish else _compare(chosen.profile)
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ class Workspace:
         """A hash of each thing that decides what this notebook gives, as it is now."""
         earlier = [source.stem for source in self.sources() if source.stem < job.name]
         return {"notebook": hash_file(job.source),
-                "core": hash_files(CORE.glob("*.py"), CORE),
+                "core": hash_files(CORE.rglob("*.py"), CORE),
                 "lock": hash_files(self.root.glob("requirements.lock"), self.root),
                 "parameters": hash_json(job.parameters),
                 "bases": hash_files((path for folder in self.paths.bases.glob("*-s0") for path in _files(folder)), self.root),

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 FORMULA = re.compile(r"[=@\t\r]|[+-](?![\d.,%+\[\] -]*$)")  # how texts begin that spreadsheets compute
 MODEL_NAMES = {"svlm": "SVLM", "large": "Large VLM"}
-MEASURED, REPORTED = "measured ({profile}, this machine)", "reported (poster, ChartQA)"
+MEASURED, REPORTED = "measured ({profile}, {cpu})", "reported (poster, ChartQA)"
 SHARES = {"strict": "Answer only, strict (%)", "relaxed": "Answer only, 5 % (%)", "has_format": "Format (%)",
           "groundedness": "Groundedness (%)"}
 SPENT = {"rollouts": "Rollouts a run", "tokens": "Tokens a run", "cpu_s": "CPU (s) a run"}  # by key of the manifest
@@ -76,7 +76,8 @@ def cost_table(logs: pd.DataFrame, rows: pd.DataFrame, manifests: Iterable[Mappi
             tokens and cpu_s, of which a method has the median over its seeds.
     """
     manifests = list(manifests)
-    source = MEASURED.format(profile=" and ".join(sorted({manifest["profile"] for manifest in manifests})))
+    source = MEASURED.format(**{name: " and ".join(sorted({made[name] for made in manifests if made["model"] == "svlm"}))
+                                for name in ("profile", "cpu")})
     external = {manifest["method"]: manifest["settings"].get("external_model") for manifest in manifests
                 if manifest["model"] == "svlm"}
     steps = logs[(logs["event"] == "step") & (logs["model"] == "svlm")]

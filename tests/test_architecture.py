@@ -19,7 +19,8 @@ ROOMS = ("settings", "engine", "config", "provenance", "store", "disk", "prompts
          "switches", "assembly", "measured", "watching", "trainer", "checkpoints", "collapse", "gradients", "evaluate",
          "estimate", "card", "experts", "runs", "steplog", "recipes", "experiment", "launch", "plan", "scheduler", "registry",
          "study", "statistics", "selection", "tables", "contrasts", "figures", "plots", "traces", "sweeps", "mechanism",
-         "verdicts", "claims", "findings", "report", "progress", "execution", "stamps", "weights", "serving", "runner")
+         "verdicts", "claims", "findings", "report", "reproduction",
+         "progress", "execution", "stamps", "weights", "serving", "runner")
 LOADS_TORCH = {"ranks", "objective", "looks", "prefixes", "families", "processors", "mini", "models", "decoding", "preflight",
                "headroom", "batches", "pretrain", "switches", "assembly", "measured", "watching", "trainer", "checkpoints",
                "collapse", "gradients", "evaluate", "experts", "steplog", "recipes", "experiment", "launch", "weights"}

@@ -100,7 +100,7 @@ def test_a_run_counts_in_its_manifest_what_was_left_out(tmp_path: Path, monkeypa
     run = experiment.Run(config.load_profile("smoke", **settings), "base")
     told = experiment.execute(run, ("validation",), keep_policy=False)["skipped_rows"]
     assert told["count"] == 2 and "train_human-00002" in told["first"][0] and "val_human-00002" in told["first"][1]
-    stored = json.loads((tmp_path / "results" / "smoke" / "runs" / f"{run.name}.json").read_text())
+    stored = json.loads((tmp_path / "results" / "local" / "smoke" / "runs" / f"{run.name}.json").read_text())
     assert stored["skipped_rows"] == told and stored["results"]["validation"]["num_items"] == 5
     evaluate.main(["--model", str(ROOT / "bases" / "svlm-s0"), "--data", "chartqa", "--source", str(folder), "--split",
                    "validation", "--out", str(tmp_path / "out"), "--max-new-tokens", "4", "--on-bad-row", "skip"])

@@ -172,6 +172,7 @@ def test_a_report_of_a_study_under_way_leaves_out_what_is_missing(tmp_path: Path
     found = evidence("main", "rollouts", seeds=2)
     rows = found.stored_rows[found.stored_rows["variant"].isin(["", "g4"])]
     monkeypatch.setenv("DYME_ROOT", str(tmp_path))
+    monkeypatch.setenv(config.PUBLISH, "1")
     (tmp_path / "README.md").write_text(f"Before\n\n{report.README_MARK}| old |\n\nAfter\n")
     monkeypatch.setattr(report, "read_manifests", lambda paths: found.manifests)
     monkeypatch.setattr(report.statistics, "load_rows", lambda folder, runs: rows[rows["run"].isin(runs)])

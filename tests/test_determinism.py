@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from dyme_core import config
+from dyme_core.runs import Run
 from dyme_core.store import read_rows
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,10 +51,11 @@ def test_a_run_is_the_same_under_any_hash_seed(tmp_path: Path) -> None:
     finish([start(root, "dyme_core.experiment", *options, hash_seed=seed) for seed, root in enumerate(roots)])
     made = []
     for root in roots:
-        results, runs = root / "results" / "smoke", root / "runs" / "smoke" / "svlm-full_dyme-s0"
+        name = Run(config.load_profile("smoke", **SETTINGS), "full_dyme").name
+        results, runs = root / "results" / "local" / "smoke", root / "runs" / "smoke" / name
         log = [{name: value for name, value in row.items() if name not in TIMES}
-               for row in read_rows(results / "logs" / "svlm-full_dyme-s0.jsonl.xz")]
-        made.append([(results / "rows" / "svlm-full_dyme-s0.jsonl.xz").read_bytes(), log, (runs / "bank.json").read_bytes(),
+               for row in read_rows(results / "logs" / f"{name}.jsonl.xz")]
+        made.append([(results / "rows" / f"{name}.jsonl.xz").read_bytes(), log, (runs / "bank.json").read_bytes(),
                      (runs / "policy" / "model.safetensors").read_bytes()])
     assert made[0] == made[1] and len(made[0][1]) == 3 + 2
 
@@ -60,13 +63,14 @@ def test_a_run_is_the_same_under_any_hash_seed(tmp_path: Path) -> None:
 @pytest.mark.promise("determinism", "every committed table, figure and claim comes out of the committed rows, byte for byte")
 def test_tables_and_figures_are_those_in_the_repository_under_any_hash_seed(tmp_path: Path) -> None:
     root = repository(tmp_path / "copy", "results/mini", "results/CLAIMS.md", "README.md", "paper_figures")
-    files = [path.relative_to(root) for folder in ("results/mini/tables", "paper_figures")
-             for path in sorted((root / folder).iterdir())]
-    files += [Path("results/CLAIMS.md"), Path("results/mini/registry.csv")]
-    for path in files:
-        os.utime(root / path, (0, 0))
+    before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
     finish([start(root, "dyme_core.report", hash_seed=1)])
-    written = [path for path in files if (root / path).stat().st_mtime]
-    assert len(written) > 60, "the others are the notebooks'"
-    changed = [str(path) for path in written if (root / path).read_bytes() != (ROOT / path).read_bytes()]
-    assert not changed, f"{changed}: run make figures and commit what it wrote"
+    drawn = root / "results" / "local" / "mini" / "published"
+    places = {"tables": "results/mini/tables", "figures": "paper_figures", ".": "results"}
+    pairs = {path: ROOT / place / path.name for folder, place in places.items()
+             for path in (drawn / folder).iterdir() if path.is_file()}
+    pairs[drawn / "registry.csv"] = ROOT / "results" / "mini" / "registry.csv"
+    assert len(pairs) > 60, "the others are the notebooks'"
+    changed = [path.name for path, published in pairs.items() if path.read_bytes() != published.read_bytes()]
+    assert not changed, f"{changed}: run make publish and commit what it wrote"
+    assert before == {path: path.read_bytes() for path in before}, "what is published was written to"

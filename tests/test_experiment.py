@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dyme_core import config, data, experiment, models, prompts, provenance, recipes, report, scheduler, steplog, store
+from dyme_core import config, data, experiment, models, prompts, recipes, report, scheduler, steplog, store
 from dyme_core.experiment import Run
 from dyme_core.prompts import write_response
 from dyme_core.supervision import RuleRefiner, item_of
@@ -68,7 +68,7 @@ def executed(root: Path) -> dict[str, dict]:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_writes_rows_logs_and_manifest_as_tables_and_figures_read_them(root: Path, executed, method: str) -> None:
-    results, name, profile = root / "results" / "smoke", f"svlm-{method}-s0", config.load_profile("smoke")
+    results, name, profile = root / "results" / "local" / "smoke", smoke(method).name, config.load_profile("smoke")
     rows, log = lines(results / "rows" / f"{name}.jsonl.xz"), lines(results / "logs" / f"{name}.jsonl.xz")
     manifest = json.loads((results / "runs" / f"{name}.json").read_text())
     assert {tuple(sorted(row)) for row in rows} == {tuple(sorted(ROW))}
@@ -98,7 +98,7 @@ def test_a_run_writes_rows_logs_and_manifest_as_tables_and_figures_read_them(roo
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_changes_every_parameter_but_those_of_the_vision_tower(root: Path, executed, method: str) -> None:
     base = load_file(root / "bases" / "svlm-s0" / "model.safetensors")
-    policy = load_file(root / "runs" / "smoke" / f"svlm-{method}-s0" / "policy" / "model.safetensors")
+    policy = load_file(root / "runs" / "smoke" / smoke(method).name / "policy" / "model.safetensors")
     assert base.keys() == policy.keys()
     same = {name for name in base if base[name].equal(policy[name])}
     assert same == {name for name in base if "vision_tower" in name} and same
@@ -116,7 +116,7 @@ def test_a_model_of_ones_own_is_estimated_tried_on_its_longest_sample_and_kept_w
     assert manifest["settings"]["engine"]["micro_batches"] == 2 and manifest["rollouts"] == 8
     card = (root / "runs" / "smoke" / run.name / "policy" / "README.md").read_text()
     assert f"# {run.name}" in card and "| validation | 16 |" in card
-    for path in (root / "results" / "smoke").glob(f"*/{run.name}.json*"):
+    for path in (root / "results" / "local" / "smoke").glob(f"*/{run.name}.json*"):
         path.unlink()  # the report below shall see its own runs only
 
 
@@ -133,10 +133,8 @@ def test_the_base_is_evaluated_and_trained_for_no_time(root: Path) -> None:
     manifest = experiment.execute(smoke("base"), ("validation",))
     assert manifest["steps"] == manifest["rollouts"] == manifest["tokens"] == 0 and manifest["settings"]["learning_rate"] == []
     assert 0 <= manifest["train_s"] < 1 and 0 <= manifest["cpu_s"] < 1
-    rows = lines(root / "results" / "smoke" / "rows" / "svlm-base-s0.jsonl.xz")
+    rows = lines(root / "results" / "local" / "smoke" / "rows" / f"{manifest['run']}.jsonl.xz")
     assert [row["split"] for row in rows] == ["validation"] * 16, "tuning leaves the test sets closed"
-    for folder in ("rows", "logs"):  # the report below shall see whole runs only
-        (root / "results" / "smoke" / folder / "svlm-base-s0.jsonl.xz").unlink()
 
 
 def test_a_run_learns_from_what_its_settings_spoil_and_is_measured_on_what_is_true(root: Path, monkeypatch) -> None:
@@ -159,7 +157,7 @@ def test_a_run_learns_from_what_its_settings_spoil_and_is_measured_on_what_is_tr
         assert [record.supervision for record in records] == [
             record.supervision for record in data.mini_records(split, 16, 0)], "never spoilt, and of all kinds"
     assert manifest["captions"] == 0.016 and manifest["supervision"]["quality"] == "low"
-    for path in (root / "results" / "smoke").glob(f"*/{run.name}.json*"):
+    for path in (root / "results" / "local" / "smoke").glob(f"*/{run.name}.json*"):
         path.unlink()  # the report below shall see its own runs only
 
 
@@ -188,23 +186,25 @@ def test_grpo_is_measured_on_thinking_but_learns_nothing_from_it(root: Path, mon
     assert torch.equal(trainer.reward_weights, torch.tensor([1.0, 1.0, 0.0]))
 
 
-def test_a_run_is_finished_until_a_setting_a_source_or_the_base_changes(root: Path) -> None:
+def test_a_run_is_finished_until_a_setting_or_the_base_changes(root: Path) -> None:
     tiny = {"world.train_questions": 8, "world.validation_questions": 4, "world.test_questions": 4}
     run = smoke("base", **tiny)
     assert not scheduler.is_finished(run)
-    assert scheduler.run_all([run]) == ["svlm-base-s0"]
+    assert scheduler.run_all([run]) == [run.name]
     assert scheduler.is_finished(run) and scheduler.run_all([run]) == []
-    output = (root / "runs" / "smoke" / "svlm-base-s0" / "output.log").read_text()
-    assert "svlm-base-s0: step 0, validation: correct 0.0 %" in output and "%|" not in output, "no bars in what is shown live"
+    output = (root / "runs" / "smoke" / run.name / "output.log").read_text()
+    assert f"{run.name}: step 0, validation: correct 0.0 %" in output and "%|" not in output, "no bars in what is shown live"
     assert not scheduler.is_finished(smoke("base", **tiny, **{"training.max_completion_tokens": 32}))
-    rows = root / "results" / "smoke" / "rows" / "svlm-base-s0.jsonl.xz"
-    for path in (root / "dyme_core" / "rewards.py", root / "bases" / "svlm-s0" / "config.json", rows):
+    rows = root / "results" / "local" / "smoke" / "rows" / f"{run.name}.jsonl.xz"
+    for path in (root / "bases" / "svlm-s0" / "config.json", rows):
         stored = path.read_bytes()
         path.write_bytes(stored + b"\n") if path != rows else path.unlink()
         assert not scheduler.is_finished(run), path.name
         path.write_bytes(stored)
         assert scheduler.is_finished(run)
-    rows.unlink()  # four items a split: the report below reads runs on the same items only
+    source = root / "dyme_core" / "rewards.py"
+    source.write_text(f"{source.read_text()}\n")
+    assert scheduler.is_finished(run), "changed code that gives the same rows makes no run stale; RESULTS_VERSION does"
 
 
 STUB = """import sys, time
@@ -225,21 +225,22 @@ def test_a_failing_run_shows_the_end_of_its_output_and_ends_the_others(root: Pat
         scheduler.run_all(runs)
     (root / "dyme_core" / "experiment.py").write_text(source)
     message = str(caught.value)
-    assert message.startswith("svlm-grpo-s0 ended with code 1") and message.endswith("ValueError: the culprit")
+    assert message.startswith(f"{runs[1].name} ended with code 1") and message.endswith("ValueError: the culprit")
     assert "line 19 of" in message and "line 2 of" not in message, "only the end of a long output"
     assert [process.returncode for process in processes] == [-15, 1], "the other is ended, the third never started"
     assert not any(scheduler.is_finished(run) for run in runs) and time.monotonic() - start < 60
 
 
 def test_the_report_draws_every_table_and_figure_from_stored_rows_and_always_the_same(root: Path, executed) -> None:
-    results = root / "results" / "smoke"
-    for source, method, model in (("sft_grpo", "grpo", "svlm"), ("full_dyme", "pure_dyme", "svlm"), ("sft", "base", "svlm"),
-                                  ("sft", "sft", "large")):  # runs that the report needs, told by others
-        told = {"run": f"{model}-{method}-s0", "method": method, "model": model}
+    results = root / "results" / "local" / "smoke"
+    copies = [("sft_grpo", "grpo", "svlm"), ("full_dyme", "pure_dyme", "svlm"), ("sft", "base", "svlm"),
+              ("sft", "sft", "large")]
+    for source, method, model in [*copies, *((method, method, "svlm") for method in METHODS)]:  # what the report needs
+        told = {"run": f"{model}-{method}-s0", "method": method, "model": model, "variant": ""}
         for folder in ("rows", "logs"):
-            rows = store.read_rows(results / folder / f"svlm-{source}-s0.jsonl.xz")
+            rows = store.read_rows(results / folder / f"{smoke(source).name}.jsonl.xz")
             store.write_rows(results / folder / f"{told['run']}.jsonl.xz", [row | told for row in rows])
-        manifest = json.loads((results / "runs" / f"svlm-{source}-s0.json").read_text())
+        manifest = json.loads((results / "runs" / f"{smoke(source).name}.json").read_text())
         (results / "runs" / f"{told['run']}.json").write_text(json.dumps(manifest | told))
 
     def drawn() -> dict[str, bytes]:
@@ -256,15 +257,3 @@ def test_the_report_draws_every_table_and_figure_from_stored_rows_and_always_the
     shutil.rmtree(results / "tables")
     assert drawn() == first
     assert not (root / "paper_figures").exists(), "those are of the default profile"
-
-
-def test_what_a_run_depends_on_is_read_from_its_imports_through_every_room(tmp_path: Path) -> None:
-    for room, source in {"experiment": "from dyme_core import data\nfrom dyme_core.trainer import Thing\nimport json\n",
-                         "data": "from dyme_core.facts import Fact\n", "facts": "", "trainer": "from dyme_core import data\n",
-                         "figures": "from dyme_core import data\n"}.items():
-        (tmp_path / f"{room}.py").write_text(source)
-    assert {path.stem for path in provenance.rooms_of("experiment", tmp_path)} == {"experiment", "data", "facts", "trainer"}
-    core = Path(scheduler.__file__).parent
-    loaded = {path.stem for path in provenance.rooms_of("experiment", core)}
-    assert {"objective", "trainer", "supervision", "facts", "drawing"} <= loaded
-    assert not {"figures", "runner", "scheduler", "pretrain"} & loaded

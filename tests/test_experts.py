@@ -199,7 +199,7 @@ def run_of(method: str, **changes) -> experiment.Run:
 
 
 def steps_of(root: Path, run: experiment.Run) -> list[dict]:
-    rows = read_rows(root / "results" / "smoke" / "logs" / f"{run.name}.jsonl.xz")
+    rows = read_rows(root / "results" / "local" / "smoke" / "logs" / f"{run.name}.jsonl.xz")
     return [row for row in rows if row["event"] == "step"]
 
 

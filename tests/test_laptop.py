@@ -53,8 +53,8 @@ def test_notebooks_run_in_an_awkward_place_twice_at_once(awkward: Path) -> None:
     runs = [start(awkward, "01") for _ in range(2)]
     said = [run.communicate(timeout=300)[0] for run in runs]
     assert [run.returncode for run in runs] == [0, 0], "\n".join(said)[-3000:]
-    made = json.loads((awkward / "results" / "smoke" / "manifest.json").read_text())
-    assert made["commit"] is None and len(list((awkward / "results" / "smoke" / "notebooks").glob("01*.ipynb"))) == 1
+    made = json.loads((awkward / "results" / "local" / "smoke" / "manifest.json").read_text())
+    assert made["commit"] is None and len(list((awkward / "results" / "local" / "smoke" / "notebooks").glob("01*.ipynb"))) == 1
     assert not list(awkward.rglob("*.part"))
 
 
@@ -76,7 +76,7 @@ def test_after_ctrl_c_the_same_command_finishes_the_work(awkward: Path) -> None:
     said = last.communicate(timeout=300)[0]
     assert last.returncode == 0, said[-3000:]
     assert sum(code != 0 for code in ends) >= 3 and 130 in ends
-    assert len(list((awkward / "results" / "smoke" / "notebooks").glob("01*.ipynb"))) == 1
+    assert len(list((awkward / "results" / "local" / "smoke" / "notebooks").glob("01*.ipynb"))) == 1
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_what_cannot_be_written_is_said_and_earlier_work_is_kept(run, monkeypatc
     with monkeypatch.context() as patch:
         for module in ("provenance", "store"):
             patch.setattr(sys.modules[f"dyme_core.{module}"], "write_atomic", failing)
-        with pytest.raises(CannotWrite, match=f"svlm-pure_dyme-s0 cannot be written: {said}; .* MiB are free.* goes on"):
+        with pytest.raises(CannotWrite, match=f"{run.name} cannot be written: {said}; .* MiB are free.* goes on"):
             experiment.execute(run, ("validation",))
     assert experiment.execute(run, ("validation",))["resumed"] == [4 if place == "results" else 2]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from dyme_core import config, models, runner
+from dyme_core import config, experiment, models, runner
 from dyme_core.stamps import Workspace
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -91,11 +91,13 @@ def test_notebook_03_runs_top_to_bottom_as_profile_gpu_does(tmp_path: Path, monk
     space: dict = {}
     for cell in code_cells(ROOT / "notebooks" / "03_dyme_training.ipynb"):
         exec(compile(cell.source.replace('profile = "mini"', 'profile = "gpu"'), "03", "exec"), space)  # noqa: S102
-    shown, run = capsys.readouterr().out, "svlm-full_dyme-s0"
+    shown, names = capsys.readouterr().out, [experiment.Run(load("gpu", **small), method).name
+                                             for method in ("base", "grpo", "full_dyme")]
+    run = names[-1]
     assert "estimate, not measured: profile gpu on 1 x" in shown and "longest sample, item" in shown
     assert "trained now: svlm-" in shown and f"# {run}" in shown and "not reproduced here" in shown
-    assert {path.stem for path in (tmp_path / "results" / "gpu" / "runs").iterdir()} == {
-        "svlm-base-s0", "svlm-grpo-s0", run}
+    assert {path.stem for path in (tmp_path / "results" / "local" / "gpu" / "runs").iterdir()} == {
+        *names}
     gathered = {path.name for path in (tmp_path / "runs" / "gpu" / "gathered" / run).iterdir()}
     assert gathered == {"README.md", "log.jsonl", "manifest.json", "rows.jsonl"}
     assert (tmp_path / "runs" / "gpu" / run / "policy" / "model.safetensors").is_file()
@@ -110,7 +112,7 @@ def test_notebooks_01_and_02_run_to_their_end_in_a_fresh_kernel(tmp_path: Path) 
         shutil.copy(ROOT / name, tmp_path)
     workspace = Workspace(config.Paths(tmp_path, "smoke"))
     runner.run_jobs(workspace, runner.plan_jobs(workspace, ("01", "02"), {"seed": 1}))
-    results = tmp_path / "results" / "smoke"
+    results = tmp_path / "results" / "local" / "smoke"
     recorded = json.loads((results / "manifest.json").read_text())["notebooks"]
     assert {name: entry["parameters"] for name, entry in recorded.items()} == dict.fromkeys(
         ("01_gradient_equivalence", "02_visual_supervision"), {"profile": "smoke", "seed": 1})

@@ -48,10 +48,10 @@ def test_a_folder_of_ones_own_is_trained_on_and_scored(root: Path, monkeypatch, 
     assert manifest["results"].keys() == {"validation", "test"} and manifest["settings"]["data"]["name"] == "own"
     if method != "full_dyme":
         assert len(targets) == 16 and all(target.startswith(trace) for target, trace in zip(targets, traces, strict=False))
-    steps = [row for row in read_rows(root / "results" / "smoke" / "logs" / f"svlm-{method}-s0.jsonl.xz")
+    steps = [row for row in read_rows(root / "results" / "local" / "smoke" / "logs" / f"{manifest['run']}.jsonl.xz")
              if row["event"] == "step"]
     assert len(steps) == 2 and sum(row.get("without_target", 0) for row in steps) == 0, "every row has its own target"
-    rows = read_rows(root / "results" / "smoke" / "rows" / f"svlm-{method}-s0.jsonl.xz")
+    rows = read_rows(root / "results" / "local" / "smoke" / "rows" / f"{manifest['run']}.jsonl.xz")
     assert [row["item"] for row in rows] == [f"{split}-{number}" for split in ("validation", "test") for number in range(4)]
     assert all((row["thinking"] is None) == (number % 2 == 0) for number, row in enumerate(rows)), "rated where facts are known"
 

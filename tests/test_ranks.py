@@ -87,7 +87,7 @@ def scripted() -> ScriptedServer:
 
 def results(folder: Path) -> tuple[list[dict], dict, list[dict]]:
     """The steps of the log, the manifest and the ledger of the one run in a repository."""
-    stored, runs = folder / "results" / "smoke", folder / "runs" / "smoke"
+    stored, runs = folder / "results" / "local" / "smoke", folder / "runs" / "smoke"
     [made] = (stored / "runs").iterdir()
     log = read_rows(stored / "logs" / f"{made.stem}.jsonl.xz")
     ledger = [json.loads(line) for line in (runs / made.stem / "ledger.jsonl").read_text().splitlines()]
@@ -140,7 +140,7 @@ def test_a_process_that_is_lost_ends_the_run_which_then_goes_on(tmp_path: Path, 
     with scripted() as server:
         ended = train(tmp_path, server, 2, *LAUNCHER, LOSE_A_PROCESS="1")
         lost_s = time.monotonic() - start
-        has_results = (tmp_path / "results" / "smoke" / "runs").exists() or list(tmp_path.rglob("*.part"))
+        has_results = (tmp_path / "results" / "local" / "smoke" / "runs").exists() or list(tmp_path.rglob("*.part"))
         again = train(tmp_path, server, 2, *launcher)
         num_asked = len(server.seen)
     assert ended.returncode != 0 and lost_s < 120  # most of it is loading torch

@@ -21,12 +21,12 @@ from dyme_core.stamps import Workspace
 PARAMETERS = 'profile = "mini"\nseed = 0'
 WRITE_ROWS = """import os
 from pathlib import Path
-rows = Path(os.environ["DYME_ROOT"], "results", profile, "rows")
+rows = Path(os.environ["DYME_ROOT"], "results", "local", profile, "rows")
 rows.mkdir(parents=True, exist_ok=True)
 (rows / "run.jsonl").write_text(f"seed {seed}\\n")"""
 READ_ROWS = """import os
 from pathlib import Path
-print(Path(os.environ["DYME_ROOT"], "results", profile, "rows", "run.jsonl").read_text())"""
+print(Path(os.environ["DYME_ROOT"], "results", "local", profile, "rows", "run.jsonl").read_text())"""
 
 
 def write_notebook(root: Path, name: str, *cells: str, parameters: str = PARAMETERS) -> Path:

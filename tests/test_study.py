@@ -45,6 +45,7 @@ def root(tmp_path: Path, monkeypatch) -> Iterator[Path]:
     (tmp_path / "bases").mkdir()
     (tmp_path / "bases" / "svlm-s0").symlink_to(ROOT / "bases" / "svlm-s0")
     monkeypatch.setenv("DYME_ROOT", str(tmp_path))
+    monkeypatch.setenv(config.PUBLISH, "1")
     monkeypatch.setattr(scheduler, "POLL_S", 0.05)
     monkeypatch.setattr(plan, "PROFILE", "smoke")
     yield tmp_path
