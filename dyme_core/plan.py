@@ -22,7 +22,7 @@ SWITCH_NAMES = {"binary": "DyME (binary)", "threshold": "HPT gate", "cosine": "C
 SWITCH_VALUES = {"threshold": (0.25, 0.5), "cosine": (None,), "budget": (8.0, 32.0), "luffy": (0.1, 1.0), "chord": (0.1, 0.5),
                  "prefix": (None,), "grounded": (None,)}  # those tried, each with both of SWITCH_RATES
 SWITCH_RATES = (3e-4, 1e-3)  # learning rates
-OLDEST_VERSION = {"main": 2, "short": 2}  # of results (runs.RESULTS_VERSION) that an experiment takes; 1 where none stands here
+OLDEST_VERSION = {"short": 2}  # of results (runs.RESULTS_VERSION) that an experiment takes; 1 where none stands here
 # (value, learning rate): the best on validation.
 CHOSEN_SWITCHES = {"threshold": (0.5, 1e-3), "cosine": (None, 1e-3), "budget": (8.0, 1e-3), "luffy": (0.1, 3e-4),
                    "chord": (0.1, 3e-4), "prefix": (None, 3e-4), "grounded": (None, 1e-3)}

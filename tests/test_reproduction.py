@@ -135,6 +135,12 @@ def test_runs_with_other_settings_are_not_compared(copied: Path) -> None:
     assert reproduction.reproduction("mini") is None and reproduction.write_report("smoke") is None
 
 
+def test_what_make_paper_trains_is_published_by_this_version_of_the_code() -> None:
+    manifests = ROOT / "results" / "mini" / "runs"
+    for run in [*(f"svlm-{method}-s0" for method in config.METHODS), "svlm-pure_dyme-short-s0"]:
+        assert json.loads((manifests / f"{run}.json").read_text())["results_version"] == RESULTS_VERSION, run
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["sft", "grpo", "pure_dyme", "full_dyme"])
 def test_the_code_gives_the_published_rows(method: str, root: Path) -> None:

@@ -154,7 +154,7 @@ def test_a_setting_that_is_newer_than_a_run_counts_as_its_default(root: Path, mo
 
 
 def test_tasks_keep_the_order_of_experiments_and_put_long_runs_first_in_each(root: Path, monkeypatch) -> None:
-    shared = point("one", "", "grpo")
+    shared = replace(point("one", "", "grpo"), settings={})
     declare(monkeypatch, point("one", "x", "sft"), shared, point("two", "y", "grpo"), replace(shared, experiment="two"),
             replace(point("two", "z", "sft"), model="large"))
     assert [(task.experiment, task.run.name) for task in study.tasks()] == [
