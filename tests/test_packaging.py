@@ -160,11 +160,11 @@ def test_make_refuses_a_python_that_is_too_old_with_one_sentence(tmp_path: Path)
     assert not (tmp_path / "checkout" / ".venv").exists()
 
 
-def test_continuous_integration_runs_the_tests_and_the_smoke_profile() -> None:
+def test_continuous_integration_runs_the_tests_and_asks_git_what_they_changed() -> None:
     script = ROOT / ".ci" / "run"
     assert script.stat().st_mode & 0o100, "git must carry it as executable"
     text = script.read_text()
-    assert "set -euo pipefail" in text and "make test" in text and "make paper PROFILE=smoke" in text
+    assert "set -euo pipefail" in text and "make test" in text and "git status --porcelain" in text
 
 
 @pytest.mark.parametrize("text", ["cd /home/ada/dyme", "'/tmp/x.json'", "file" + "://disk/x", "C:\\Users\\ada"])
