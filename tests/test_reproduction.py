@@ -131,7 +131,7 @@ def test_another_cpu_or_version_explains_other_rows(copied: Path, changed: dict,
 
 def test_runs_with_other_settings_are_not_compared(copied: Path) -> None:
     for run in RUNS:
-        change(copied, run, variant="steps100", run=f"{run}-steps100")
+        change(copied, run, variant="steps100")
     assert reproduction.reproduction("mini") is None and reproduction.write_report("smoke") is None
 
 
