@@ -32,24 +32,24 @@ help: ## list these targets
 
 paper: $(READY) ## run all notebooks into results/local and compare with what is published (mini: 9 min on two cores; smoke: 2)
 	@echo "Running the notebooks of profile '$(PROFILE)' into results/local/$(PROFILE): finished ones are skipped (mini: 9 minutes, smoke 2)."
-	@$(VENV_PYTHON) -m dyme_core.runner --profile "$(PROFILE)" $(ARGS)
+	@$(VENV_PYTHON) -m study.run_notebooks --profile "$(PROFILE)" $(ARGS)
 
 study: $(READY) ## run every experiment with every seed (about 5.5 h on two cores; stop it at any time, it resumes; ARGS='--hours 2')
 	@echo "Running the study: finished runs are skipped, missing bases built; Ctrl-C stops it, make study goes on (ARGS=--list: what is done)."
-	@$(VENV_PYTHON) -m dyme_core.study $(ARGS)
+	@$(VENV_PYTHON) -m study.run_all $(ARGS)
 
 publish: $(READY) ## a maintainer's: run the notebooks where the published results are, then draw every table and figure again
 	@echo "Publishing profile '$(PROFILE)' into results/$(PROFILE) and paper_figures (about 10 minutes; git shows what changed)."
-	@$(VENV_PYTHON) -m dyme_core.runner --publish --profile "$(PROFILE)" $(ARGS)
-	@DYME_PUBLISH=1 $(VENV_PYTHON) -m dyme_core.report --profile "$(PROFILE)"
+	@$(VENV_PYTHON) -m study.run_notebooks --publish --profile "$(PROFILE)" $(ARGS)
+	@DYME_PUBLISH=1 $(VENV_PYTHON) -m study.report --profile "$(PROFILE)"
 
 figures: $(READY) ## draw the study's tables and figures again from its rows, into results/local (under a minute)
 	@echo "Drawing tables and figures of profile '$(PROFILE)' from the stored rows; nothing is trained (under a minute)."
-	@$(VENV_PYTHON) -m dyme_core.report --profile "$(PROFILE)" $(ARGS)
+	@$(VENV_PYTHON) -m study.report --profile "$(PROFILE)" $(ARGS)
 
 base: $(READY) ## build both base checkpoints again from nothing (about 12 min)
 	@echo "Pre-training both base models from nothing into bases/ (about 12 minutes)."
-	@$(VENV_PYTHON) -m dyme_core.pretrain $(ARGS)
+	@$(VENV_PYTHON) -m scripts.pretrain $(ARGS)
 
 test: $(READY) ## run the tests (about 20 min)
 	@echo "Running the tests (about 20 minutes)."
@@ -79,7 +79,7 @@ lab: $(READY) ## open the notebooks in JupyterLab, on the kernel of this environ
 
 llm: $(LLM_READY) ## start a small real model server on this machine (about 10 s; the first time after 93 MB of set-up)
 	@echo "Starting a model server on loopback: it proves the client's wire, the model is too weak to judge (ready in about 10 s)."
-	@$(VENV_PYTHON) -m dyme_core.serving $(ARGS)
+	@$(VENV_PYTHON) -m scripts.serving $(ARGS)
 
 audit: $(READY) ## ask the advisory service for known faults of the locked packages (under a minute, needs a network)
 	@echo "Asking the advisory service for known faults of the packages in the locks (under a minute)."
@@ -89,7 +89,7 @@ clean: ## remove what make made: .venv, checkpoints, bases of seeds but 0, cache
 	@echo "Removing .venv, runs/, bases of seeds but 0, caches and results/local; what git tracks stays (a second)."
 	@git config --local --remove-section filter.nbstripout 2>/dev/null || true
 	@rm -rf .venv .venv-unsloth runs results/local results/*/.stamps bases/*-s[1-9]* bases/*.part dyme.egg-info .pytest_cache .hypothesis .ruff_cache
-	@find dyme_core tests notebooks benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+	@find dyme_core study scripts tests notebooks benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 # A venv made with --without-pip gets pip from the outer Python, for systems (Debian) that ship venv without ensurepip.
 $(READY): requirements.lock pyproject.toml

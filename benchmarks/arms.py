@@ -18,10 +18,12 @@ import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from dyme_core import config, looks, models, prefixes, recipes, runs
-from dyme_core.data import mini_records, to_dataset
-from dyme_core.experts import Experts
-from dyme_core.trainer import DyMEConfig, DyMETrainer
+from dyme_core import config
+from dyme_core.data.schema import mini_records, to_dataset
+from dyme_core.models import loading, prefix_sharing, vision_cache
+from dyme_core.pipeline import methods, runs
+from dyme_core.supervision.factory import Experts
+from dyme_core.trainer.dyme_trainer import DyMEConfig, DyMETrainer
 
 ROOT = Path(__file__).resolve().parents[1]
 SAVINGS = ("rows", "looks", "prefixes")
@@ -160,17 +162,17 @@ def _own_tokens(inputs: dict[str, Any], through: int) -> int:
 def policy(shape: Shape, savings: Sequence[str]) -> tuple[torch.nn.Module, Any]:
     """The model of a shape with some savings: the committed base, or one with fresh weights."""
     if shape.tokens is None:
-        return models.load_policy(ROOT / "bases" / f"{shape.model}-s0", shares_looks="looks" in savings,
-                                  shares_prefixes="prefixes" in savings)
-    pixels = shape.side * models.PATCH
-    processor = models.build_processor(pixels)
-    models.SIZES.setdefault("wide", WIDE)
-    model = models.build_model(shape.model, processor, 0, pixels)
-    models.freeze_vision(model)
+        return loading.load_policy(ROOT / "bases" / f"{shape.model}-s0", shares_looks="looks" in savings,
+                                   shares_prefixes="prefixes" in savings)
+    pixels = shape.side * loading.PATCH
+    processor = loading.build_processor(pixels)
+    loading.SIZES.setdefault("wide", WIDE)
+    model = loading.build_model(shape.model, processor, 0, pixels)
+    loading.freeze_vision(model)
     if "looks" in savings:
-        looks.share_looks(model, processor)
+        vision_cache.share_looks(model, processor)
     if "prefixes" in savings:
-        prefixes.share_prefixes(model)
+        prefix_sharing.share_prefixes(model)
     return model, processor
 
 
@@ -182,11 +184,11 @@ def build(arm: Arm, shape: Shape, steps: int, reward_funcs: Sequence[Callable] |
                                              "training.prompts_per_step": shape.prompts,
                                              "training.max_completion_tokens": shape.tokens or NATURAL_TOKENS})
     run = runs.Run(profile, "pure_dyme")
-    settings = recipes.grpo_arguments(run, processor)
+    settings = methods.grpo_arguments(run, processor)
     if shape.tokens:
         settings["generation_kwargs"]["suppress_tokens"].append(processor.tokenizer.eos_token_id)
     settings["per_device_train_batch_size"] //= shape.micro_batches
-    arguments = {**recipes.shared_arguments(run, steps, learning_rate, ROOT / "runs" / "bench"), **settings,
+    arguments = {**methods.shared_arguments(run, steps, learning_rate, ROOT / "runs" / "bench"), **settings,
                  "gradient_accumulation_steps": shape.micro_batches, "save_strategy": "no"}
     records = mini_records("train", questions, 0)
     shared = dict(train_dataset=to_dataset(records), processing_class=processor,

@@ -19,9 +19,9 @@ from pathlib import Path
 import psutil
 from judge_server import serving
 
-from dyme_core import config, provenance
-from dyme_core.data import mini_records
-from dyme_core.experts import Experts
+from dyme_core import config, utils
+from dyme_core.data.schema import mini_records
+from dyme_core.supervision.factory import Experts
 
 ROOT = Path(__file__).resolve().parents[1]
 COUNT, KILL_AT, DELAY_S = 5000, 0.4, 0.005
@@ -71,8 +71,8 @@ def main() -> None:
     distinct = len({(record.question, record.supervision) for record in mini_records("train", COUNT, 0)})
     result = {"items": COUNT, "distinct": distinct, "requests": count[-1], "asked_twice": count[-1] - distinct,
               "rss_growth_mib": rest[-1]["rss_mib"] - rest[len(rest) // 4]["rss_mib"], **found,
-              **provenance.provenance(ROOT)}
-    provenance.write_json(ROOT / "results" / "bench" / "bulk_supervision.json", result)
+              **utils.provenance(ROOT)}
+    utils.write_json(ROOT / "results" / "bench" / "bulk_supervision.json", result)
     logger.info("%d items, %d requests, %d asked twice, memory grew by %.1f MiB", COUNT, count[-1], result["asked_twice"],
                 result["rss_growth_mib"])
 

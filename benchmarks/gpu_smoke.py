@@ -19,10 +19,15 @@ from typing import Any
 
 import torch
 
-from dyme_core import config, data, experiment, models, provenance, recipes, rewards, supervision
-from dyme_core.decoding import decode
-from dyme_core.estimate import ONEVISION, estimate
-from dyme_core.trainer import DyMETrainer
+from dyme_core import config, utils
+from dyme_core.data import schema
+from dyme_core.models import loading
+from dyme_core.models.generation import decode
+from dyme_core.pipeline import methods, train
+from dyme_core.pipeline.estimate import ONEVISION, estimate
+from dyme_core.supervision import rules
+from dyme_core.trainer import rewards
+from dyme_core.trainer.dyme_trainer import DyMETrainer
 
 NO_CARD = 2  # exit code
 STEPS = 3
@@ -34,17 +39,17 @@ def settings(**changes: Any) -> config.Profile:
     return config.load_profile("smoke", **{"training.steps": STEPS, "training.max_completion_tokens": 32, **changes})
 
 
-def steps_of(profile: config.Profile, model: Any, processor: Any, records: list[data.Record]) -> dict[str, Any]:
+def steps_of(profile: config.Profile, model: Any, processor: Any, records: list[schema.Record]) -> dict[str, Any]:
     """DyME steps, rule experts: losses, seconds of each, peak GiB of the card, and the largest change of a weight."""
-    run = experiment.Run(profile, "full_dyme")
+    run = train.Run(profile, "full_dyme")
     before = next(p for p in reversed(list(model.parameters())) if p.requires_grad).detach().clone()
     with tempfile.TemporaryDirectory() as folder:
-        arguments = recipes.DyMEConfig(
-            **recipes.shared_arguments(run, profile.training.steps, 1e-4, Path(folder)),
-            **recipes.grpo_arguments(run, processor), memorize_weight=profile.training.memorize_weight)
-        trainer = DyMETrainer(model, args=arguments, train_dataset=data.to_dataset(records), processing_class=processor,
-                              reward_funcs=rewards.reward_functions(supervision.RuleChecker()),
-                              refine=data.target_writer(supervision.RuleRefiner()))
+        arguments = methods.DyMEConfig(
+            **methods.shared_arguments(run, profile.training.steps, 1e-4, Path(folder)),
+            **methods.grpo_arguments(run, processor), memorize_weight=profile.training.memorize_weight)
+        trainer = DyMETrainer(model, args=arguments, train_dataset=schema.to_dataset(records), processing_class=processor,
+                              reward_funcs=rewards.reward_functions(rules.RuleChecker()),
+                              refine=schema.target_writer(rules.RuleRefiner()))
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         start = time.perf_counter()
@@ -59,16 +64,16 @@ def steps_of(profile: config.Profile, model: Any, processor: Any, records: list[
 
 def mini(folder: Path, device: torch.device) -> dict[str, Any]:
     """What was checked on the mini base, each with what came out."""
-    records = data.mini_records("train", 16, seed=0)
+    records = schema.mini_records("train", 16, seed=0)
     found: dict[str, Any] = {}
     answers = []
     for where in (torch.device("cpu"), device):
-        model, processor = models.load_policy(folder)
+        model, processor = loading.load_policy(folder)
         answers.append([said.text for said in decode(model.to(where), processor, records[:8], max_new_tokens=24)])
     found["greedy answers equal the CPU's"] = sum(map(str.__eq__, *answers)) / len(answers[0])
     for name, changes in {"32 bits": {}, "16 bits": {"engine.bf16": True}, "16 bits, checkpointing, micro-batches": {
             "engine.bf16": True, "engine.gradient_checkpointing": True, "engine.micro_batches": 2}}.items():
-        model, processor = models.load_policy(folder)
+        model, processor = loading.load_policy(folder)
         found[name] = steps_of(settings(**changes), model.to(device), processor, records)
     return found
 
@@ -76,11 +81,11 @@ def mini(folder: Path, device: torch.device) -> dict[str, Any]:
 def real(profile: config.Profile, device: torch.device) -> dict[str, Any]:
     """The profile's own model: a few steps on mini charts, beside what `estimate` says; why not, where it cannot be had."""
     try:
-        model, processor = experiment.load_start(experiment.Run(profile, "full_dyme"))
+        model, processor = train.load_start(train.Run(profile, "full_dyme"))
     except (OSError, RuntimeError, ImportError) as error:
         return {"not run": f"{type(error).__name__}: {error}"[:300]}
     told = estimate(profile, ONEVISION)
-    return {"model": profile.model, **steps_of(profile, model, processor, data.mini_records("train", 16, seed=0)),
+    return {"model": profile.model, **steps_of(profile, model, processor, schema.mini_records("train", 16, seed=0)),
             "estimated_s_per_step_on_chartqa": told.step_s, "estimated_peak_gib_on_chartqa": told.peak_gib}
 
 
@@ -96,12 +101,12 @@ def main(arguments: list[str] | None = None) -> int:
         return NO_CARD
     paths, card = config.paths("gpu"), torch.cuda.get_device_name()
     found = {"card": card, "memory_gib": torch.cuda.get_device_properties(0).total_memory / 2**30, "cuda": torch.version.cuda,
-             **provenance.provenance(paths.root), "mini": mini(paths.root.joinpath(*BASE), torch.device("cuda"))}
+             **utils.provenance(paths.root), "mini": mini(paths.root.joinpath(*BASE), torch.device("cuda"))}
     if not options.mini_only:
         profile = config.load_profile(options.profile, **{"training.steps": STEPS, "backend": "transformers"})
         found["real"] = real(profile, torch.device("cuda"))
     place = paths.results / f"{re.sub(r'[^a-z0-9]+', '-', card.lower()).strip('-')}.json"
-    provenance.write_json(place, found)
+    utils.write_json(place, found)
     sys.stdout.write(f"{json.dumps(found, indent=2)}\n{place}\n")
     return verdict(found)
 

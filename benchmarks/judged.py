@@ -16,10 +16,10 @@ from arms import PHASES, ROOT, SAVINGS, Arm, Shape, build, race
 from judge_server import serving
 
 from dyme_core import config
-from dyme_core.data import mini_records
-from dyme_core.experts import Experts
-from dyme_core.rewards import reward_functions
-from dyme_core.supervision import RuleChecker
+from dyme_core.data.schema import mini_records
+from dyme_core.supervision.factory import Experts
+from dyme_core.supervision.rules import RuleChecker
+from dyme_core.trainer.rewards import reward_functions
 
 DELAY_S, QUESTIONS, LEARNING_RATE = 0.2, 512, 1e-3
 PURE, LATE, COLD, WARM = (Arm(name, True, SAVINGS) for name in ("Pure DyME", "Full DyME, asked at the end",

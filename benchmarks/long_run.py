@@ -20,9 +20,9 @@ import torch
 from arms import FULL, ROOT, Shape, build
 from transformers import PrinterCallback, TrainerCallback
 
-from dyme_core import config, provenance
-from dyme_core.checkpoints import Keeper
-from dyme_core.experts import Experts
+from dyme_core import config, utils
+from dyme_core.pipeline.checkpointing import Keeper
+from dyme_core.supervision.factory import Experts
 
 SHAPE, QUESTIONS, SETTLED = Shape(generations=4, prompts=2), 512, 1000  # the first steps fill caches and heap
 logger = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     torch.set_num_threads(1)
     result = measure(options.steps)
-    provenance.write_json(ROOT / "results" / "bench" / "long_run.json", {**result, "threads": 1, **provenance.provenance(ROOT)})
+    utils.write_json(ROOT / "results" / "bench" / "long_run.json", {**result, "threads": 1, **utils.provenance(ROOT)})
     logger.info("%s", result)
 
 

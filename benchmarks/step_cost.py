@@ -28,7 +28,7 @@ from evaluation import evaluation
 from judged import judged
 from operations import operations
 
-from dyme_core import provenance
+from dyme_core import utils
 
 logger = logging.getLogger(__name__)
 FOLDER = ROOT / "results" / "bench"
@@ -140,10 +140,10 @@ def main(arguments: list[str] | None = None) -> None:
     for number, name in enumerate(options.only, 1):
         logger.info("%s: section %d of %d, after %.0f s", name, number, len(options.only), time.monotonic() - start)
         lines = SECTIONS[name]()
-        result = {"lines": lines, "threads": 1, **provenance.provenance(ROOT)}
+        result = {"lines": lines, "threads": 1, **utils.provenance(ROOT)}
         if name in EXPONENTS:
             result["exponents"] = exponents(lines, EXPONENTS[name])
-        provenance.write_json(FOLDER / f"{name}.json", result)
+        utils.write_json(FOLDER / f"{name}.json", result)
     from step_figure import draw
     logger.info("%.0f s; figure in %s", time.monotonic() - start, draw(FOLDER))
 

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from dyme_core.figures import GREY, PAGE, PALETTE, SMALL, finish, panels, save_figure, themed
+from study.figures.theme import GREY, PAGE, PALETTE, SMALL, finish, panels, save_figure, themed
 
 CURVES = {  # section: the column on the x axis, its label
     "all_wrong": ("all_wrong", "groups all wrong (%)"), "generations": ("generations", "rollouts a prompt (G)"),

@@ -1,1 +1,1 @@
-"""dyme_core: the shared logic behind the DyME notebooks; rooms in reading order are listed in README.md."""
+"""dyme_core: the shared logic behind the DyME notebooks; README.md lists its modules."""

@@ -23,7 +23,7 @@ DEFAULT = "mini"  # the profile whose figures and claims are the repository's
 SPLITS = ("train", *HELD_OUT)
 SUPERVISORS = ("rule", "api", "replay")
 COLLAPSE_ACTIONS = ("warn", "stop")
-POLICIES = ("rule", "raise", "skip")  # what a call without a usable reply comes to (judges.py)
+POLICIES = ("rule", "raise", "skip")  # what a call without a usable reply comes to (judge.py)
 QUALITIES = ("high", "medium", "low")  # of targets
 ENDPOINT_SETTINGS = ("model", "base_url", "known_as", "max_concurrency", "requests_per_minute", "tokens_per_minute",
                      "total_timeout_s", "max_tries", "breaker_failures", "breaker_cooldown_s")
@@ -114,7 +114,7 @@ class Supervision:
         recording: file of replies, relative to the repository; "" is supervision.sqlite in the profile's `runs` folder.
         model, base_url, known_as: as in endpoint.Endpoint; None reads $OPENAI_MODEL and $OPENAI_BASE_URL.
         parameters: sent with each request.
-        quality: of the targets: "high" is the refiner's; "medium" and "low" are `degrade`'s (back end "rule" alone).
+        quality: of the targets: "high" is the refiner's; "medium" and "low" are `corruption`'s (back end "rule" alone).
         corruption: share of training questions whose facts are wrong, for checker and refiner alike ("rule" alone).
     """
 

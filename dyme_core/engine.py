@@ -70,10 +70,10 @@ class DataSource:
         name: "mini", the charts that are drawn here, or a data set's, for example "chartqa".
         source: a folder, or a hub id; "" for "mini".
         held_out: splits that are answered, of HELD_OUT; the first one is watched during training.
-        on_bad_row: what a row that is refused comes to: "raise" stops, "skip" leaves it out and counts it (badrows.py).
+        on_bad_row: what a row that is refused comes to: "raise" stops, "skip" leaves it out and counts it (bad_rows.py).
         options: of the data set's reader (`sources.load`), such as the folder of pictures.
         facts: of training questions that have none: "given" leaves it so, "ocr" reads what the picture prints, "vlm" asks the
-            supervising model, which must see pictures (sighting.py).
+            supervising model, which must see pictures (missing_facts.py).
         test_name, test_source: another data set for the test split, as MathVerse is for Geo170K; "": the same one.
     """
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from dyme_core.provenance import write_atomic
+from dyme_core.utils import write_atomic
 
 SUFFIX = ".jsonl.xz"  # of a run's rows and log
 MAX_MIB = 1024  # of a file's rows, unpacked: a few kilobytes of .xz can become more than any memory

@@ -10,25 +10,29 @@ from tiny_families import PREPROCESSOR
 from torch.nn import functional
 from transformers import TrainerCallback
 
-from dyme_core import data, decoding, evaluate, models, rewards, supervision
-from dyme_core.trainer import DyMEConfig, DyMETrainer
+from dyme_core.data import schema
+from dyme_core.models import generation, loading
+from dyme_core.pipeline import evaluate
+from dyme_core.supervision import rules
+from dyme_core.trainer import rewards
+from dyme_core.trainer.dyme_trainer import DyMEConfig, DyMETrainer
 
 G = 4
 WRONG = "We look.\n<answer>no idea</answer>"
-refine = data.target_writer(supervision.RuleRefiner())
+refine = schema.target_writer(rules.RuleRefiner())
 
 
-def records_for(family: str) -> list[data.Record]:
+def records_for(family: str) -> list[schema.Record]:
     """Two questions: on charts, or for the text model the same without them."""
-    records = data.mini_records("train", 2, seed=0)
+    records = schema.mini_records("train", 2, seed=0)
     return records if family in PREPROCESSOR else [replace(record, image=None) for record in records]
 
 
 def dataset_for(family: str) -> datasets.Dataset:
     records = records_for(family)
     if family in PREPROCESSOR:
-        return data.to_dataset(records)
-    return datasets.Dataset.from_list([{**record.row, "prompt": data.messages(record.question)} for record in records])
+        return schema.to_dataset(records)
+    return datasets.Dataset.from_list([{**record.row, "prompt": schema.messages(record.question)} for record in records])
 
 
 class Scripted(DyMETrainer):
@@ -64,10 +68,10 @@ def step(folder: Path, family: str, policy, processor, script: list[str] | None,
                           max_steps=1, max_completion_length=max_completion_length, learning_rate=1e-2, weight_decay=0.0,
                           max_grad_norm=0.0, report_to="none", save_strategy="no", logging_steps=1, shuffle_dataset=False,
                           disable_tqdm=True, gradient_checkpointing=False, drop_idle_rows=False, seed=0,
-                          generation_kwargs={"suppress_tokens": models.suppressed_ids(processor)})
+                          generation_kwargs={"suppress_tokens": loading.suppressed_ids(processor)})
     gradients = Gradients()
     trainer = Scripted(policy, args=settings, train_dataset=dataset_for(family), processing_class=processor, script=script,
-                       refine=refine, reward_funcs=rewards.reward_functions(supervision.RuleChecker()), callbacks=[gradients])
+                       refine=refine, reward_funcs=rewards.reward_functions(rules.RuleChecker()), callbacks=[gradients])
     trainer.train()
     return trainer, gradients
 
@@ -80,9 +84,9 @@ def answers(policy, processor, family: str) -> list[str]:
 
 def cross_entropy_gradient(policy, processor, family: str) -> dict[str, torch.Tensor]:
     """Of the mean cross entropy of each target's tokens, each read alone, weighed as a row of the step's batch."""
-    tokenizer = models.tokenizer_of(processor)
+    tokenizer = loading.tokenizer_of(processor)
     for record in records_for(family):
-        inputs = decoding.prompt_inputs(processor, [record])
+        inputs = generation.prompt_inputs(processor, [record])
         ids = [*tokenizer(refine([record.row])[0], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
         added = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long),
                  "mm_token_type_ids": torch.zeros(1, len(ids), dtype=torch.long)}

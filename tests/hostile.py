@@ -9,9 +9,9 @@ from typing import Any
 
 from PIL import Image
 
-from dyme_core import sources
-from dyme_core.badrows import BadRows
-from dyme_core.data import Record
+from dyme_core.data.bad_rows import BadRows
+from dyme_core.data.benchmarks import sources
+from dyme_core.data.schema import Record
 
 REMEDY = re.compile(r"; [^;]*\b(?:remove|restore|correct|rename|fill|give|write|take|shorten|shrink|save|keep|name|put|unpack|"
                     r"leave|rewrite|add|set|choose|export|check|move)\b[^;]*\Z", re.DOTALL)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dyme_core import plan, selection
+from study import plan, selection
 
 KINDS = ("lookup", "gap", "peak", "count")
 Chance = Callable[[str], float]  # of a setting

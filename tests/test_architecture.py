@@ -1,4 +1,4 @@
-"""The house's rules, read from the source: imports point back, torch in starred rooms only, no unsafe call."""
+"""The layout, read from the source: imports point one way, torch is loaded where it may be, no unsafe call."""
 from __future__ import annotations
 
 import ast
@@ -7,30 +7,46 @@ from pathlib import Path
 
 import pytest
 
-CORE = Path(__file__).resolve().parents[1] / "dyme_core"
-# The rooms in reading order; an import may only point to an earlier one.
-ROOMS = ("settings", "engine", "config", "provenance", "store", "disk", "prompts", "asking", "rubric", "replies", "recording",
-         "ledger", "attempts", "endpoint", "limits", "transport", "calls", "bulk", "client", "charts", "drawing", "quantities",
-         "arithmetic", "wording", "conclusions", "facts", "tabular", "tokens", "layout", "series", "extraction", "readers",
-         "ocr", "matching", "questions", "supervision", "judges", "drafts", "rewards", "pictures", "data", "badrows",
-         "degrade", "rows", "chartqa", "aokvqa", "gsm8k", "slake", "geometry", "own", "sources", "scoring", "decontamination",
-         "splits", "sighting", "phrasings", "labelled", "heldout", "agreement", "ranks", "objective", "looks", "prefixes",
-         "families", "processors", "mini", "models", "decoding", "preflight", "headroom", "lessons", "batches", "pretrain",
-         "switches", "assembly", "measured", "watching", "trainer", "checkpoints", "collapse", "gradients", "evaluate",
-         "estimate", "card", "experts", "runs", "steplog", "recipes", "experiment", "launch", "plan", "scheduler", "registry",
-         "study", "statistics", "selection", "tables", "contrasts", "figures", "plots", "traces", "sweeps", "mechanism",
-         "verdicts", "claims", "findings", "report", "reproduction",
-         "progress", "execution", "stamps", "weights", "serving", "runner")
-LOADS_TORCH = {"ranks", "objective", "looks", "prefixes", "families", "processors", "mini", "models", "decoding", "preflight",
-               "headroom", "batches", "pretrain", "switches", "assembly", "measured", "watching", "trainer", "checkpoints",
-               "collapse", "gradients", "evaluate", "experts", "steplog", "recipes", "experiment", "launch", "weights"}
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("dyme_core", "study", "scripts")
+# A module may import what stands in its own layer or in an earlier one. `study` and `scripts` do not know each other.
+LAYERS = ("utils", "data", "models", "supervision", "trainer", "pipeline", "study")
+# Imports that still point the other way; this list must only get shorter.
+WRONG_WAY = {
+    ("dyme_core/data/benchmarks/tabular", "dyme_core/supervision/facts"),
+    ("dyme_core/data/chart_questions", "dyme_core/supervision/facts"),
+    ("dyme_core/data/jsonl", "dyme_core/supervision/facts"),
+    ("dyme_core/data/metrics", "dyme_core/trainer/rewards"),
+    ("dyme_core/data/schema", "dyme_core/supervision/facts"),
+    ("dyme_core/data/schema", "dyme_core/supervision/rules"),
+    ("dyme_core/data/splits", "dyme_core/trainer/rewards"),
+    ("dyme_core/models/generation", "dyme_core/supervision/facts"),
+    ("dyme_core/models/generation", "dyme_core/supervision/rules"),
+    ("dyme_core/supervision/factory", "dyme_core/trainer/rewards"),
+}
+TORCH_LAYERS = {"models", "trainer", "pipeline"}
+# Modules of the other layers that load torch themselves.
+TORCH_ELSEWHERE = {"dyme_core/ranks", "study/gradients", "scripts/batches", "scripts/pretrain", "scripts/weights"}
 HEAVY = {"torch", "transformers", "trl", "accelerate", "peft", "unsloth", "torchvision"}
 FORBIDDEN_MODULES = {"pickle", "cloudpickle", "dill", "shelve", "marshal"}
 FORBIDDEN_CALLS = {"eval", "exec", "print", "breakpoint"}
 
 
-def rooms() -> list[Path]:
-    return sorted(path for path in CORE.glob("*.py") if path.stem != "__init__")
+def module_name(path: Path) -> str:
+    """For example "dyme_core/data/schema"."""
+    return path.relative_to(ROOT).with_suffix("").as_posix()
+
+
+SOURCES = {module_name(path): path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))}
+every_module = pytest.mark.parametrize("name", SOURCES)
+
+
+def layer(name: str) -> str:
+    """The layer of a module: its folder in dyme_core ("utils" for those at its top), or "study" for study and scripts."""
+    parts = name.split("/")
+    if parts[0] != "dyme_core":
+        return "study"
+    return parts[1] if len(parts) > 2 else "utils"
 
 
 def tree(path: Path) -> ast.Module:
@@ -43,13 +59,18 @@ def imported(source: ast.Module) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            module = ".".join(filter(None, ["dyme_core" if node.level else "", node.module or ""]))
-            yield module
-            yield from (f"{module}.{alias.name}" for alias in node.names)
+            assert node.level == 0, "imports are absolute here"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def own_imports(source: ast.Module) -> set[str]:
+    """The modules of this repository that a source imports, by their names in SOURCES."""
+    return {name.replace(".", "/") for name in imported(source)} & SOURCES.keys()
 
 
 def broken_rules(source: ast.Module) -> list[str]:
-    """Unsafe or unwanted constructs of one room, each with its line."""
+    """Unsafe or unwanted constructs of one module, each with its line."""
     found = []
     for node in ast.walk(source):
         if isinstance(node, ast.Call):
@@ -72,26 +93,32 @@ def _is_broad(caught: ast.expr | None) -> bool:
     return any(name is None or isinstance(name, ast.Name) and name.id.endswith("Exception") for name in names)
 
 
-def test_every_room_is_listed() -> None:
-    assert {path.stem for path in rooms()} <= set(ROOMS), "add the new room to ROOMS, where it stands in reading order"
+def test_every_folder_of_dyme_core_is_a_layer() -> None:
+    assert {layer(name) for name in SOURCES} == set(LAYERS)
 
 
-@pytest.mark.parametrize("path", rooms(), ids=lambda path: path.stem)
-def test_a_room_imports_only_earlier_rooms(path: Path) -> None:
-    own = {name.split(".")[1] for name in imported(tree(path)) if name.startswith("dyme_core.")} & set(ROOMS)
-    later = [room for room in own if path.stem in ROOMS and ROOMS.index(room) >= ROOMS.index(path.stem)]
-    assert not later, f"{path.name} imports {later}, which stand later in the house"
+def test_imports_point_to_the_same_layer_or_an_earlier_one() -> None:
+    found = {(name, target) for name, path in SOURCES.items() for target in own_imports(tree(path))
+             if LAYERS.index(layer(target)) > LAYERS.index(layer(name))}
+    assert found - WRONG_WAY == set(), "new imports that point the wrong way"
+    assert WRONG_WAY - found == set(), "these are gone: take them off the list"
 
 
-@pytest.mark.parametrize("path", rooms(), ids=lambda path: path.stem)
-def test_only_starred_rooms_load_torch(path: Path) -> None:
-    heavy = {name.split(".")[0] for name in imported(tree(path))} & HEAVY
-    assert path.stem in LOADS_TORCH or not heavy, f"{path.name} imports {sorted(heavy)}"
+@every_module
+def test_study_and_scripts_do_not_know_each_other(name: str) -> None:
+    other = {"study": "scripts/", "scripts": "study/"}.get(name.split("/")[0])
+    assert other is None or not [target for target in own_imports(tree(SOURCES[name])) if target.startswith(other)]
 
 
-@pytest.mark.parametrize("path", rooms(), ids=lambda path: path.stem)
-def test_a_room_is_safe_and_quiet(path: Path) -> None:
-    assert broken_rules(tree(path)) == []
+@every_module
+def test_torch_is_loaded_where_it_may_be(name: str) -> None:
+    heavy = {module.split(".")[0] for module in imported(tree(SOURCES[name]))} & HEAVY
+    assert not heavy or layer(name) in TORCH_LAYERS or name in TORCH_ELSEWHERE, f"{name} imports {sorted(heavy)}"
+
+
+@every_module
+def test_a_module_is_safe_and_quiet(name: str) -> None:
+    assert broken_rules(tree(SOURCES[name])) == []
 
 
 @pytest.mark.parametrize(("source", "rule"), [
@@ -112,5 +139,5 @@ def test_the_checks_see_what_they_forbid(source: str, rule: str) -> None:
 def test_the_checks_leave_good_code_alone() -> None:
     good = "model.eval()\nload(name, trust_remote_code=False)\ntry:\n    f()\nexcept (ValueError, OSError):\n    pass"
     assert broken_rules(ast.parse(good)) == []
-    assert set(imported(ast.parse("def f():\n    from dyme_core import config\n    from . import rewards"))) == {
-        "dyme_core", "dyme_core.config", "dyme_core.rewards"}
+    assert set(imported(ast.parse("def f():\n    from dyme_core import config\n    import study.plan"))) == {
+        "dyme_core", "dyme_core.config", "study.plan"}

@@ -11,12 +11,14 @@ import nbformat
 import pytest
 from hostile import REMEDY, assert_says, catch
 
-from dyme_core import config, experiment, runner
-from dyme_core.checkpoints import CHECKSUMS, Keeper
-from dyme_core.endpoint import Endpoint
-from dyme_core.provenance import hash_file, write_json
-from dyme_core.recording import Recording
-from dyme_core.stamps import Workspace
+from dyme_core import config
+from dyme_core.pipeline import train
+from dyme_core.pipeline.checkpointing import CHECKSUMS, Keeper
+from dyme_core.supervision.llm.cache import Recording
+from dyme_core.supervision.llm.endpoint import Endpoint
+from dyme_core.utils import hash_file, write_json
+from study import run_notebooks
+from study.stamps import Workspace
 
 NAN, INF = float("nan"), float("inf")
 WRONG_TYPES: dict[type, tuple[Any, ...]] = {  # of a default's type: values that JSON or a shell may bring
@@ -95,22 +97,22 @@ def test_every_profile_of_ours_and_lists_for_tuples_are_taken() -> None:
                                   "seed=" + "9" * 5000, "a=" + "[" * 99999], ids=lambda text: text[:30])
 def test_the_command_refuses_a_setting_with_a_sentence_and_no_traceback(text: str, capsys) -> None:
     with pytest.raises(SystemExit) as ended:
-        experiment.main(["--profile", "smoke", "--method", "base", "--set", text])
+        train.main(["--profile", "smoke", "--method", "base", "--set", text])
     said = capsys.readouterr().err
     assert ended.value.code == 2 and "Traceback" not in said and ("got" in said or "known:" in said)
 
 
 @pytest.mark.parametrize(("switch", "value"), [("dual", None), ("", None), ("budget", -1), ("binary", 3.0)])
 def test_an_unknown_switch_is_refused_before_anything_is_loaded(switch: str, value: float | None, monkeypatch) -> None:
-    monkeypatch.setattr(experiment, "load_start", lambda run: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(train, "load_start", lambda run: pytest.fail("the model was loaded"))
     profile = config.load_profile("smoke", **{"training.switch": switch, "training.switch_value": value})
-    assert "got" in str(catch(lambda: experiment.execute(experiment.Run(profile, "base")), ValueError))
+    assert "got" in str(catch(lambda: train.execute(train.Run(profile, "base")), ValueError))
 
 
 @pytest.mark.parametrize(("share", "steps"), [(0.0, [4]), (1.0, [4]), (0.5, [2, 2]), (0.1, [4])])
 def test_a_phase_without_steps_is_left_out(share: float, steps: list[int]) -> None:
-    run = experiment.Run(config.load_profile("smoke", **{"training.sft_share": share}), "sft_grpo")
-    assert [number for _, number, _ in experiment.phases(run)] == steps
+    run = train.Run(config.load_profile("smoke", **{"training.sft_share": share}), "sft_grpo")
+    assert [number for _, number, _ in train.phases(run)] == steps
 
 
 # --- Notebooks -----------------------------------------------------------------------------------------------------------
@@ -133,14 +135,14 @@ PARAMETERS = [{"sed": 1}, {"seed": "one"}, {"seed": True}, {"seed": 1.5}, {"seed
 
 @pytest.mark.parametrize("wanted", PARAMETERS, ids=str)
 def test_a_parameter_that_no_notebook_has_or_of_another_type_is_refused(workspace: Workspace, wanted: dict) -> None:
-    error = catch(lambda: runner.plan_jobs(workspace, settings=wanted), ValueError)
+    error = catch(lambda: run_notebooks.plan_jobs(workspace, settings=wanted), ValueError)
     assert next(iter(wanted)) in str(error) and ("know:" in str(error) or "takes" in str(error) or "--profile" in str(error))
 
 
 def test_a_parameter_is_a_literal_and_never_run(workspace: Workspace, tmp_path: Path) -> None:
     target = tmp_path / "owned"
-    name, value = runner._setting(f"name=__import__('pathlib').Path({str(target)!r}).touch()")
-    runner.plan_jobs(workspace, settings={name: value})
+    name, value = run_notebooks._setting(f"name=__import__('pathlib').Path({str(target)!r}).touch()")
+    run_notebooks.plan_jobs(workspace, settings={name: value})
     assert isinstance(value, str) and not target.exists()
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dyme_core import config
-from dyme_core.runs import Run
+from dyme_core.pipeline.runs import Run
 from dyme_core.store import read_rows
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,7 +48,7 @@ def test_a_run_is_the_same_under_any_hash_seed(tmp_path: Path) -> None:
     roots = [repository(tmp_path / f"with a space ü {seed}", "bases/svlm-s0") for seed in (0, 1)]
     options = ("--profile", "smoke", "--method", "full_dyme", "--set",
                *(f"{name}={json.dumps(value)}" for name, value in SETTINGS.items()))
-    finish([start(root, "dyme_core.experiment", *options, hash_seed=seed) for seed, root in enumerate(roots)])
+    finish([start(root, "dyme_core.pipeline.train", *options, hash_seed=seed) for seed, root in enumerate(roots)])
     made = []
     for root in roots:
         name = Run(config.load_profile("smoke", **SETTINGS), "full_dyme").name
@@ -64,7 +64,7 @@ def test_a_run_is_the_same_under_any_hash_seed(tmp_path: Path) -> None:
 def test_tables_and_figures_are_those_in_the_repository_under_any_hash_seed(tmp_path: Path) -> None:
     root = repository(tmp_path / "copy", "results/mini", "results/CLAIMS.md", "README.md", "paper_figures")
     before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
-    finish([start(root, "dyme_core.report", hash_seed=1)])
+    finish([start(root, "study.report", hash_seed=1)])
     drawn = root / "results" / "local" / "mini" / "published"
     places = {"tables": "results/mini/tables", "figures": "paper_figures", ".": "results"}
     pairs = {path: ROOT / place / path.name for folder, place in places.items()

@@ -16,11 +16,12 @@ import pytest
 import torch
 from transformers import Trainer
 
-from dyme_core import config, experiment, provenance
-from dyme_core.checkpoints import Keeper
+from dyme_core import config, utils
 from dyme_core.disk import CannotWrite
-from dyme_core.headroom import OutOfMemory
-from dyme_core.trainer import DyMETrainer
+from dyme_core.pipeline import train
+from dyme_core.pipeline.checkpointing import Keeper
+from dyme_core.pipeline.headroom import OutOfMemory
+from dyme_core.trainer.dyme_trainer import DyMETrainer
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {"world.train_questions": 24, "world.validation_questions": 4, "world.test_questions": 4, "training.steps": 4,
@@ -31,7 +32,7 @@ SMALL = {"world.train_questions": 24, "world.validation_questions": 4, "world.te
 def awkward(tmp_path: Path) -> Path:
     """A copy of the repository without git, in a folder with a space and an umlaut."""
     root = tmp_path / "my dÿme"
-    for part in ("dyme_core", "notebooks", "bases/svlm-s0", "pyproject.toml", "requirements.lock"):
+    for part in ("dyme_core", "study", "scripts", "notebooks", "bases/svlm-s0", "pyproject.toml", "requirements.lock"):
         (root / part).parent.mkdir(parents=True, exist_ok=True)
         copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
         copy(ROOT / part, root / part)
@@ -43,7 +44,7 @@ def start(root: Path, notebook: str) -> subprocess.Popen[str]:
     nowhere = "/proc/none"  # no folder can be made there, not even by root
     environment = {"HOME": nowhere, "XDG_CACHE_HOME": nowhere, "PATH": "/nowhere", "OMP_NUM_THREADS": "1", "LANG": "C",
                    "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(root)}
-    return subprocess.Popen([sys.executable, "-m", "dyme_core.runner", "--profile", "smoke", "--only", notebook], cwd=root,
+    return subprocess.Popen([sys.executable, "-m", "study.run_notebooks", "--profile", "smoke", "--only", notebook], cwd=root,
                             env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                             start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
 
@@ -80,9 +81,9 @@ def test_after_ctrl_c_the_same_command_finishes_the_work(awkward: Path) -> None:
 
 
 @pytest.fixture
-def run(root: Path) -> experiment.Run:
+def run(root: Path) -> train.Run:
     torch.set_num_threads(1)
-    return experiment.Run(config.load_profile("smoke", **SMALL), "pure_dyme")
+    return train.Run(config.load_profile("smoke", **SMALL), "pure_dyme")
 
 
 FAULTS = {
@@ -96,7 +97,7 @@ FAULTS = {
 @pytest.mark.parametrize("place", ["checkpoint", "results"])
 def test_what_cannot_be_written_is_said_and_earlier_work_is_kept(run, monkeypatch, fault: str, place: str) -> None:
     error, said = FAULTS[fault]
-    write = provenance.write_atomic
+    write = utils.write_atomic
 
     def failing(path: Path, content) -> None:
         if ("results" in path.parts) if place == "results" else path.parent.name == "checkpoint-4":
@@ -104,11 +105,11 @@ def test_what_cannot_be_written_is_said_and_earlier_work_is_kept(run, monkeypatc
         write(path, content)
 
     with monkeypatch.context() as patch:
-        for module in ("provenance", "store"):
+        for module in ("utils", "store"):
             patch.setattr(sys.modules[f"dyme_core.{module}"], "write_atomic", failing)
         with pytest.raises(CannotWrite, match=f"{run.name} cannot be written: {said}; .* MiB are free.* goes on"):
-            experiment.execute(run, ("validation",))
-    assert experiment.execute(run, ("validation",))["resumed"] == [4 if place == "results" else 2]
+            train.execute(run, ("validation",))
+    assert train.execute(run, ("validation",))["resumed"] == [4 if place == "results" else 2]
 
 
 @pytest.mark.promise("faults", "a full disk or results that cannot be written: the error says so, the same command finishes")
@@ -128,10 +129,10 @@ def test_a_file_that_the_system_cuts_off_is_told_of(run, writer: str, said: str,
         patch.setattr(Trainer, writer, limited)
         try:
             with pytest.raises(CannotWrite, match=f"{said}; .*goes on from the last checkpoint"):
-                experiment.execute(run, ("validation",))
+                train.execute(run, ("validation",))
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert experiment.execute(run, ("validation",))["resumed"] == [2]
+    assert train.execute(run, ("validation",))["resumed"] == [2]
 
 
 @pytest.mark.promise("faults", "out of memory in a step: the error names what to lower, and the run goes on")
@@ -147,6 +148,6 @@ def test_out_of_memory_in_a_step_is_told_with_what_to_lower(run, monkeypatch, ca
     with monkeypatch.context() as patch:
         patch.setattr(DyMETrainer, "_compute_loss", greedy)
         with pytest.raises(OutOfMemory, match=r"step 4 of 4.*engine.micro_batches.*max_completion_tokens.*goes on"):
-            experiment.execute(run, ("validation",))
-    assert experiment.execute(run, ("validation",))["resumed"] == [2]
+            train.execute(run, ("validation",))
+    assert train.execute(run, ("validation",))["resumed"] == [2]
     assert Keeper("").latest(run.paths.runs / run.name) is None, "checkpoints of a finished run are gone"

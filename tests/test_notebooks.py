@@ -13,8 +13,11 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from dyme_core import config, experiment, models, runner
-from dyme_core.stamps import Workspace
+from dyme_core import config
+from dyme_core.models import loading
+from dyme_core.pipeline import train
+from study import run_notebooks
+from study.stamps import Workspace
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -76,10 +79,11 @@ def test_every_section_says_what_it_shows_before_it_computes(path: Path) -> None
 @pytest.mark.slow
 def test_notebook_03_runs_top_to_bottom_as_profile_gpu_does(tmp_path: Path, monkeypatch, capsys) -> None:
     """Every cell, with the branches of a real model, on a small model in a folder, small data and rule experts."""
-    processor = models.build_processor()
-    models.save_policy(models.build_model("svlm", processor, 0), processor, tmp_path / "some-model")
+    processor = loading.build_processor()
+    loading.save_policy(loading.build_model("svlm", processor, 0), processor, tmp_path / "some-model")
     (tmp_path / "pyproject.toml").touch()
-    shutil.copytree(ROOT / "dyme_core", tmp_path / "dyme_core", ignore=shutil.ignore_patterns("__pycache__"))
+    for package in ("dyme_core", "study", "scripts"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     for name, value in {"DYME_ROOT": str(tmp_path), "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg"}.items():
         monkeypatch.setenv(name, value)
     small = {"model": str(tmp_path / "some-model"), "backend": "transformers", "supervision.backend": "rule",
@@ -91,7 +95,7 @@ def test_notebook_03_runs_top_to_bottom_as_profile_gpu_does(tmp_path: Path, monk
     space: dict = {}
     for cell in code_cells(ROOT / "notebooks" / "03_dyme_training.ipynb"):
         exec(compile(cell.source.replace('profile = "mini"', 'profile = "gpu"'), "03", "exec"), space)  # noqa: S102
-    shown, names = capsys.readouterr().out, [experiment.Run(load("gpu", **small), method).name
+    shown, names = capsys.readouterr().out, [train.Run(load("gpu", **small), method).name
                                              for method in ("base", "grpo", "full_dyme")]
     run = names[-1]
     assert "estimate, not measured: profile gpu on 1 x" in shown and "longest sample, item" in shown
@@ -111,7 +115,7 @@ def test_notebooks_01_and_02_run_to_their_end_in_a_fresh_kernel(tmp_path: Path) 
     for name in ("pyproject.toml", "requirements.lock"):
         shutil.copy(ROOT / name, tmp_path)
     workspace = Workspace(config.Paths(tmp_path, "smoke"))
-    runner.run_jobs(workspace, runner.plan_jobs(workspace, ("01", "02"), {"seed": 1}))
+    run_notebooks.run_jobs(workspace, run_notebooks.plan_jobs(workspace, ("01", "02"), {"seed": 1}))
     results = tmp_path / "results" / "local" / "smoke"
     recorded = json.loads((results / "manifest.json").read_text())["notebooks"]
     assert {name: entry["parameters"] for name, entry in recorded.items()} == dict.fromkeys(

@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dyme_core import config, models
+from dyme_core import config
+from dyme_core.models import loading
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -17,8 +18,8 @@ CODE = re.findall(r"<!-- run by tests/test_readme.py -->\n```python\n(.*?)```", 
 
 
 def test_the_code_trains_on_a_record_of_ones_own(tmp_path: Path, monkeypatch, capsys) -> None:
-    processor = models.build_processor()
-    models.save_policy(models.build_model("svlm", processor, 0), processor, tmp_path / "bases" / "svlm-s0")
+    processor = loading.build_processor()
+    loading.save_policy(loading.build_model("svlm", processor, 0), processor, tmp_path / "bases" / "svlm-s0")
     Image.new("RGB", (320, 240), "white").save(tmp_path / "my_chart.png")
     monkeypatch.chdir(tmp_path)
     assert len(CODE) == 2
@@ -27,21 +28,24 @@ def test_the_code_trains_on_a_record_of_ones_own(tmp_path: Path, monkeypatch, ca
         exec(compile(block, "README.md", "exec"), space)  # noqa: S102
     shown = capsys.readouterr().out
     assert "format_rate: 0.0" in shown and "Comparing 62 - 36 = 26 < 65 - 35 = 30, the greater gap is in 2012." in shown
-    policy, _ = models.load_policy(tmp_path / "runs" / "mine" / "policy")
-    base, _ = models.load_policy(tmp_path / "bases" / "svlm-s0")
+    policy, _ = loading.load_policy(tmp_path / "runs" / "mine" / "policy")
+    base, _ = loading.load_policy(tmp_path / "bases" / "svlm-s0")
     assert space["trainer"].state.global_step == 2
     assert not torch.equal(policy.lm_head.weight, base.lm_head.weight)
 
 
-def test_the_rooms_are_listed_in_reading_order_with_their_stars() -> None:
-    source = ast.parse((ROOT / "tests" / "test_architecture.py").read_text())
-    house = {node.targets[0].id: ast.literal_eval(node.value) for node in source.body
-             if isinstance(node, ast.Assign) and node.targets[0].id in ("ROOMS", "LOADS_TORCH")}
-    present = [room for room in house["ROOMS"] if (ROOT / "dyme_core" / f"{room}.py").is_file()]
+def test_every_module_is_listed_and_those_that_load_torch_have_a_star() -> None:
+    heavy = {"torch", "transformers", "trl", "accelerate", "peft", "unsloth", "torchvision"}
     section = README.split("## How to read the code")[1].split("\n## ")[0]
-    listed = re.findall(r"^\| `(\w+)`(\*?) \|", section, re.MULTILINE)
-    assert [room for room, _ in listed] == present
-    assert {room for room, star in listed if star} == house["LOADS_TORCH"]
+    listed = dict(re.findall(r"^\| `([\w/]+)`(\*?) \|", section, re.MULTILINE))
+    modules = {path.relative_to(ROOT).with_suffix("").as_posix(): ast.parse(path.read_text())
+               for package in ("dyme_core", "study", "scripts") for path in (ROOT / package).rglob("*.py")
+               if path.stem != "__init__"}
+    assert listed.keys() == modules.keys()
+    for name, source in modules.items():
+        loaded = {alias.name.split(".")[0] for node in ast.walk(source) if isinstance(node, ast.Import) for alias in node.names}
+        loaded |= {node.module.split(".")[0] for node in ast.walk(source) if isinstance(node, ast.ImportFrom) and node.module}
+        assert (listed[name] == "*") == bool(loaded & heavy), name
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"`make (\w+)", README))))
@@ -52,8 +56,8 @@ def test_every_make_target_named_exists(target: str) -> None:
 def test_every_profile_module_and_file_named_exists() -> None:
     profiles = README.split("## Profiles")[1].split("\n## ")[0]
     assert set(re.findall(r"^\| `(\w+)`", profiles, re.MULTILINE)) == set(config.PROFILES)
-    for module in re.findall(r"python -m dyme_core\.(\w+)", README):
-        assert (ROOT / "dyme_core" / f"{module}.py").is_file()
+    for module in re.findall(r"-m ((?:dyme_core|study|scripts)(?:\.\w+)+)", README):
+        assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), module
     for link in re.findall(r"\]\((?!https)([^)]+)\)", README):
         assert (ROOT / link).is_file(), link
 

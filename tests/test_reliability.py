@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def promised() -> set[tuple[str, str]]:
     """(area, promise) of every mark in the tests."""
-    calls = [node for path in (ROOT / "tests").glob("*.py") for node in ast.walk(ast.parse(path.read_text()))
+    calls = [node for path in (ROOT / "tests").rglob("*.py") for node in ast.walk(ast.parse(path.read_text()))
              if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "promise"]
     return {tuple(ast.literal_eval(argument) for argument in call.args) for call in calls}
 

@@ -23,24 +23,31 @@ from pydantic import BaseModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from dyme_core import config, data, experiment, models, replies, rows, runner, store, tables
-from dyme_core.badrows import BadRows
-from dyme_core.checkpoints import CHECKSUMS, Keeper
-from dyme_core.data import DataError
-from dyme_core.execution import NotebookError
-from dyme_core.extraction import FactStore, Picture, TableFacts, store_key
-from dyme_core.own import own_records
-from dyme_core.provenance import hash_file
-from dyme_core.recording import FIELDS, Recording
-from dyme_core.stamps import Workspace
-from dyme_core.tabular import csv_facts
+from dyme_core import config, store
+from dyme_core.data import schema
+from dyme_core.data.bad_rows import BadRows
+from dyme_core.data.benchmarks import rows
+from dyme_core.data.benchmarks.tabular import csv_facts
+from dyme_core.data.jsonl import own_records
+from dyme_core.data.schema import DataError
+from dyme_core.models import loading
+from dyme_core.pipeline import train
+from dyme_core.pipeline.checkpointing import CHECKSUMS, Keeper
+from dyme_core.supervision.fact_extraction import FactStore, Picture, TableFacts, store_key
+from dyme_core.supervision.llm import parsing
+from dyme_core.supervision.llm.cache import FIELDS, Recording
+from dyme_core.utils import hash_file
+from study import run_notebooks, tables
+from study.execution import NotebookError
+from study.stamps import Workspace
 
 ROOT = Path(__file__).resolve().parents[1]
 SECRET = "sk-planted-0123456789abcdef"
 
 # --- What the sources call ------------------------------------------------------------------------------------------------
 
-SOURCES = [*sorted((ROOT / "dyme_core").glob("*.py")), *sorted((ROOT / "benchmarks").glob("*.py")),
+SOURCES = [*(path for package in ("dyme_core", "study", "scripts", "benchmarks")
+             for path in sorted((ROOT / package).rglob("*.py"))),
            *sorted((ROOT / "notebooks").glob("*.ipynb"))]
 CALLS = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "os.execv", "os.execvp", "subprocess.getoutput",
          "subprocess.getstatusoutput", "pickle.load", "pickle.loads", "pd.read_pickle", "joblib.load", "yaml.load",
@@ -82,7 +89,7 @@ def unsafe(source: str) -> list[str]:
 
 @pytest.mark.promise("security", "no source, benchmark or notebook evaluates text, unpickles, starts a shell or runs a model's "
                                  "own code")
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_no_source_runs_what_it_reads(path: Path) -> None:
     assert unsafe(code_of(path)) == []
 
@@ -143,7 +150,7 @@ def zipped(content: bytes) -> bytes:
 READERS: dict[str, Callable[[Path], object]] = {
     "own.jsonl": own_records, "rows.json": rows.read_json, "export.jsonl": Recording, "cache.sqlite": Recording,
     "rows.jsonl": store.read_rows, "rows.jsonl.xz": store.read_rows, "weights.safetensors": load_file,
-    "1.png": lambda path: data.Record("a", "q", "a", "k", "s", "train", path).load_image()}
+    "1.png": lambda path: schema.Record("a", "q", "a", "k", "s", "train", path).load_image()}
 
 
 @pytest.mark.promise("security", "a pickle in the place of data, a cache, rows, weights or a picture is refused and never run")
@@ -170,16 +177,16 @@ def test_a_model_with_pickled_weights_or_code_is_never_run(file: str, owned: Pat
         told["auto_map"] = dict.fromkeys(("AutoConfig", "AutoModelForImageTextToText", "AutoProcessor"), "modeling_dyme.Owned")
         (folder / name).write_text(json.dumps(told))
     with pytest.raises((OSError, ValueError, SafetensorError)):
-        models.load_policy(folder)
+        loading.load_policy(folder)
 
 
 @pytest.mark.promise("security", "a pickle planted in a checkpoint, its checksum forged, stops the run and is never run")
 @pytest.mark.parametrize("file", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
-def test_a_pickle_in_a_checkpoint_is_never_run(file: str, owned: Path, stopped: tuple[experiment.Run, Path]) -> None:
+def test_a_pickle_in_a_checkpoint_is_never_run(file: str, owned: Path, stopped: tuple[train.Run, Path]) -> None:
     run, checkpoint = stopped
     content = (checkpoint / file).read_bytes()
     (checkpoint / file).write_bytes(torch_payload(owned))
-    keeper = Keeper(experiment.fingerprint(run))
+    keeper = Keeper(train.fingerprint(run))
     assert f"changed or torn: {file}" in keeper.fault(checkpoint)
     told = json.loads((checkpoint / CHECKSUMS).read_text())
     told["files"][file] = hash_file(checkpoint / file)
@@ -187,7 +194,7 @@ def test_a_pickle_in_a_checkpoint_is_never_run(file: str, owned: Path, stopped: 
     assert keeper.fault(checkpoint) is None, "forged"
     try:
         with pytest.raises(pickle.UnpicklingError):
-            experiment.execute(run, ("validation",))
+            train.execute(run, ("validation",))
     finally:
         (checkpoint / file).write_bytes(content)
         told["files"][file] = hash_file(checkpoint / file)
@@ -195,7 +202,7 @@ def test_a_pickle_in_a_checkpoint_is_never_run(file: str, owned: Path, stopped: 
 
 
 @pytest.fixture(scope="module")
-def stopped(tmp_path_factory) -> tuple[experiment.Run, Path]:
+def stopped(tmp_path_factory) -> tuple[train.Run, Path]:
     """A run that was stopped right after its first checkpoint."""
     torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("root")
@@ -205,7 +212,7 @@ def stopped(tmp_path_factory) -> tuple[experiment.Run, Path]:
              "training.evaluate_every": 2, "training.prompts_per_step": 2, "training.num_generations": 2, "save_every": 1}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DYME_ROOT", str(root))
-        run, on_save = experiment.Run(config.load_profile("smoke", **small), "sft"), Keeper.on_save
+        run, on_save = train.Run(config.load_profile("smoke", **small), "sft"), Keeper.on_save
 
         def stop(self, *args, **kwargs):
             on_save(self, *args, **kwargs)
@@ -214,7 +221,7 @@ def stopped(tmp_path_factory) -> tuple[experiment.Run, Path]:
         with patch.context() as stopping:
             stopping.setattr(Keeper, "on_save", stop)
             with pytest.raises(KeyboardInterrupt):
-                experiment.execute(run, ("validation",))
+                train.execute(run, ("validation",))
         yield run, run.paths.runs / run.name / "phase-0" / "checkpoint-1"
 
 
@@ -245,10 +252,10 @@ FUZZED: dict[str, tuple[Callable[[Path], object], tuple[type[Exception], ...]]] 
     "own.jsonl": (own_records, (DataError,)), "skip.jsonl": (lambda path: own_records(path, bad=BadRows("skip")), (DataError,)),
     "rows.json": (rows.read_json, (DataError,)), "export.jsonl": (lambda path: Recording(path).close(), (ValueError,)),
     "store.jsonl": (store.read_rows, (ValueError,)), "store.jsonl.xz": (store.read_rows, (ValueError,)),
-    "checkpoint": (read_checkpoint, ()), "completion": (lambda path: replies.read_object(
-        replies.read_completion(path.read_text("utf-8", "replace")), Verdict), (replies.Unusable,)),
-    "reply": (lambda path: replies.read_object(replies.Reply(path.read_text("utf-8", "replace")), Verdict),
-              (replies.Unusable,)),
+    "checkpoint": (read_checkpoint, ()), "completion": (lambda path: parsing.read_object(
+        parsing.read_completion(path.read_text("utf-8", "replace")), Verdict), (parsing.Unusable,)),
+    "reply": (lambda path: parsing.read_object(parsing.Reply(path.read_text("utf-8", "replace")), Verdict),
+              (parsing.Unusable,)),
     "table.csv": (lambda path: csv_facts(path.read_text("utf-8", "replace")), ())}
 
 
@@ -320,7 +327,7 @@ def test_a_model_with_other_weights_is_refused(fault: Callable | str, said: str,
         fault(weights)
         save_file(weights, file, {"format": "pt"})
     with pytest.raises(ValueError, match=said) as caught:
-        models.load_policy(tmp_path / "model")
+        loading.load_policy(tmp_path / "model")
     assert str(tmp_path / "model") in str(caught.value) and "save it or download it again" in str(caught.value)
 
 
@@ -339,7 +346,7 @@ def test_the_key_is_in_nothing_that_a_notebook_leaves(tmp_path: Path, monkeypatc
         nbformat.write(nb, tmp_path / "notebooks" / f"{name}.ipynb")
     workspace = Workspace(config.Paths(tmp_path, "smoke"))
     with pytest.raises(NotebookError, match=r"02_fails failed.*\[api key\]") as caught:
-        runner.run_jobs(workspace, runner.plan_jobs(workspace))
+        run_notebooks.run_jobs(workspace, run_notebooks.plan_jobs(workspace))
     written = [path for path in (tmp_path / "results").rglob("*") if path.is_file()]
     assert {path.name for path in written} >= {"01_shows.ipynb", "02_fails.failed.ipynb", "manifest.json"}
     assert [path for path in written if SECRET.encode() in path.read_bytes()] == []
@@ -371,7 +378,7 @@ def test_hostile_text_in_a_row_stays_text(text: str, tmp_path: Path, monkeypatch
     [record] = own_records(folder)
     assert (record.question, record.answer) == (text.strip(), text.strip())
     before = sorted(tmp_path.rglob("*"))
-    written = data.write_jsonl([record], folder / "again")
+    written = schema.write_jsonl([record], folder / "again")
     made = {path.relative_to(folder).as_posix() for path in set(tmp_path.rglob("*")) - set(before)}
     assert made == {"again", "again/data.jsonl", "again/images", "again/images/a.png"}
     assert own_records(written)[0].question == record.question

@@ -43,7 +43,7 @@ def import_unsloth(stub_devices: bool) -> None:
 
 
 def without_gpu(fast: type, monkeypatch, **changes: object) -> dict[str, dict]:
-    """Let `fast` load on a CPU, whatever models.py asks for; the returned dict fills with what it asked for, by method."""
+    """Let `fast` load on a CPU, whatever loading.py asks for; the returned dict fills with what it asked for, by method."""
     asked: dict[str, dict] = {}
     for method in ("from_pretrained", "get_peft_model"):
         monkeypatch.setattr(fast, method, staticmethod(_noting(getattr(fast, method), method, asked, changes)))

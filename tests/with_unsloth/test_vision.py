@@ -17,9 +17,9 @@ from tiny_families import PREPROCESSOR, make_checkpoint  # noqa: E402
 from transformers import AutoProcessor  # noqa: E402
 from unsloth.models.vision import FastBaseModel  # noqa: E402
 
-from dyme_core import models, processors  # noqa: E402
-from dyme_core.families import is_vision  # noqa: E402
-from dyme_core.trainer import DyMETrainer  # noqa: E402
+from dyme_core.models import loading, processors  # noqa: E402
+from dyme_core.models.families import is_vision  # noqa: E402
+from dyme_core.trainer.dyme_trainer import DyMETrainer  # noqa: E402
 
 LOADING = unsloth.FastVisionModel.from_pretrained  # before a test changes it
 READ = {"prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "advantages", "num_items_in_batch"}
@@ -29,9 +29,9 @@ OVERRIDDEN = {"_prepare_inputs": ["generation_batch"], "_generate_and_score_comp
 
 
 def load(folder, monkeypatch, rank: int):
-    monkeypatch.setattr(models, "_check_unsloth", lambda: None)
+    monkeypatch.setattr(loading, "_check_unsloth", lambda: None)
     asked = harness.without_gpu(unsloth.FastVisionModel, monkeypatch, device_map={"": "cpu"})
-    policy, processor = models.load_policy(folder, backend="unsloth", dtype=torch.float32, lora_rank=rank)
+    policy, processor = loading.load_policy(folder, backend="unsloth", dtype=torch.float32, lora_rank=rank)
     return policy, processor, asked
 
 
@@ -58,8 +58,8 @@ def test_a_step_with_both_modes_moves_no_vision_and_what_is_saved_answers_the_sa
     assert trainer.advantages[0][:G] == [1, 0, 0, 0] and trainer.advantages[0][G] > 0 > trainer.advantages[0][G + 1]
     moved = {name for name, weight in policy.named_parameters() if not weight.equal(before[name])}
     assert moved == {name for name in before if ".lora_B." in name}
-    models.save_policy(policy, processor, tmp_path / "saved")
-    plain, its_processor = models.load_policy(tmp_path / "saved")
+    loading.save_policy(policy, processor, tmp_path / "saved")
+    plain, its_processor = loading.load_policy(tmp_path / "saved")
     assert answers(plain, its_processor, family) == answers(policy, processor, family)
 
 
@@ -86,5 +86,5 @@ def test_a_processor_saved_without_its_video_part_has_it_again_where_torchvision
 
 
 def test_unsloth_came_first() -> None:
-    assert list(sys.modules).index("unsloth") < list(sys.modules).index("dyme_core.trainer")
+    assert list(sys.modules).index("unsloth") < list(sys.modules).index("dyme_core.trainer.dyme_trainer")
     assert trl.GRPOTrainer.__name__ == "UnslothGRPOTrainer"

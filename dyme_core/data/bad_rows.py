@@ -1,0 +1,128 @@
+"""What a row must be whatever its data set, and what becomes of one that is not: the reading stops, or it is left out.
+
+Nothing is left out in silence: each is told of in the log and counted, and a run's manifest says how many and why.
+"""
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from dyme_core.data.schema import DataError, Record
+
+logger = logging.getLogger(__name__)
+MOST = 0.5  # share of bad rows above which a data set is not read at all
+SHOWN = 10  # bad rows that log and manifest name
+MAX_CHARS = 20_000  # of one text
+MAX_VALUE = 1e15  # of a fact; whole numbers far above are not told apart by floats
+
+_ID = re.compile(r"\w[\w.-]{0,127}", re.ASCII)  # becomes a file's name
+_LABEL = re.compile(r"[^|<>`\n]{0,300}")  # kinds and sources stand in tables
+# Control characters but tab and line ends, half characters, and those that turn the direction of reading.
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
+_SPECIAL = re.compile(r"<\|[^<>|\s]{1,40}\|>|</?s>|\[/?INST\]|<(?:image|video|audio|pad|unk|bos|eos|mask|end_of_utterance|"
+                      r"start_of_turn|end_of_turn|start_of_image|end_of_image|fake_token_around_image|global-img)>")
+
+
+class BadRows:
+    """Takes the rows that a reader refuses.
+
+    Args:
+        policy: "raise", the first one ends the reading; "skip", each is left out.
+    """
+
+    def __init__(self, policy: str = "raise") -> None:
+        self.policy, self.reasons = policy, dict[str, None]()  # a row that is read twice counts once
+
+    def note(self, error: DataError) -> None:
+        """Leave a row out, for this reason.
+
+        Raises:
+            DataError: the reason itself, where the policy is "raise".
+        """
+        if self.policy != "skip":
+            raise error
+        if str(error) not in self.reasons and len(self.reasons) < SHOWN:
+            logger.warning("left out: %s", error)
+        self.reasons[str(error)] = None
+
+    def records(self, rows: Iterable[Any], read: Callable[[Any, int], Record | None]) -> list[Record]:
+        """The records that `read` makes of rows and their numbers, from 1; those it gives None for are no bad rows.
+
+        Args:
+            rows: as `rows.read_json` gives them; None stands for one that was left out already.
+        Raises:
+            DataError: as `note`, or where more than MOST of the rows are bad.
+        """
+        found: dict[str, Record] = {}
+        rows = list(rows)
+        num_bad = sum(row is None for row in rows)
+        for number, row in enumerate(rows, 1):
+            try:
+                record = None if row is None else read(row, number)
+                if record is None:
+                    continue
+                check(record, number)
+                if record.item in found:
+                    raise DataError.of(record.item, "ids to be unique", f"row {number} has it again", "rename one")
+                found[record.item] = record
+            except DataError as error:
+                self.note(error)
+                num_bad += 1
+        self.refuse_most(num_bad, len(rows))
+        return list(found.values())
+
+    def refuse_most(self, num_bad: int, num_rows: int) -> None:
+        """Stop where more than MOST of the rows are bad: then not the rows are at fault.
+
+        Raises:
+            DataError: with their number and the last reason.
+        """
+        if num_bad > MOST * num_rows:
+            raise DataError(f"expected at most {MOST:.0%} of the rows to be bad, got {num_bad} of {num_rows}; correct the data "
+                            f"set, or read it as what it is; the last one: {next(reversed(self.reasons))}")
+
+    def summary(self) -> dict[str, Any]:
+        """How many rows were left out, and the first SHOWN reasons, which name them; also to the log."""
+        if self.reasons:
+            logger.warning("%d bad rows were left out", len(self.reasons))
+        return {"count": len(self.reasons), "first": list(self.reasons)[:SHOWN]}
+
+
+def check(record: Record, number: int) -> None:
+    """Look at all texts and numbers of a record.
+
+    Raises:
+        DataError: naming id and row.
+    """
+    where, stored = f"{record.item} (row {number})", json.loads(record.supervision)
+    if not _ID.fullmatch(record.item):
+        raise DataError.of(where, "an id of at most 128 letters, digits, '.', '_' and '-'", repr(record.item), "rename it")
+    for name in ("kind", "source", "table_key"):
+        if not _LABEL.fullmatch(getattr(record, name)):
+            raise DataError.of(where, f"a {name} of one line, at most 300 characters, without | < > `",
+                               repr(getattr(record, name)), "rename it")
+    facts = [*stored["facts"], *stored["evidence"]]
+    texts = {"question": record.question, "answer": record.answer, "kind": record.kind, "source": record.source,
+             **{name: str(stored.get(name, "")) for name in ("trace", "working", "conclusion")},
+             "facts": " ".join(str(fact[name]) for fact in facts for name in ("entity", "attribute", "unit"))}
+    for name, text in texts.items():
+        _check_text(text, name, where)
+    for fact in facts:
+        if not abs(fact["value"]) <= MAX_VALUE:  # nor is NaN
+            raise DataError.of(where, f"facts with values of at most {MAX_VALUE:g}", f"{fact['value']} for {fact['entity']!r}",
+                               "correct this fact or remove it")
+
+
+def _check_text(text: str, name: str, where: str) -> None:
+    if name in ("question", "answer") and not text.strip():
+        raise DataError.of(where, f"a {name}", repr(text), "fill it in or remove the row")
+    if len(text) > MAX_CHARS:
+        raise DataError.of(where, f"a text of at most {MAX_CHARS} characters in {name!r}", len(text), "shorten it")
+    if found := _CONTROL.search(text):
+        raise DataError.of(where, f"{name} without control characters", ascii(found[0]), "take it out")
+    if found := _SPECIAL.search(text):
+        raise DataError.of(where, f"{name} without special tokens", repr(found[0]),
+                           "a model would take it for a picture or an end: rewrite the row")

@@ -1,0 +1,1 @@
+"""Policies: loading, processors, generation, and what saves work inside them."""

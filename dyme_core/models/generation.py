@@ -1,0 +1,120 @@
+"""Asking a policy: records -> prompts, pictures and generated texts, in batches."""
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby, islice
+from typing import Any
+
+import torch
+from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
+
+from dyme_core.data.prompt_format import CAPTION_INSTRUCTION, THINK_INSTRUCTION
+from dyme_core.data.schema import Record, messages
+from dyme_core.models import loading
+from dyme_core.supervision.facts import write_facts
+from dyme_core.supervision.rules import item_of
+
+logger = logging.getLogger(__name__)
+REPORT_EVERY_S = 10.0
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A generated text without special tokens; `num_tokens` counts the end token, `is_truncated` says it never came."""
+
+    text: str
+    num_tokens: int
+    is_truncated: bool
+
+
+def render_prompt(processor: ProcessorMixin, question: str, instruction: str = THINK_INSTRUCTION, has_image: bool = True
+                  ) -> str:
+    """The prompt's text as the model gets it, with one placeholder for the picture if there is one (as TRL's trainers render
+    it: a tokenizer's template takes the text, a processor's a list of parts)."""
+    turn = messages(question, instruction)
+    if isinstance(processor, ProcessorMixin):
+        parts = [{"type": "image"}] * has_image + [{"type": "text", "text": turn[0]["content"]}]
+        turn = [{"role": "user", "content": parts}]
+    return processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+
+
+def prompt_inputs(processor: ProcessorMixin, records: Sequence[Record], instruction: str = THINK_INSTRUCTION
+                  ) -> dict[str, torch.Tensor]:
+    """The processor's tensors for a batch of prompts with their pictures, padded on the left.
+
+    Raises:
+        ValueError: if some of the records have a picture and some have none, or the model reads no pictures.
+    """
+    has_image = records[0].image is not None
+    if any((record.image is not None) != has_image for record in records):
+        raise ValueError("a batch must have a picture with every record or with none; ask about them apart")
+    texts = [render_prompt(processor, record.question, instruction, has_image) for record in records]
+    settings = dict(text=texts, padding=True, padding_side="left", return_tensors="pt", add_special_tokens=False)
+    if not has_image:
+        return BatchFeature(processor(**settings))  # a tokenizer's own result cannot be cast
+    if not isinstance(processor, ProcessorMixin):
+        raise ValueError(f"record {records[0].item!r} has a picture, and this model reads text alone: take one that reads "
+                         "pictures (families.FAMILIES)")
+    return processor(images=[[record.load_image()] for record in records], **settings)
+
+
+def decode(model: PreTrainedModel, processor: ProcessorMixin, records: Sequence[Record], *, batch_size: int = 100,
+           max_new_tokens: int = 72, seed: int | None = None, instruction: str = THINK_INSTRUCTION) -> list[Decoded]:
+    """Generate one response a record; special ids other than the end token are never produced.
+
+    Args:
+        records: in any order; one response each, in the same order.
+        batch_size: records generated together.
+        max_new_tokens: longest response.
+        seed: None decodes greedily; a number samples at temperature 1 with it, leaving the global generator as it was.
+        instruction: what stands behind each question.
+    """
+    was_training, tokenizer = model.training, loading.tokenizer_of(processor)
+    model.eval()
+    settings: dict[str, Any] = dict(max_new_tokens=max_new_tokens, suppress_tokens=loading.suppressed_ids(processor),
+                                    pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
+                                    do_sample=seed is not None,
+                                    repetition_penalty=1.0)  # a hub model's own settings must not shape the scores
+    if seed is not None:
+        settings |= dict(temperature=1.0, top_k=0, top_p=1.0)
+    decoded: list[Decoded] = []
+    start = reported = time.monotonic()
+    with torch.inference_mode(), torch.random.fork_rng(enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        for batch in _batches(records, batch_size):
+            inputs = prompt_inputs(processor, batch, instruction).to(model.device, model.dtype)
+            output = model.generate(**inputs, **settings)
+            decoded += [_read(tokenizer, ids) for ids in output[:, inputs["input_ids"].shape[1]:].tolist()]
+            if time.monotonic() - reported > REPORT_EVERY_S:
+                reported = time.monotonic()
+                left_s = (reported - start) / len(decoded) * (len(records) - len(decoded))
+                logger.info("%d of %d questions answered in %.0f s, about %.0f s left", len(decoded), len(records),
+                            reported - start, left_s)
+    model.train(was_training)
+    return decoded
+
+
+def _batches(records: Sequence[Record], size: int) -> Iterator[list[Record]]:
+    """At most `size` records each, in order; records with and without a picture apart."""
+    for _, alike in groupby(records, key=lambda record: record.image is None):
+        while batch := list(islice(alike, size)):
+            yield batch
+
+
+def caption_match(model: PreTrainedModel, processor: ProcessorMixin, records: Sequence[Record]) -> float:
+    """Share in [0, 1] of the records' pictures that the policy describes, greedily, with exactly the facts, as the base is
+    taught to: what fine-tuning makes it forget. The records' questions are not asked."""
+    said = decode(model, processor, [replace(record, question=CAPTION_INSTRUCTION) for record in records], instruction="")
+    return sum(response.text == write_facts(item_of(record.row).facts) + "."
+               for response, record in zip(said, records, strict=True)) / len(records)
+
+
+def _read(tokenizer: Any, ids: list[int]) -> Decoded:
+    is_truncated = tokenizer.eos_token_id not in ids
+    if not is_truncated:
+        ids = ids[: ids.index(tokenizer.eos_token_id) + 1]
+    return Decoded(tokenizer.decode(ids, skip_special_tokens=True), len(ids), is_truncated)

@@ -1,0 +1,1 @@
+"""A run from base to rows: training, checkpoints, evaluation, model card."""

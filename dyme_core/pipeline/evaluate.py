@@ -1,0 +1,176 @@
+"""Greedy evaluation: one JSONL row per question, and the scores of EVALUATION.md.
+
+    python -m dyme_core.pipeline.evaluate --model FOLDER_OR_HUB_ID --data chartqa --source FOLDER
+        --split test [--limit N] --out FOLDER
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from transformers import PreTrainedModel, ProcessorMixin
+
+from dyme_core import ranks, utils
+from dyme_core.config import METHODS, SPLITS
+from dyme_core.data import metrics, prompt_format, splits
+from dyme_core.data.bad_rows import BadRows
+from dyme_core.data.benchmarks import sources
+from dyme_core.data.schema import Record, no_target
+from dyme_core.engine import BAD_ROWS
+from dyme_core.models import loading
+from dyme_core.models.generation import Decoded, decode
+from dyme_core.pipeline.preflight import without_bad_rows
+from dyme_core.store import write_rows
+from dyme_core.supervision.rules import Item, Judgement, RuleChecker, item_of
+from dyme_core.trainer.rewards import RELAXED_TOLERANCE, score_answer
+
+logger = logging.getLogger(__name__)
+RUN_COLUMNS = ("run", "method", "variant", "model", "seed", "step")
+MEASURES = ("relaxed", "strict", "year_exact", "correct", "has_format", "thinking", "groundedness", "is_truncated",
+            "num_thinking_tokens", "num_tokens")
+RULES = {"relaxed": f"tolerance {RELAXED_TOLERANCE:.0%}", "strict": "tolerance 0",
+         "year_exact": f"tolerance {RELAXED_TOLERANCE:.0%}, 0 where the target is a year 1800-2100"}
+EXTRACTION = (f"the text inside the first complete {prompt_format.ANSWER_OPEN}...{prompt_format.ANSWER_CLOSE}, stripped; "
+              "no such tag: wrong")
+
+
+class Judge(Protocol):
+    """Rates a trace against an item (supervision.VisualChecker has more)."""
+
+    def judge(self, thinking: str, item: Item) -> Judgement: ...
+
+
+def evaluate(model: PreTrainedModel, processor: ProcessorMixin, records: Sequence[Record], *,
+             run_columns: dict[str, Any], batch_size: int = 100, max_new_tokens: int = 72,
+             checker: Judge | None = None, task: str = "chartqa") -> list[dict[str, Any]]:
+    """Answer every record greedily and score the answers.
+
+    Args:
+        records: of one or more splits.
+        run_columns: exactly those of RUN_COLUMNS, copied into every row.
+        batch_size: records generated together.
+        max_new_tokens: longest response.
+        checker: rates the thinking where the record has facts; RuleChecker by default.
+        task: whose rules score the answer, a key of `metrics.SCORERS`; rows of other tasks than "chartqa" have its own scores
+            under "scores" as well, and "correct" is its training accuracy's.
+    Returns:
+        one row a record, in order; thinking, groundedness and wrong_facts are None where the record has no facts.
+    Raises:
+        ValueError: if run_columns has other keys.
+    """
+    if set(run_columns) != set(RUN_COLUMNS):
+        raise ValueError(f"run_columns must be {RUN_COLUMNS}: got {tuple(run_columns)}")
+    checker = checker or RuleChecker()
+    decoded = decode(model, processor, records, batch_size=batch_size, max_new_tokens=max_new_tokens)
+    return [{**run_columns, **_score(record, response, loading.tokenizer_of(processor), checker, task)}
+            for record, response in zip(records, decoded, strict=True)]
+
+
+def _score(record: Record, response: Decoded, tokenizer: Any, checker: Judge, task: str) -> dict[str, Any]:
+    thinking, answer = prompt_format.split_response(response.text)
+    scores, has_format = score_answer(answer, record.answer), int(prompt_format.is_well_formed(response.text))
+    is_right, own = scores["strict"], {}
+    if task != "chartqa":
+        is_right = metrics.training_accuracy(task, answer, record.row) > 0.5
+        own = {"scores": metrics.score_response(task, response.text, record.row)}
+    return {"split": record.split, "item": record.item, "kind": record.kind, "source": record.source,
+            "question": record.question, "target": record.answer, "prediction": response.text, "answer": answer or "",
+            "has_format": has_format, **scores, "correct": int(is_right and has_format), **own,
+            **_judge(record, thinking, checker),
+            "num_thinking_tokens": len(tokenizer(thinking, add_special_tokens=False)["input_ids"]) if thinking else 0,
+            "num_tokens": response.num_tokens, "is_truncated": int(response.is_truncated)}
+
+
+def _judge(record: Record, thinking: str, checker: Judge) -> dict[str, Any]:
+    item = item_of(record.row)
+    if not item.facts:
+        return {"thinking": None, "groundedness": None, "wrong_facts": None}
+    judgement = checker.judge(thinking, item)
+    wrong = [thinking[claim.start: claim.end] for claim in judgement.reading.claims if not claim.is_right]
+    return {"thinking": judgement.score, "groundedness": judgement.reading.groundedness, "wrong_facts": wrong}
+
+
+def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, float | int | None]:
+    """Means of every measure over the rows that have it (None where none has), and num_items."""
+    summary: dict[str, float | int | None] = {"num_items": len(rows)}
+    for name in MEASURES:
+        values = [row[name] for row in rows if row[name] is not None]
+        summary[name] = sum(values) / len(values) if values else None
+    for name in dict.fromkeys(name for row in rows for name in row.get("scores", ())):  # the task's own
+        values = [row["scores"][name] for row in rows if row["scores"].get(name) is not None]
+        summary[f"scores.{name}"] = sum(values) / len(values) if values else None
+    return summary
+
+
+def scores_by_kind(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float | int | None]]:
+    """`summarise` for each kind in order of appearance (ChartQA: human, augmented), then "overall"."""
+    kinds = dict.fromkeys(row["kind"] for row in rows)
+    scores = {kind: summarise([row for row in rows if row["kind"] == kind]) for kind in kinds}
+    return {**scores, "overall": summarise(rows)}
+
+
+def score_report(rows: Sequence[dict[str, Any]]) -> str:
+    """The scores as text, in per cent, with the prompt and the rules that they rest on."""
+    lines = [f"{'':<12}{'items':>7}" + "".join(f"{rule:>12}" for rule in RULES) + f"{'format':>12}{'truncated':>12}"]
+    for kind, scores in scores_by_kind(rows).items():
+        measures = [scores[name] for name in (*RULES, "has_format", "is_truncated")]
+        lines.append(f"{kind:<12}{scores['num_items']:>7}" + "".join(f"{100 * value:>11.1f}%" for value in measures))
+        lines += [f"{'':<12}{name.removeprefix('scores.')}: {100 * value:.1f}%" for name, value in scores.items()
+                  if name.startswith("scores.") and value is not None]
+    lines += ["", f"prompt: {prompt_format.question_text('{question}')}", f"answer: {EXTRACTION}", "decoding: greedy"]
+    return "\n".join([*lines, *(f"{rule}: {meaning}" for rule, meaning in RULES.items())]) + "\n"
+
+
+def _run_columns(name: str) -> dict[str, Any]:
+    """Run columns from a checkpoint's folder name, "<model>-<method>[-<variant>]-s<seed>"; any other is a base's."""
+    match = re.fullmatch(rf"(?P<model>.+)-(?P<method>{'|'.join(METHODS)})(-(?P<variant>.+))?-s(?P<seed>\d+)", name)
+    found = match.groupdict(default="") if match else {"model": name, "method": "base", "variant": "", "seed": 0}
+    return {"run": name, **found, "seed": int(found["seed"]), "step": 0}
+
+
+def _write(folder: Path, rows: list[dict[str, Any]], report: str, asked: dict[str, Any]) -> None:
+    write_rows(folder / "rows.jsonl", rows)
+    utils.write_atomic(folder / "scores.txt", report)
+    utils.write_json(folder / "manifest.json", {**asked, "scores": scores_by_kind(rows),
+                                                "prompt": prompt_format.question_text("{question}"),
+                                                **utils.provenance(Path.cwd())})
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line: rows, scores and manifest to --out, scores to standard output, progress to standard error."""
+    parser = argparse.ArgumentParser("python -m dyme_core.pipeline.evaluate",
+                                     description="Score a VLM by the common prompt and rules.")
+    parser.add_argument("--model", required=True, help="folder of a saved model, or a hub id")
+    parser.add_argument("--data", required=True, choices=("mini", *sources.KNOWN))
+    parser.add_argument("--source", default="", help="the data set's folder, or its hub id")
+    parser.add_argument("--options", type=json.loads, default={}, help="of its reader, as JSON: '{\"images\": \"coco\"}'")
+    parser.add_argument("--split", default="test", choices=SPLITS)
+    parser.add_argument("--limit", type=int, help="at most this many questions, kinds in equal numbers")
+    parser.add_argument("--out", required=True, type=Path, help="folder for rows.jsonl, scores.txt and manifest.json")
+    parser.add_argument("--batch-size", type=int, default=100)
+    parser.add_argument("--max-new-tokens", type=int, default=72)
+    parser.add_argument("--on-bad-row", choices=BAD_ROWS, default="raise", help="skip: leave bad rows out and count them")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    bad = BadRows(options.on_bad_row)
+    records = splits.limited(splits.load(options.data, options.source, options.split, bad, **options.options), options.limit)
+    model, processor = loading.load_policy(options.model)
+    records = without_bad_rows(records, processor, bad, no_target, options.max_new_tokens)
+    model = model if model.device.type != "cpu" else model.to(ranks.device())
+    logger.info("%d questions of %s, model %s", len(records), options.data, options.model)
+    rows = evaluate(model, processor, records, batch_size=options.batch_size, max_new_tokens=options.max_new_tokens,
+                    run_columns=_run_columns(Path(options.model).name), task=splits.task_of(options.data))
+    report = score_report(rows)
+    _write(options.out, rows, report, {"model": options.model, "data": options.data, "split": options.split,
+                                        "skipped_rows": bad.summary()})
+    sys.stdout.write(report)
+
+
+if __name__ == "__main__":
+    main()

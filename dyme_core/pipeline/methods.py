@@ -1,0 +1,89 @@
+"""Every method's trainer, with the settings that all share, and the phases of a run."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Trainer
+from trl import GRPOConfig, SFTConfig, SFTTrainer
+
+from dyme_core import ranks
+from dyme_core.data.schema import Record, sft_dataset, to_dataset
+from dyme_core.models import loading
+from dyme_core.pipeline.runs import Run, phase_steps
+from dyme_core.pipeline.step_log import StepLog
+from dyme_core.supervision.factory import Experts
+from dyme_core.supervision.rules import RuleChecker
+from dyme_core.trainer.dyme_trainer import DyMEConfig, DyMETrainer
+from dyme_core.trainer.grpo_trainer import MeasuredGRPOTrainer
+from dyme_core.trainer.rewards import reward_functions
+
+NEVER = -100.0  # added to a logit: vLLM has no list of suppressed ids
+
+
+def shared_arguments(run: Run, steps: int, learning_rate: float, folder: Path) -> dict[str, Any]:
+    """The settings that every method's trainer shares."""
+    engine = run.profile.engine
+    return dict(output_dir=str(folder), max_steps=steps, learning_rate=learning_rate, seed=run.seed, optim="adamw_torch",
+                lr_scheduler_type="linear", warmup_steps=run.profile.warmup_steps[run.method], weight_decay=0.0,
+                max_grad_norm=1.0, logging_steps=1, save_strategy="steps" if run.profile.save_every else "no",
+                save_steps=run.profile.save_every or 1, save_total_limit=2, report_to="none", disable_tqdm=True,
+                use_cpu=not torch.cuda.is_available(), bf16=engine.bf16, gradient_checkpointing=engine.gradient_checkpointing,
+                gradient_checkpointing_kwargs={"use_reentrant": False}, dataloader_pin_memory=False,
+                remove_unused_columns=False)
+
+
+def grpo_arguments(run: Run, processor) -> dict[str, Any]:
+    """GRPO's and DyME's settings; special ids are never sampled, by whatever name an engine calls that."""
+    training, engine = run.profile.training, run.profile.engine
+    forbidden = loading.suppressed_ids(processor)
+    vllm = dict(use_vllm=True, vllm_mode="colocate", vllm_gpu_memory_utilization=engine.vllm_memory_share,
+                generation_kwargs={"logit_bias": dict.fromkeys(forbidden, NEVER)})
+    return dict(**engine.batch(training.prompts_per_step * training.num_generations, ranks.size()),
+                num_generations=training.num_generations, max_completion_length=training.max_completion_tokens,
+                temperature=1.0, beta=0.0, loss_type="grpo", num_iterations=1,
+                **(vllm if engine.use_vllm else {"generation_kwargs": {"suppress_tokens": forbidden}}))
+
+
+def sft_trainer(run: Run, experts: Experts, model, processor, records: list[Record], log: StepLog, steps: int,
+                learning_rate: float, folder: Path) -> Trainer:
+    """CoT-SFT with TRL's SFTTrainer on the refined targets, one target a prompt, as many prompts a step as the others."""
+    arguments = SFTConfig(**shared_arguments(run, steps, learning_rate, folder), max_length=None,
+                          **run.profile.engine.batch(run.profile.training.prompts_per_step, ranks.size()))
+    return SFTTrainer(model, args=arguments, train_dataset=sft_dataset(records, experts.offline(records)),
+                      processing_class=processor, callbacks=[log])
+
+
+def grpo_trainer(run: Run, experts: Experts, model, processor, records: list[Record], log: StepLog, steps: int,
+                 learning_rate: float, folder: Path) -> Trainer:
+    """GRPO as TRL has it, on format and accuracy; the checker's score is measured with weight 0 (it is DyME's supervision)."""
+    arguments = GRPOConfig(**shared_arguments(run, steps, learning_rate, folder), **grpo_arguments(run, processor),
+                           reward_weights=[1.0, 1.0, 0.0])
+    return MeasuredGRPOTrainer(model, args=arguments, train_dataset=to_dataset(records), processing_class=processor,
+                               reward_funcs=reward_functions(RuleChecker(), experts.accuracy), callbacks=[log],
+                               correct_needs_format=run.profile.training.correct_needs_format)
+
+
+def dyme_trainer(run: Run, experts: Experts, model, processor, records: list[Record], log: StepLog, steps: int,
+                 learning_rate: float, folder: Path) -> Trainer:
+    """DyME. Pure: targets written once, before training, thinking scored by rule. Full: checker and refiner at work during
+    training, the template bank learning from rollouts rated "high"."""
+    training = run.profile.training
+    arguments = DyMEConfig(**shared_arguments(run, steps, learning_rate, folder), **grpo_arguments(run, processor),
+                           switch=training.switch, switch_value=training.switch_value,
+                           thinking_weight=training.thinking_weight, probe_every=training.probe_every,
+                           memorize_weight=training.memorize_weight, mastered=training.mastered,
+                           reward_gate=training.reward_gate, correct_needs_format=training.correct_needs_format)
+    supervision = experts.online(training) if run.method == "full_dyme" else {
+        "reward_funcs": reward_functions(RuleChecker(), experts.accuracy), "refine": experts.offline(records)}
+    return DyMETrainer(model, args=arguments, train_dataset=to_dataset(records), processing_class=processor, **supervision,
+                       callbacks=[log])
+
+
+def phases(run: Run) -> list[tuple[Callable, int, float]]:
+    """(function that makes the trainer, steps, learning rate) of each phase."""
+    trainers = {"sft": sft_trainer, "grpo": grpo_trainer, "sft_grpo": grpo_trainer, "pure_dyme": dyme_trainer,
+                "full_dyme": dyme_trainer}
+    return [(trainers[name], steps, run.profile.learning_rates[name]) for name, steps in phase_steps(run)]

@@ -1,0 +1,137 @@
+"""What is trained: a method on a base with a seed; its name, where it starts, and all that its result depends on."""
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dyme_core import config, utils
+
+RESULTS_VERSION = 2  # raised with any change of the code after which the same settings give other rows; 1: not in the manifest
+UNSUPERVISED = ("base", "grpo")  # methods that ask no expert for anything that is learned
+HELD_OUT = config.SPLITS[1:]
+MAX_NAME = 40  # characters of settings in a run's name; more become a hash
+
+
+class RunExists(ValueError):
+    """A finished run of this name was made with other settings and would be lost."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is trained: a method of config.METHODS on a base ("svlm" or "large") with a seed.
+
+    `variant` names what differs from the profile's own settings; "" lets `label` say it.
+    """
+
+    profile: config.Profile
+    method: str
+    model: str = "svlm"
+    seed: int = 0
+    variant: str = ""
+
+    @property
+    def name(self) -> str:
+        return "-".join(filter(None, (self.model, self.method, self.label, f"s{self.seed}")))
+
+    @property
+    def label(self) -> str:
+        """The variant, or else what differs from the profile of this name, as "own-steps100"; "" where nothing does."""
+        return self.variant or _label(changed_settings(self))
+
+    @property
+    def paths(self) -> config.Paths:
+        return config.paths(self.profile.name)
+
+    @property
+    def manifest(self) -> Path:
+        """What made the run; written last, so that its rows and log are whole where it is there."""
+        return self.paths.manifests / f"{self.name}.json"
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        return {"run": self.name, "method": self.method, "variant": self.label, "model": self.model, "seed": self.seed}
+
+
+def supervision_of(run: Run) -> config.Supervision:
+    """Who checks and refines in this run; methods that learn from no expert have the rules, which only measure."""
+    return config.Supervision() if run.method in UNSUPERVISED else run.profile.supervision
+
+
+def base_folder(paths: config.Paths, model: str, seed: int) -> Path:
+    """The base a seed starts from: its own, which `scheduler` builds where it is missing."""
+    return paths.bases / f"{model}-s{seed}"
+
+
+def base_name(run: Run) -> str:
+    """What a run starts from, as its manifest says it."""
+    return base_folder(run.paths, run.model, run.seed).name if run.profile.model == "mini" else run.profile.model
+
+
+def phase_steps(run: Run) -> list[tuple[str, int]]:
+    """(method whose trainer and learning rate it has, steps) of each phase; all methods get the same steps in all."""
+    steps = run.profile.training.steps
+    first = int(steps * run.profile.training.sft_share)
+    chosen = {"base": [], "sft_grpo": [("sft", first), ("sft_grpo", steps - first)]}.get(run.method, [(run.method, steps)])
+    return [phase for phase in chosen if phase[1]]  # to a Trainer max_steps=0 would mean three epochs
+
+
+def settings_of(run: Run) -> dict[str, Any]:
+    """Every setting that decides the run's result, as its manifest holds them."""
+    profile = run.profile
+    return {**asdict(profile.training), "learning_rate": [profile.learning_rates[name] for name, _ in phase_steps(run)],
+            "warmup_steps": profile.warmup_steps.get(run.method), "world": asdict(profile.world),
+            "supervision": asdict(supervision_of(run)), "engine": asdict(profile.engine), "data": asdict(profile.data)}
+
+
+def flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings as `settings_of` gives them, with the parts' fields as "part.field" and as JSON would hold them."""
+    parts = [{f"{name}.{key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
+             for name, value in json.loads(json.dumps(settings)).items()]
+    return {name: value for part in parts for name, value in part.items()}
+
+
+def changed_settings(run: Run) -> dict[str, Any]:
+    """The run's settings that are not those of the profile of its name, flat."""
+    own = dataclasses.replace(run, profile=config.PROFILES[run.profile.name])
+    asked, known = ({**flat(settings_of(each)), "model": each.profile.model, "backend": each.profile.backend}
+                    for each in (run, own))
+    return {name: value for name, value in asked.items() if known[name] != value}
+
+
+def differences(made: dict[str, Any], asked: dict[str, Any]) -> list[str]:
+    """The settings in which a run differs from what is asked; one that is newer than the run has its default there."""
+    known = flat(config.default_settings()) | flat(made)
+    return [name for name, value in flat(asked).items() if known.get(name) != value]
+
+
+def refuse_to_replace(run: Run) -> None:
+    """Raise RunExists where a finished run of the same name was made with other settings."""
+    if not run.manifest.is_file():
+        return
+    if changed := differences(json.loads(run.manifest.read_text())["settings"], settings_of(run)):
+        raise RunExists(f"{run.name} is finished, with other settings ({', '.join(changed)}); give this one a name of its own "
+                        f"(--variant), or replace it (--force): {run.manifest}")
+
+
+def fingerprint(run: Run) -> str:
+    """What a run's result depends on: its settings, the version of the results and the base."""
+    base = base_folder(run.paths, run.model, run.seed).glob("*")
+    return utils.hash_json([repr(run), RESULTS_VERSION, utils.hash_files(base, run.paths.root)])
+
+
+def _label(changed: dict[str, Any]) -> str:
+    words = [_word(name, value) for name, value in changed.items()]
+    label = "-".join(filter(None, words))
+    return label if len(label) <= MAX_NAME else f"x{utils.hash_json(changed)[:8]}"
+
+
+def _word(name: str, value: Any) -> str:
+    """One setting as part of a file's name: "own", "steps100", or a hash of what has no short name."""
+    leaf = {"learning_rate": "lr"}.get(name, name.rpartition(".")[2])
+    values = value if isinstance(value, list) else [value]
+    text = "".join(f"{leaf}{each:g}" if isinstance(each, int | float) else str(each) for each in values)
+    return text if re.fullmatch(r"[\w.]{1,28}", text) else f"{leaf}-{utils.hash_json(value)[:6]}"

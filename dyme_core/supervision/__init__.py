@@ -1,0 +1,1 @@
+"""Visual supervision: facts of a picture, checkers, refiners."""

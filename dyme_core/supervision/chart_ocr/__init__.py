@@ -1,0 +1,1 @@
+"""Facts of a chart's picture, offline (the extra `ocr`)."""

@@ -1,0 +1,133 @@
+"""Worse supervision on purpose: targets of lower quality, and facts that an extraction misread.
+
+Quality is what the text of a target says; corruption is what everybody who supervises believes of a picture. Both are rules,
+nothing is drawn at training time, and held-out records are never touched.
+"""
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from dyme_core.config import QUALITIES
+from dyme_core.data.chart_questions import KINDS, Question
+from dyme_core.data.chart_tables import LARGEST_VALUE, Table
+from dyme_core.data.schema import Record, write_supervision
+from dyme_core.supervision.facts import Fact
+from dyme_core.supervision.rules import FIRST_TEMPLATE, Item, RuleRefiner, item_of
+
+# The poster's pseudo thinking, in words of the mini tokenizer; no figure but an answer that is one.
+LOW_TEMPLATE = "First, we locate {labels} in the chart. Then, we extract the values. Comparing the values, {conclusion}."
+LARGEST_SLIP = 10  # a misread value is at most this far from the true one
+TRIES = 10_000  # a misreading that fits the question takes about 30 on average
+
+
+@dataclass
+class GradedRefiner:
+    """The rule refiner, made to write targets of a given quality.
+
+    high: the rule refiner's own.
+    medium: facts and conclusion without the working, and the last of several facts is left out: the rule checker asks for
+        no working, and would rate a target "high" that only lacks it. A look-up has one fact and no working, so that its
+        medium target is the high one in the first template.
+    low: fluent prose that names labels and no figure of the picture, then the conclusion.
+
+    Whatever the quality, a record for which the rule refiner has no target raises as it does there. The answer line is not
+    written here: it is the record's answer, also where the facts were misread and the thinking concludes on another one.
+
+    Attributes:
+        quality: one of config.QUALITIES.
+        rules: writes the high targets; its template bank has no part in the others.
+    """
+
+    quality: str
+    rules: RuleRefiner = field(default_factory=RuleRefiner)
+
+    def __post_init__(self) -> None:
+        if self.quality not in QUALITIES:
+            raise ValueError(f"the quality of targets must be one of {QUALITIES}: got {self.quality!r}")
+
+    def refine(self, item: Item) -> str:
+        """The thinking to memorize.
+
+        Raises:
+            ValueError: as RuleRefiner.refine does.
+        """
+        thinking = self.rules.refine(item)
+        if self.quality == "medium":
+            return FIRST_TEMPLATE.fill(replace(item, evidence=item.evidence[:-1] or item.evidence, working=""))
+        if self.quality == "low":
+            return LOW_TEMPLATE.format(labels=" and ".join(item.labels), conclusion=item.conclusion)
+        return thinking
+
+    def refine_all(self, records: Sequence[dict[str, Any]]) -> list[str | None]:
+        """A target per data record, None for one without evidence; misread records conclude on what their facts come to."""
+        items = [_as_supposed(record) for record in records]
+        return [self.refine(item) if item.evidence else None for item in items]
+
+
+def _as_supposed(record: dict[str, Any]) -> Item:
+    """The item with the answer that its facts lead to, which of a misread record is not the data set's."""
+    item = item_of(record)
+    return replace(item, answer=json.loads(record["supervision"]).get("supposed_answer", item.answer))
+
+
+def corrupt(records: Sequence[Record], share: float) -> list[Record]:
+    """The records, about `share` of them misread (`misread`); which ones is decided by a hash of each item's id alone, so that
+    those of a smaller share are among those of a larger one.
+
+    Args:
+        records: mini records of the training split.
+        share: in [0, 1]; 0 returns the records as they are.
+    """
+    return [misread(record) if _place(record.item) < share else record for record in records]
+
+
+def _place(item: str) -> float:
+    """A number in [0, 1), the same for an id on every machine."""
+    return int.from_bytes(hashlib.sha256(f"misread {item}".encode()).digest()[:6], "big") / 2 ** 48
+
+
+def misread(record: Record) -> Record:
+    """The record with wrong supervision: every value that its answer rests on is another number of 1 to LARGEST_VALUE, at most
+    LARGEST_SLIP away, in `facts` and `evidence` alike; what the question does not ask for stays right.
+
+    Picture, question and answer stay. Working and conclusion are computed anew from the wrong values, so that the arithmetic
+    of a target holds: all that is wrong in it are its facts and what follows from them. It reads "2001 has 5, 2013 has 20 ...
+    5 + 20 = 25, the sum is 25" before the data set's own answer line, 17. The new conclusion may be the right one by luck
+    (often for "which" and "yes or no" questions, seldom for sums). `supposed_answer` in the supervision's JSON is what the
+    wrong facts come to. Values with which the question could not be asked (a tie, a count of none) are drawn again.
+
+    Raises:
+        ValueError: for a record that is no mini record, or whose question does not belong to its facts.
+    """
+    if record.kind not in KINDS:
+        raise ValueError(f"item {record.item!r}: only kinds {', '.join(KINDS)} can be misread, got {record.kind!r}")
+    item, rng = item_of(record.row), random.Random(f"misread {record.item}")
+    table = _table_of(record, item.facts)
+    read = {(fact.entity, fact.attribute) for fact in item.evidence}
+    for _ in range(TRIES):
+        wrong = replace(table, values=tuple(
+            tuple(_slip(rng, table.value(group, series)) if (group, series) in read else table.value(group, series)
+                  for group in table.groups) for series in table.series))
+        question: Question | None = KINDS[record.kind](rng, wrong)
+        if question is not None and question.text == record.question:
+            return replace(record, supervision=write_supervision(wrong, question, supposed_answer=question.answer))
+    raise ValueError(f"item {record.item!r}: {record.question!r} is no question of kind {record.kind!r} on its facts")
+
+
+def _table_of(record: Record, facts: Sequence[Fact]) -> Table:
+    """The table that `facts_of` made the facts of."""
+    values = {(fact.entity, fact.attribute): int(fact.value) for fact in facts}
+    groups, series = (tuple(dict.fromkeys(names)) for names in zip(*values, strict=True))
+    return Table(record.table_key, record.source, groups, series,
+                 tuple(tuple(values[group, name] for group in groups) for name in series), facts[0].unit)
+
+
+def _slip(rng: random.Random, value: int) -> int:
+    """Another number near `value`."""
+    near = range(max(1, value - LARGEST_SLIP), min(LARGEST_VALUE, value + LARGEST_SLIP) + 1)
+    return rng.choice([other for other in near if other != value])

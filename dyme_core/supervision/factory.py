@@ -1,0 +1,202 @@
+"""The checker, refiner and template bank of one run, as the profile's `supervision` says: rules, a language model behind an
+API, or a recording of one.
+"""
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from dyme_core import config, ranks, utils
+from dyme_core.data.schema import Record, Refine, target_writer
+from dyme_core.supervision.corruption import GradedRefiner, corrupt
+from dyme_core.supervision.llm.attempts import LEDGER_FILE, Attempts
+from dyme_core.supervision.llm.client import Client, Endpoint, Recording
+from dyme_core.supervision.llm.judge import LLMChecker
+from dyme_core.supervision.llm.refiner import LLMRefiner
+from dyme_core.supervision.llm.usage import add_up
+from dyme_core.supervision.rules import LearningChecker, RuleChecker, RuleRefiner, TemplateBank, TracesFirst
+from dyme_core.trainer.rewards import accuracy_reward, reward_functions
+
+logger = logging.getLogger(__name__)
+CHUNK = 256  # records refined together before training: memory stays flat and progress is seen
+BANK_FILE = "bank.json"
+SHOWN = ("calls", "hits", "failures", "waited_s")  # of the client's counts, at each step
+LOST = ("fell_back", "skipped")  # of the experts' counts
+
+
+class Experts:
+    """Who supervises a run; a context manager, which closes what it opened.
+
+    Attributes:
+        client: None where rules supervise.
+        bank: one a run; Full DyME's checker feeds it.
+        rules: writes targets by rule, of the chosen quality; what a preflight looks at, for it asks nobody.
+        checker, refiner: of the chosen back end.
+
+    Args:
+        settings: the back end and its limits.
+        paths: of the profile; the recording lies in its `runs` folder unless one is named.
+        folder: of the run; the ledger of calls is kept there.
+        objection: what is wrong with a drafted response, None for nothing (see `too_long`).
+        accuracy: the accuracy that is trained on (`splits.accuracy_of`).
+    """
+
+    def __init__(self, settings: config.Supervision, paths: config.Paths, folder: Path,
+                 objection: Callable[[str], str | None] | None = None,
+                 accuracy: Callable[..., list[float]] = accuracy_reward) -> None:
+        self.settings, self.bank, self.client, self._folder = settings, TemplateBank(), None, folder
+        self.rules, self.accuracy = GradedRefiner(settings.quality, RuleRefiner(self.bank)), accuracy
+        self.checker, self.refiner = RuleChecker(), self.rules
+        if settings.backend != "rule":
+            self._open(paths, folder)
+            options = {"policy": settings.policy, "parameters": settings.parameters}
+            self.checker = LLMChecker(self.client, **options)
+            self.refiner = LLMRefiner(self.client, self.bank, objection=objection, **options)
+        self._before, self._shared = self.counts(), dict(self.bank.counts)
+        self._sums_before: dict[str, dict[str, float]] = {}  # of an interrupted run, less what was counted until it went on
+
+    def _open(self, paths: config.Paths, folder: Path) -> None:
+        settings, is_replay = self.settings, self.settings.backend == "replay"
+        path = paths.root / settings.recording if settings.recording else paths.runs / "supervision.sqlite"
+        endpoint = Endpoint(**{name: getattr(settings, name) for name in config.ENDPOINT_SETTINGS})
+        self._recording = Recording(path, read_only=is_replay)
+        self._attempts = Attempts(folder)
+        ranks.gather(None)  # none books before all have read what was booked
+        self.client = Client(endpoint, self._recording, "replay" if is_replay else "live", self._attempts.path,
+                             self._attempts.paid)
+
+    def supposed(self, records: Sequence[Record]) -> list[Record]:
+        """The training records with the facts that supervision believes in: a share of them is wrong (`corruption.corrupt`)."""
+        return corrupt(records, self.settings.corruption)
+
+    def online(self, training: config.Training) -> dict[str, Any]:
+        """Full DyME: `reward_funcs`, `refine`, `watch` and `on_scored` of a DyMETrainer, which supervise during training.
+
+        A language model is asked about mixed groups alone, and writes targets meanwhile, both as rollouts end; rules cost
+        nothing, score every thinking and so measure it, too. Each process asks about its own rollouts; the bank is of all.
+        """
+        checker, targets = LearningChecker(self.checker, self.bank), TracesFirst(self.refiner)
+        refine = target_writer(targets)
+        if self.client is None:
+            return {"reward_funcs": reward_functions(checker, self.accuracy), "refine": refine, "watch": None,
+                    "on_scored": self.share_bank}
+        rewards = reward_functions(checker, self.accuracy, group_size=training.num_generations, mastered=training.mastered,
+                                   correct_needs_format=training.correct_needs_format, on_all_wrong=targets.prefetch)
+        return {"reward_funcs": rewards, "refine": refine, "watch": rewards[-1].watch, "on_scored": self.share_bank}
+
+    def share_bank(self) -> None:
+        """Give every process the structures that the others have seen since the last call, in the order of ranks, so that all
+        write the targets that one process would; all of them must call it."""
+        before, seen = self._shared, {text: number - self._shared.get(text, 0) for text, number in self.bank.counts.items()}
+        self.bank.counts = dict(before)
+        for others in ranks.gather({text: number for text, number in seen.items() if number}):
+            for text, number in others.items():
+                self.bank.counts[text] = self.bank.counts.get(text, 0) + number
+        self._shared = dict(self.bank.counts)
+
+    def begin_step(self, step: int) -> None:
+        """Say which training step asks from here on."""
+        if self.client is not None:
+            self.client.step = step
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a run that goes on must know: the bank, as all processes share it between steps, and the sums of all of them;
+        all of them must call it."""
+        return {"bank": self.bank.state_dict(), "sums": self._sums()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.bank.load_state_dict(state["bank"])
+        self._shared = dict(self.bank.counts)
+        self._sums_before, until_now = {}, self._sums()
+        self._sums_before = {name: {each: value - until_now[name][each] for each, value in sums.items()}
+                             for name, sums in state["sums"].items()}
+
+    def _sums(self) -> dict[str, dict[str, float]]:
+        """What the experts have counted, and the seconds of waiting, in all processes and since the run's first start."""
+        if self.client is None:
+            return {}
+        own = {"checker": self.checker.counts(), "refiner": self.refiner.counts(),
+               "waited": {"waited_s": self.client.counts()["waited_s"]}}
+        sums = {name: ranks.total(counts) for name, counts in own.items()}
+        return {name: {each: value + self._sums_before.get(name, {}).get(each, 0) for each, value in counts.items()}
+                for name, counts in sums.items()}
+
+    def offline(self, records: Sequence[Record]) -> Refine:
+        """Pure DyME and SFT: write every target once, now, each process its share; the function returned only looks them up."""
+        write, targets, start, own = target_writer(TracesFirst(self.refiner)), {}, time.monotonic(), ranks.share(records)
+        for first in range(0, len(own), CHUNK):
+            rows = [record.row for record in own[first: first + CHUNK]]
+            targets |= zip((row["item"] for row in rows), write(rows), strict=True)
+            left_s = (time.monotonic() - start) / len(targets) * (len(own) - len(targets))
+            if self.client is not None:
+                logger.info("targets: %d of %d, %d without one, %s, about %.0f s left", len(targets), len(own),
+                            list(targets.values()).count(None), describe(self.take_counts()), left_s)
+        targets = {item: target for others in ranks.gather(targets) for item, target in others.items()}
+        return lambda rows: [targets[row["item"]] for row in rows]
+
+    def counts(self) -> dict[str, float]:
+        """Sums since the start under the names that a step's log row has; empty where rules supervise."""
+        if self.client is None:
+            return {}
+        client, experts = self.client.counts(), (self.checker.counts(), self.refiner.counts())
+        return {**{f"supervision_{name}": client[name] for name in SHOWN},
+                **{f"supervision_{name}": sum(counts[name] for counts in experts) for name in LOST}}
+
+    def take_counts(self) -> dict[str, float]:
+        """What was added to `counts` since the last call."""
+        before, self._before = self._before, self.counts()
+        return {name: value - before[name] for name, value in self._before.items()}
+
+    def summary(self) -> dict[str, Any]:
+        """What the run's manifest says of its supervision, all processes together; no address and no key."""
+        summary = {"backend": self.settings.backend, "quality": self.settings.quality, "corruption": self.settings.corruption,
+                   "bank": self.bank.state_dict()}
+        if self.client is None:
+            return summary
+        sums = self._sums()  # of all: from here on every call is booked
+        client = {**add_up(self._attempts.rows()), **sums.pop("waited"), "fallbacks": self.client.counts()["fallbacks"]}
+        return {**summary, "policy": self.settings.policy, "model": self.client.endpoint.name, "client": client, **sums}
+
+    def write_ledger(self) -> None:
+        """Write the ledger of the run, which is over; where rules supervised there is none."""
+        if self.client is None:
+            (self._folder / LEDGER_FILE).unlink(missing_ok=True)
+        else:
+            self._attempts.write()
+
+    def __enter__(self) -> Experts:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close client and recording; may be called twice."""
+        if self.client is not None:
+            self.client.close()
+            self._recording.close()
+            self._attempts.close()
+
+
+def save_bank(bank: TemplateBank, folder: Path) -> None:
+    """Write the bank's state into a run's folder."""
+    utils.write_json(folder / BANK_FILE, bank.state_dict())
+
+
+def too_long(tokenizer: Any, max_tokens: int) -> Callable[[str], str | None]:
+    """An objection to responses that the policy could not say in `max_tokens` tokens, the end token included."""
+    def objection(response: str) -> str | None:
+        num_tokens = len(tokenizer(response, add_special_tokens=False)["input_ids"]) + 1
+        return f"it takes {num_tokens} tokens with the answer line, at most {max_tokens} are allowed; be shorter" \
+            if num_tokens > max_tokens else None
+    return objection
+
+
+def describe(counts: dict[str, float]) -> str:
+    """Counts of `take_counts` in words, for the line on the terminal."""
+    parts = "{supervision_calls:.0f} calls, {supervision_hits:.0f} hits, {supervision_failures:.0f} failed, " \
+            "{supervision_waited_s:.1f} s waited"
+    return parts.format(**counts)

@@ -1,0 +1,1 @@
+"""A language model as checker and refiner, behind an OpenAI-compatible server."""

@@ -1,0 +1,246 @@
+"""Visual supervision: the checker scores a thinking trace against the picture's facts, the refiner writes the target to
+memorize, the template bank keeps structures that the model itself says well.
+
+A back end is anything with the methods of `VisualChecker` or `VisualRefiner`; training asks for whole batches. The rule back
+ends here need no model and are deterministic; those of `judge` ask a language model.
+"""
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from dyme_core.data.numbers import same_answer
+from dyme_core.data.prompt_format import MIN_THINKING_WORDS, is_well_formed, write_response
+from dyme_core.supervision.facts import Fact, Reading, facts_from_rows, read_trace, write_facts
+
+SCORES = {"low": 0.0, "medium": 0.5, "high": 1.0}  # the rubric's three grades
+SLOTS = ("labels", "facts", "working", "conclusion")
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A rating with its reasons; `reading` marks the claims, so that figures can show what is wrong."""
+
+    rating: str
+    reasons: tuple[str, ...]
+    reading: Reading
+
+    @property
+    def score(self) -> float:
+        return SCORES[self.rating]
+
+
+@dataclass(frozen=True)
+class Item:
+    """What supervision knows of one question; built from a data record by `item_of`."""
+
+    question: str
+    answer: str
+    facts: tuple[Fact, ...]
+    evidence: tuple[Fact, ...]
+    labels: tuple[str, ...] = ()
+    working: str = ""
+    conclusion: str = ""
+
+
+class VisualChecker(Protocol):
+    """Scores the thinking of a rollout against the visual facts."""
+
+    def judge(self, thinking: str, item: Item) -> Judgement: ...
+
+    def score_all(self, thinkings: Sequence[str], records: Sequence[dict[str, Any]]) -> list[float]:
+        """A score in {0, 0.5, 1} per trace, in order; NaN where none could be had (never a 0 for a failure)."""
+
+
+class VisualRefiner(Protocol):
+    """Writes the thinking to memorize for a question."""
+
+    def refine_all(self, records: Sequence[dict[str, Any]]) -> list[str | None]:
+        """A target per data record, in order; None where there is none to be had."""
+
+
+def item_of(record: dict[str, Any]) -> Item:
+    """Read an item out of a data record, whose `supervision` field is JSON (schema.py writes it)."""
+    stored = json.loads(record["supervision"])
+    return Item(record["question"], record["answer"], facts_from_rows(stored["facts"]), facts_from_rows(stored["evidence"]),
+                tuple(stored.get("labels", ())), stored.get("working", ""), stored.get("conclusion", ""))
+
+
+class RuleChecker:
+    """The deterministic checker.
+
+    high: every fact of the evidence is claimed rightly, nothing wrongly, before the working; the arithmetic holds and the
+    trace closes on the answer. low: no right claim, or more claims wrong than right. medium: what lies between.
+    """
+
+    def judge(self, thinking: str, item: Item) -> Judgement:
+        reading = read_trace(thinking, item.facts, item.question)
+        right = sum(claim.is_right and claim.entity is not None for claim in reading.claims)
+        wrong = sum(not claim.is_right for claim in reading.claims)
+        reasons = tuple(_faults(reading, item, right, wrong))
+        rating = "low" if right == 0 or wrong > right else "medium" if reasons else "high"
+        return Judgement(rating, reasons, reading)
+
+    def score_all(self, thinkings: Sequence[str], records: Sequence[dict[str, Any]]) -> list[float]:
+        """Score each trace against its data record (what the thinking reward asks for)."""
+        return [self.judge(thinking, item_of(record)).score for thinking, record in zip(thinkings, records, strict=True)]
+
+
+def _faults(reading: Reading, item: Item, right: int, wrong: int):
+    if not right:
+        yield "names no fact of the picture"
+    if wrong:
+        yield f"{wrong} of {len(reading.claims)} claims are wrong"
+    said = {(claim.entity, claim.value) for claim in reading.claims if claim.is_right}
+    missing = [fact for fact in item.evidence if (fact.entity, fact.value) not in said]
+    if missing:
+        yield f"leaves out {write_facts(tuple(missing))}"
+    if not reading.is_arithmetic_right:
+        yield "the arithmetic does not hold"
+    if reading.working_start is not None and any(c.start > reading.working_start for c in reading.claims if not c.is_right):
+        yield "claims after the working"
+    if not same_answer(reading.conclusion, item.answer):
+        yield f"closes on {reading.conclusion or 'nothing'!r}, not on the answer {item.answer!r}"
+
+
+@dataclass(frozen=True)
+class Template:
+    """The structure of a target: a sentence pattern with the slots {labels} {facts} {working} {conclusion}."""
+
+    text: str
+
+    def __post_init__(self) -> None:
+        found = re.findall(r"{(\w*)}", self.text)
+        if not {"facts", "conclusion"} <= set(found) <= set(SLOTS) or len(found) != len(set(found)):
+            raise ValueError(f"a template needs {{facts}} and {{conclusion}} once, and may have {SLOTS}: got {self.text!r}")
+
+    def fill(self, item: Item) -> str:
+        """The thinking for `item`; what has no working (a look-up) loses the sentence part that would hold it."""
+        text = self.text if item.working else _WITHOUT_WORKING.sub(" Therefore, ", self.text)
+        values = {"labels": " and ".join(item.labels), "facts": write_facts(item.evidence), "working": item.working,
+                  "conclusion": item.conclusion}
+        return re.sub(r"{(\w+)}", lambda slot: values[slot[1]], text)
+
+
+_WITHOUT_WORKING = re.compile(r"(?<=\.) [^.]*{working}(?:\. [^.{]*|, )")
+FIRST_TEMPLATE = Template("We locate {labels}. Then, extract {facts}. Comparing {working}, {conclusion}.")  # the poster's
+DEFAULT_TEMPLATES = (FIRST_TEMPLATE,
+                     Template("Step 1 is to extract {facts}. Step 2 is to compute {working}. Therefore, {conclusion}."))
+
+
+@dataclass
+class TemplateBank:
+    """Structures of rollouts rated "high", most often seen first (ties: first seen), so that targets drift toward what the
+    model can say. One bank a run; `state_dict` goes into checkpoints.
+
+    Attributes:
+        counts: times each template was seen; starts with the given first template, counted once.
+    """
+
+    counts: dict[str, int] = field(default_factory=lambda: {FIRST_TEMPLATE.text: 1})
+
+    def best(self) -> Template:
+        return Template(max(self.counts, key=self.counts.__getitem__))
+
+    def observe(self, thinking: str, item: Item) -> bool:
+        """Learn from a trace rated "high"; True where its structure could be read (all its parts stand in it verbatim)."""
+        text = thinking.strip()
+        for slot, part in (("facts", write_facts(item.evidence)), ("working", item.working), ("conclusion", item.conclusion),
+                           ("labels", " and ".join(item.labels))):
+            if not part or slot == "labels" and part not in text:
+                continue
+            if text.count(part) != 1 and slot != "labels":
+                return False
+            text = text.replace(part, f"{{{slot}}}", 1)
+        if "{working}" not in text or re.search(r"\d{2}", text) or len(text.split()) < MIN_THINKING_WORDS:
+            return False  # a structure without working, or with a figure left in it, is no template
+        if not text.isprintable() or "\ufffd" in text:
+            return False  # bytes that are no text, which a byte-level tokenizer can sample
+        self.counts[text] = self.counts.get(text, 0) + 1
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"counts": dict(self.counts)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.counts = {Template(text).text: int(number) for text, number in state["counts"].items()}
+
+
+@dataclass
+class RuleRefiner:
+    """Writes targets from computed steps with a template, and checks each of them."""
+
+    bank: TemplateBank = field(default_factory=TemplateBank)
+    checker: RuleChecker = field(default_factory=RuleChecker)
+
+    def refine(self, item: Item) -> str:
+        """The thinking to memorize: rated "high" by the rule checker, ending in the answer.
+
+        Raises:
+            ValueError: where even the first template's target fails the checker, with the reasons (the record is wrong).
+        """
+        for template in (self.bank.best(), FIRST_TEMPLATE):
+            thinking = template.fill(item)
+            judgement = self.checker.judge(thinking, item)
+            if judgement.rating == "high":
+                return thinking
+        raise ValueError(f"no target for {item.question!r} passes the checker: {'; '.join(judgement.reasons)}; check the "
+                         f"record's facts, working and answer")
+
+    def refine_all(self, records: Sequence[dict[str, Any]]) -> list[str | None]:
+        """A target per data record, None for one without evidence; raises as `refine` does for one that is wrong."""
+        items = [item_of(record) for record in records]
+        return [self.refine(item) if item.evidence else None for item in items]
+
+
+class TraceRefiner:
+    """Gives the thinking that comes with the data set itself: GSM8K's solution, A-OKVQA's rationale, your own `trace`."""
+
+    def refine_all(self, records: Sequence[dict[str, Any]]) -> list[str | None]:
+        """The trace of each data record; None where there is none, or none that a well-formed response can hold."""
+        traces = [json.loads(record["supervision"]).get("trace", "") for record in records]
+        return [trace if is_well_formed(write_response(trace, record["answer"])) else None
+                for trace, record in zip(traces, records, strict=True)]
+
+
+@dataclass
+class TracesFirst:
+    """A refiner that gives a record's own trace where there is one, and asks another for the rest."""
+
+    refiner: VisualRefiner
+
+    def prefetch(self, records: Sequence[dict[str, Any]]) -> None:
+        traces = TraceRefiner().refine_all(records)
+        self.refiner.prefetch([record for record, trace in zip(records, traces, strict=True) if trace is None])
+
+    def refine_all(self, records: Sequence[dict[str, Any]]) -> list[str | None]:
+        traces = TraceRefiner().refine_all(records)
+        asked = iter(self.refiner.refine_all([record for record, trace in zip(records, traces, strict=True) if trace is None]))
+        return [next(asked) if trace is None else trace for trace in traces]
+
+
+@dataclass
+class LearningChecker:
+    """A checker whose "high" ratings feed the template bank (Full DyME)."""
+
+    checker: VisualChecker
+    bank: TemplateBank
+
+    def judge(self, thinking: str, item: Item) -> Judgement:
+        judgement = self.checker.judge(thinking, item)
+        if judgement.rating == "high":
+            self.bank.observe(thinking, item)
+        return judgement
+
+    def prefetch(self, thinkings: Sequence[str], records: Sequence[dict[str, Any]]) -> None:
+        self.checker.prefetch(thinkings, records)
+
+    def score_all(self, thinkings: Sequence[str], records: Sequence[dict[str, Any]]) -> list[float]:
+        scores = self.checker.score_all(thinkings, records)
+        for thinking, record, score in zip(thinkings, records, scores, strict=True):
+            if score == SCORES["high"]:
+                self.bank.observe(thinking, item_of(record))
+        return scores

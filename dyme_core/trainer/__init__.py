@@ -1,0 +1,1 @@
+"""The method: rewards, advantages, switches, and the trainers."""

@@ -1,0 +1,117 @@
+"""Rows of a batch in TRL's form: taken, added, filled with a target. Pictures follow their rows, whatever a family calls them.
+
+A batch is a dict of tensors and lists of B rows each (prompt_ids padded left, completion_ids padded right, their masks,
+advantages (B,) or (B, C), pictures), and of numbers.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_by_grid
+
+Batch = dict[str, Any]
+PROMPT, COMPLETION, BOTH = (True, False), (False, True), (True, True)  # what a field is padded for, (left, right)
+SPANS = {"prompt_ids": PROMPT, "prompt_mask": PROMPT, "completion_ids": COMPLETION, "completion_mask": COMPLETION,
+         "token_type_ids": BOTH, "mm_token_type_ids": BOTH}
+IDS = ("prompt_ids", "completion_ids")
+
+
+class Held:
+    """Rows that wait for later steps; their state goes into checkpoints."""
+
+    def __init__(self) -> None:
+        self.batches: list[Batch] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"batches": self.batches}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.batches = state["batches"]
+
+
+def take_rows(batch: Batch, rows: Sequence[int]) -> Batch:
+    """The batch of these rows, in this order; a row may be taken twice."""
+    size = len(batch["prompt_ids"])
+    taken = {}
+    for name, values in split_pixel_values_by_grid(batch).items():
+        if isinstance(values, Tensor) and values.ndim and len(values) == size:
+            taken[name] = values[list(rows)]
+        elif isinstance(values, list) and len(values) == size:
+            taken[name] = [values[row] for row in rows]
+        else:
+            taken[name] = values
+    return unsplit_pixel_values_by_grid(taken)
+
+
+def join(batches: Sequence[Batch], pad_id: int) -> Batch:
+    """One batch with the rows of several, prompts and completions padded to the longest; numbers are the first batch's."""
+    widths = [max(batch[name].shape[1] for batch in batches) for name in IDS]
+    parts = [split_pixel_values_by_grid(_widen(batch, *widths, pad_id)) for batch in batches]
+    joined = dict(parts[0])
+    for name, first in parts[0].items():
+        if isinstance(first, list):
+            joined[name] = [row for part in parts for row in part[name]]
+        elif isinstance(first, Tensor) and first.ndim:
+            joined[name] = torch.cat([part[name] for part in parts])
+    return unsplit_pixel_values_by_grid(joined)
+
+
+def write_completion(batch: Batch, row: int, ids: Sequence[int], pad_id: int) -> None:
+    """Put `ids` in place of a row's completion, widening every row of the batch where it is longer."""
+    batch.update(_widen(batch, batch["prompt_ids"].shape[1], max(batch["completion_ids"].shape[1], len(ids)), pad_id))
+    for name, fill, values in (("completion_ids", pad_id, ids), ("completion_mask", 0, [1] * len(ids))):
+        batch[name][row] = fill
+        batch[name][row, : len(ids)] = torch.tensor(values, device=batch[name].device)
+
+
+def busy_rows(batch: Batch) -> list[int]:
+    """The rows whose advantages are not all 0; the others add nothing to the loss but cost as much."""
+    return (batch["advantages"] != 0).reshape(len(batch["advantages"]), -1).any(dim=1).nonzero().flatten().tolist()
+
+
+def fit_rows(batch: Batch, needed: Sequence[int], size: int) -> Batch:
+    """The batch with `size` rows: the needed ones, then others, then copies of the first, both with advantage 0."""
+    others = sorted(set(range(len(batch["advantages"]))) - set(needed))[: size - len(needed)]
+    copies = [0] * (size - len(needed) - len(others))
+    if len(needed) + len(others) == len(batch["advantages"]) and not copies:
+        return batch
+    fitted = take_rows(batch, sorted([*needed, *others]) + copies)
+    fitted["advantages"][len(needed) + len(others):] = 0.0
+    return _trim(fitted)
+
+
+def micro_batches(parts: Sequence[Batch], pad_id: int, by_prompt: bool) -> list[Batch]:
+    """The rows of a step's micro-batches dealt anew, as many to each, so that little padding goes through the model.
+
+    Args:
+        parts: in any order, which no sum over the step depends on.
+        by_prompt: rows of a prompt together, for a model that goes through a shared prompt once and leaves padding out
+            (`prefix_sharing`); else rows of like length together, each micro-batch cut to its longest.
+    """
+    whole = join(parts, pad_id)
+    prompts, lengths = whole["prompt_ids"].tolist(), (whole["prompt_mask"].sum(1) + whole["completion_mask"].sum(1)).tolist()
+    order = sorted(range(len(lengths)), key=lambda row: (prompts[row] if by_prompt else 0, lengths[row]))
+    size = len(order) // len(parts)
+    return [_trim(take_rows(whole, order[first: first + size])) for first in range(0, len(order), size)]
+
+
+def _trim(batch: Batch) -> Batch:
+    """The batch without columns that are padding in every row: rows that were left out may have been the longest."""
+    left, right = (batch[f"{part}_ids"].shape[1] - max(1, int(batch[f"{part}_mask"].sum(dim=1).max()))
+                   for part in ("prompt", "completion"))
+    cut = {name: batch[name][:, left * has_prompt: batch[name].shape[1] - right * has_completion]
+           for name, (has_prompt, has_completion) in SPANS.items() if name in batch}
+    if batch["advantages"].ndim == 2:
+        cut["advantages"] = batch["advantages"][:, : batch["advantages"].shape[1] - right]
+    return {**batch, **cut}
+
+
+def _widen(batch: Batch, prompt: int, completion: int, pad_id: int) -> Batch:
+    """The batch with prompts and completions padded to these widths."""
+    left, right = prompt - batch["prompt_ids"].shape[1], completion - batch["completion_ids"].shape[1]
+    return {name: functional.pad(value, (left * SPANS[name][0], right * SPANS[name][1]), value=pad_id if name in IDS else 0)
+            if name in SPANS else value for name, value in batch.items()}

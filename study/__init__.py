@@ -1,0 +1,1 @@
+"""This paper's experiments: what is run, and its tables, figures and claims."""

@@ -1,0 +1,254 @@
+"""Figures of charts with the texts written about them: facts marked right or wrong, words wrapped by their true width.
+
+Placed by hand in inches rather than by a layout engine: the height of a text is known before the figure is made.
+"""
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
+from PIL.Image import Image
+
+from dyme_core.supervision.rules import Judgement
+from study import statistics
+from study.figures.theme import BODY, CAPTIONS, GREY, PAGE, RIGHT, SMALL, STYLES, THEME, WRONG, finish, panels, themed
+
+LINE = SMALL * 1.35 / 72  # inches from one line of text to the next
+MARGIN = 0.08  # inches
+LOOKS = {"right": {"color": RIGHT, "fontweight": "bold"}, "wrong": {"color": WRONG, "fontweight": "bold"},
+         "question": {"color": "black", "fontstyle": "italic"}, "": {"color": "black"}}
+BARS_HEIGHT = 1.68  # inches that the two panels of bars need
+TRACE_COLUMNS = ["item", "question", "target", "prediction", "wrong_facts"]
+MODELS = {"large": "Large VLM", "svlm": "SVLM"}
+Mark = str | tuple[int, int]  # a fact as written in the trace, or its place there
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A run of characters of one kind, placed: x and width in inches, line counted from 0."""
+
+    text: str
+    kind: str
+    x: float
+    width: float
+    line: int
+
+
+def wrap(text: str, kinds: Sequence[str], width: float) -> list[Piece]:
+    """Break a text into placed pieces, none wider than `width` inches unless a single word is.
+
+    Args:
+        text: one or several words; every space between words is drawn as one.
+        kinds: (len(text),) a key of LOOKS for each character.
+    """
+    space = _width(" ", "")
+    pieces: list[Piece] = []
+    x, line = 0.0, 0
+    for word in re.finditer(r"\S+(?: [.,:;?](?!\S))*", text):  # spaced punctuation never starts a line
+        runs = [(run.group(), kinds[run.start()]) for run in _runs(word, kinds)]
+        length = sum(_width(part, kind) for part, kind in runs)
+        if x and x + length > width:
+            x, line = 0.0, line + 1
+        for part, kind in runs:
+            pieces.append(Piece(part, kind, x, _width(part, kind), line))
+            x += pieces[-1].width
+        x += space
+    return pieces
+
+
+def kinds_of(text: str, right: Sequence[Mark] = (), wrong: Sequence[Mark] = ()) -> list[str]:
+    """Say for each character whether it belongs to a right or a wrong fact; wrong wins where both claim it.
+
+    Args:
+        right, wrong: places (start, end), or strings as written in the text; a string given n times marks its first
+            n places.
+    Raises:
+        ValueError: if a string does not stand in the text as often as it is given.
+    """
+    kinds = [""] * len(text)
+    for kind, marks in (("right", right), ("wrong", wrong)):
+        for start, end in _places(text, marks):
+            kinds[start:end] = [kind] * (end - start)
+    return kinds
+
+
+def marked(image: Image, question: str, trace: str, judgement: Judgement) -> dict[str, Any]:
+    """One item of `gallery`: a trace with the claims that the checker found right and wrong."""
+    claims = judgement.reading.claims
+    return {"image": image, "question": question, "trace": trace, "score": judgement.score,
+            "right": [(claim.start, claim.end) for claim in claims if claim.is_right],
+            "wrong": [(claim.start, claim.end) for claim in claims if not claim.is_right]}
+
+
+@themed
+def gallery(items: Sequence[Mapping[str, Any]], columns: int = 2) -> Figure:
+    """Draw a grid of charts, each with its question, its trace with the facts marked, and the checker's score.
+
+    Args:
+        items: mappings with image (PIL), question, trace, score (0..1), and right and wrong (lists of Mark).
+        columns: charts side by side.
+    """
+    cell = (PAGE - MARGIN) / columns
+    side = 0.36 * cell
+    width = cell - side - 3 * MARGIN
+    texts = [wrap(item["question"], ["question"] * len(item["question"]), width) for item in items]
+    traces = [wrap(item["trace"], kinds_of(item["trace"], item["right"], item["wrong"]), width) for item in items]
+    heights = [max(side, LINE * (_lines(question) + _lines(trace) + 1.6)) + 3 * MARGIN
+               for question, trace in zip(texts, traces, strict=True)]
+    rows = [max(heights[start: start + columns]) for start in range(0, len(items), columns)]
+    figure, page = _page(sum(rows))
+    for index, (item, question, trace) in enumerate(zip(items, texts, traces, strict=True)):
+        x, y = MARGIN + cell * (index % columns), MARGIN + sum(rows[: index // columns])
+        _show(figure, item["image"], x, y, side)
+        left = x + side + MARGIN
+        _write(page, question, left, y)
+        y += LINE * (_lines(question) + 0.3)
+        _write(page, trace, left, y)
+        y += LINE * (_lines(trace) + 0.3)
+        page.text(left, y, f"checker {item['score']:.1f}", fontsize=SMALL, va="top", color=GREY)
+    frame = pd.DataFrame([{"question": item["question"], "trace": item["trace"], "score": item["score"],
+                           "num_right": len(item["right"]), "num_wrong": len(item["wrong"])} for item in items])
+    return finish(figure, frame, CAPTIONS["gallery"])
+
+
+@themed
+def pseudo_thinking(rows: pd.DataFrame, image_of: Callable[[str], Image], seed: int = 0) -> Figure:
+    """Draw one test chart with the CoT-SFT traces of the large and the small model, beside their rates on the test set.
+
+    Args:
+        rows: per-item rows; method "sft" of the models "large" and "svlm" on the test split is read.
+        image_of: gives the chart of an item id.
+    Raises:
+        NoRows: if the two models share no test item.
+    """
+    rows = rows[(rows["method"] == "sft") & (rows["split"] == "test") & rows["model"].isin(list(MODELS))]
+    rows = rows.assign(pseudo=((rows["has_format"] == 1) & (rows["wrong_facts"].str.len() > 0)).astype(int))
+    shown, num_shown = _choose(rows)
+    summary = pd.concat(statistics.summarise(rows, metric, ("model",), seed) for metric in ("groundedness", "pseudo"))
+    first = shown["large"]
+    image_side, text_width, bars_width = 1.45, 2.75, 1.95
+    question = wrap(first["question"], ["question"] * len(first["question"]), text_width)
+    traces = {model: wrap(row["prediction"], kinds_of(row["prediction"], wrong=row["wrong_facts"]), text_width)
+              for model, row in shown.items()}
+    # Each trace stands under a name, with a gap after it.
+    text_height = LINE * (_lines(question) + 0.5 + sum(1.6 + _lines(trace) for trace in traces.values()))
+    height = max(image_side, text_height, BARS_HEIGHT) + 2 * MARGIN
+    figure, page = _page(height)
+    _show(figure, image_of(first["item"]), MARGIN, MARGIN, image_side)
+    x, y = 2 * MARGIN + image_side, MARGIN
+    _write(page, question, x, y)
+    y += LINE * (_lines(question) + 0.5)
+    for model, trace in traces.items():
+        page.text(x, y, MODELS[model], fontsize=SMALL, va="top", color=GREY)
+        _write(page, trace, x, y + LINE)
+        y += LINE * (1.6 + _lines(trace))
+    _bars(figure, summary, PAGE - bars_width - MARGIN, bars_width)
+    chosen = pd.DataFrame([{"model": model, "metric": "trace", **row[TRACE_COLUMNS]} for model, row in shown.items()])
+    caption = CAPTIONS["pseudo_thinking" if num_shown else "pseudo_thinking_none"]
+    seeds = summary.groupby("model")["num_seeds"].min()
+    note = (f" Seeds: {seeds['large']} large, {seeds['svlm']} small; one seed does not show the spread between "
+            "training runs.") if seeds.min() == 1 else ""
+    caption = caption.format(shown=num_shown, items=summary["num_items"].max()) + note
+    return finish(figure, pd.concat([summary, chosen]), caption)
+
+
+def _choose(rows: pd.DataFrame) -> tuple[dict[str, pd.Series], int]:
+    """The item to show, by the rule that the caption states, and how many items fit it (first seed of each model)."""
+    first = {model: part[part["seed"] == part["seed"].min()].set_index("item", drop=False).sort_index()
+             for model, part in rows.groupby("model")}
+    if set(first) != set(MODELS) or first["large"].index.intersection(first["svlm"].index).empty:
+        raise statistics.NoRows(f"needs CoT-SFT test rows of {list(MODELS)} on shared items: got {list(first)}; evaluate both")
+    items = first["large"].index.intersection(first["svlm"].index)
+    large, small = first["large"].loc[items], first["svlm"].loc[items]
+    is_grounded = (large["correct"] == 1) & (large["wrong_facts"].str.len() == 0) & (large["groundedness"] > 0)
+    fits = is_grounded & (small["pseudo"] == 1)
+    item = fits.idxmax() if fits.any() else (large["groundedness"] - small["groundedness"]).idxmax()
+    return {"large": large.loc[item], "svlm": small.loc[item]}, int(fits.sum())
+
+
+def _bars(figure: Figure, summary: pd.DataFrame, x: float, width: float) -> None:
+    """Two small panels of bars with intervals, one line per model, at the right of the page."""
+    titles = {"groundedness": "groundedness (%)", "pseudo": "pseudo thinking (%)"}
+    names = 0.62  # inches for the models' names
+    tall = 0.42
+    for index, (metric, title) in enumerate(titles.items()):
+        top = 0.22 + index * (tall + 0.52)
+        axes = _place(figure, x + names, top, width - names - 0.1, tall)
+        part = summary[summary["metric"] == metric].set_index("model").loc[list(MODELS), ["value", "low", "high"]] * 100
+        axes.barh(range(len(part)), part["value"], height=0.6, color=STYLES["sft"].color)
+        axes.hlines(range(len(part)), part["low"], part["high"], color="black", linewidth=1.0)
+        axes.set_yticks(range(len(part)), list(MODELS.values()))
+        axes.set(xlim=(0, 100), ylim=(len(part) - 0.5, -0.5), xticks=(0, 50, 100))
+        axes.grid(visible=False, axis="y")
+        axes.set_title(title, fontsize=BODY, x=-0.02)
+
+
+def _page(height: float) -> tuple[Figure, Axes]:
+    """A page-wide figure with invisible axes over all of it, in inches, y down."""
+    figure, ((page,),) = panels(1, 1, PAGE, height, layout="none")
+    page.set_position((0, 0, 1, 1))
+    page.set(xlim=(0, PAGE), ylim=(height, 0))
+    page.axis("off")
+    return figure, page
+
+
+def _place(figure: Figure, x: float, y: float, width: float, height: float) -> Axes:
+    """Axes whose upper left corner is (x, y), all in inches, y down."""
+    wide, high = figure.get_size_inches()
+    return figure.add_axes((x / wide, 1 - (y + height) / high, width / wide, height / high))
+
+
+def _show(figure: Figure, image: Image, x: float, y: float, side: float) -> None:
+    axes = _place(figure, x, y, side, side)
+    axes.imshow(image)
+    axes.set_anchor("N")
+    axes.set(xticks=[], yticks=[])
+    axes.grid(visible=False)
+    axes.spines[:].set(visible=True, color="#bbbbbb", linewidth=0.5)
+
+
+def _write(page: Axes, pieces: Sequence[Piece], x: float, y: float) -> None:
+    for piece in pieces:
+        base = y + LINE * (piece.line + 0.78)
+        page.text(x + piece.x, base, piece.text, va="baseline", fontsize=SMALL, parse_math=False, **LOOKS[piece.kind])
+        if piece.kind == "wrong":
+            page.hlines(base + 0.025, x + piece.x, x + piece.x + piece.width, color=WRONG, linewidth=0.8)
+
+
+def _places(text: str, marks: Sequence[Mark]) -> list[tuple[int, int]]:
+    places: list[tuple[int, int]] = []
+    for mark in marks:
+        if isinstance(mark, str):
+            pattern = r"(?<!\w)" + r"\s+".join(map(re.escape, mark.split())) + r"(?!\w)"
+            free = (match.span() for match in re.finditer(pattern, text) if match.span() not in places)
+            mark = next(free, mark)
+        if isinstance(mark, str):
+            raise ValueError(f"fact {mark!r} is not written in the trace {text!r}; give facts as they stand there")
+        places.append((int(mark[0]), int(mark[1])))
+    return places
+
+
+def _runs(word: re.Match, kinds: Sequence[str]) -> list[re.Match]:
+    """Split a word into runs of one kind."""
+    start, end = word.span()
+    edges = [start, *(index for index in range(start + 1, end) if kinds[index] != kinds[index - 1])]
+    return [re.compile(".+", re.DOTALL).match(word.string, *run) for run in zip(edges, [*edges[1:], end], strict=True)]
+
+
+def _lines(pieces: Sequence[Piece]) -> int:
+    return pieces[-1].line + 1 if pieces else 0
+
+
+def _width(text: str, kind: str) -> float:
+    """Width in inches as drawn."""
+    look = LOOKS[kind]
+    font = FontProperties(family=THEME["font.family"], size=SMALL, weight=look.get("fontweight", "normal"),
+                          style=look.get("fontstyle", "normal"))
+    return text_to_path.get_text_width_height_descent(text, font, ismath=False)[0] / 72

@@ -1,0 +1,198 @@
+"""The study, declared: which runs answer which question, with which seeds. `run_all` carries it out, `report` draws it.
+
+A point is one setting of one experiment; a run is a point with a seed. Points without a variant are the main runs, which
+every experiment shares. Experiments stand in the order in which they run: what is chosen on validation comes first.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from dyme_core import config
+from dyme_core.pipeline.runs import HELD_OUT, Run
+
+PROFILE = config.DEFAULT
+SEEDS = (0, 1, 2, 3, 4)  # each has its own base, training questions, order and rollouts
+FEW_SEEDS = SEEDS[:3]  # of sweeps
+FINALISTS = {"sft": (1e-3, 2e-3), "grpo": (1e-4, 3e-4), "sft_grpo": (1e-4, 3e-4), "pure_dyme": (3e-4, 1e-3)}  # learning rates
+SWITCH_NAMES = {"binary": "DyME (binary)", "threshold": "HPT gate", "cosine": "Cosine annealing", "budget": "SFT budget",
+                "luffy": "LUFFY", "chord": "CHORD", "prefix": "Expert prefix",
+                "grounded": "Grounded (ours)"}
+SWITCH_VALUES = {"threshold": (0.25, 0.5), "cosine": (None,), "budget": (8.0, 32.0), "luffy": (0.1, 1.0), "chord": (0.1, 0.5),
+                 "prefix": (None,), "grounded": (None,)}  # those tried, each with both of SWITCH_RATES
+SWITCH_RATES = (3e-4, 1e-3)  # learning rates
+OLDEST_VERSION = {"short": 2}  # of results (runs.RESULTS_VERSION) that an experiment takes; 1 where none stands here
+# (value, learning rate): the best on validation.
+CHOSEN_SWITCHES = {"threshold": (0.5, 1e-3), "cosine": (None, 1e-3), "budget": (8.0, 1e-3), "luffy": (0.1, 3e-4),
+                   "chord": (0.1, 3e-4), "prefix": (None, 3e-4), "grounded": (None, 1e-3)}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One setting of one experiment.
+
+    Attributes:
+        experiment: a key of EXPERIMENTS.
+        label: what figures and tables call it.
+        method: one of config.METHODS.
+        variant: part of the run's name; "" are the main runs.
+        settings: of the profile, as `config.load_profile` takes them.
+        seeds: training seeds; the base of the same seed is built where it is missing.
+        splits: answered at the end of a run; what is used for choosing leaves the test sets closed.
+        model: "svlm" or "large".
+        value: place on the x axis of a sweep; None where settings are no numbers.
+    """
+
+    experiment: str
+    label: str
+    method: str
+    variant: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+    seeds: tuple[int, ...] = SEEDS
+    splits: tuple[str, ...] = HELD_OUT
+    model: str = "svlm"
+    value: float | None = None
+
+    def runs(self) -> list[Run]:
+        """The point's runs, in order of their seeds."""
+        profile = config.load_profile(PROFILE, **self.settings)
+        return [Run(profile, self.method, self.model, seed, self.variant) for seed in self.seeds]
+
+
+def _main() -> Iterator[Point]:
+    for method in config.METHODS:
+        yield Point("main", config.METHOD_NAMES[method], method)
+
+
+def _short() -> Iterator[Point]:
+    """A few steps of each trainer, which a test makes again: the code that stands here gives the published rows."""
+    settings = {"training.steps": 6, "training.evaluate_every": 6, "world.train_questions": 64,
+                "world.validation_questions": 40}
+    for method in ("sft", "grpo", "pure_dyme", "full_dyme"):
+        yield Point("short", f"{config.METHOD_NAMES[method]}, 6 steps", method, "short", settings, (0,), ("validation",))
+
+
+def _large() -> Iterator[Point]:
+    for method in ("base", "sft", "grpo", "pure_dyme"):  # its bases and steps take three times as long
+        yield Point("large", config.METHOD_NAMES[method], method, model="large", seeds=FEW_SEEDS)
+
+
+def _tuning() -> Iterator[Point]:
+    """Four learning rates with a short warm-up, the two best with a longer: the same for every method, on seed 0. The two best
+    go on to two more seeds with the short one; the one with the higher mean is chosen.
+
+    Full DyME takes Pure DyME's: with rule experts both are the same run until the template bank learns another structure.
+    """
+    for method in ("sft", "grpo", "sft_grpo", "pure_dyme"):
+        grid = [(rate, 10) for rate in (1e-4, 3e-4, 1e-3, 2e-3)] + [(rate, 40) for rate in FINALISTS[method]]
+        for rate, warmup in grid:
+            yield Point("tuning", f"{config.METHOD_NAMES[method]}, {rate:g}, {warmup}", method, f"lr{rate:g}-w{warmup}",
+                        {f"learning_rates.{method}": rate, f"warmup_steps.{method}": warmup},
+                        FEW_SEEDS if warmup == 10 and rate in FINALISTS[method] else (0,), ("validation",), value=rate)
+
+
+def _switch_tuning() -> Iterator[Point]:
+    for switch, values in SWITCH_VALUES.items():
+        for value in values:
+            for rate in SWITCH_RATES:
+                variant = f"{switch}{'' if value is None else f'{value:g}'}-lr{rate:g}"
+                yield Point("switch_tuning", SWITCH_NAMES[switch], "pure_dyme", variant, _switched(switch, value, rate), (0,),
+                            ("validation",), value=value)
+
+
+def _switched(switch: str, value: float | None, rate: float) -> dict[str, Any]:
+    return {"training.switch": switch, "training.switch_value": value, "learning_rates.pure_dyme": rate}
+
+
+def _switch() -> Iterator[Point]:
+    yield Point("switch", SWITCH_NAMES["binary"], "pure_dyme")
+    for switch, chosen in CHOSEN_SWITCHES.items():
+        yield Point("switch", SWITCH_NAMES[switch], "pure_dyme", switch, _switched(switch, *chosen))
+
+
+def _ablation() -> Iterator[Point]:
+    yield Point("ablation", "Full DyME", "full_dyme")
+    for name, settings in {"memorize": {"training.switch": "explore"}, "explore": {"training.switch": "memorize"},
+                           "refiner": {"supervision.quality": "low"},
+                           "checker": {"training.thinking_weight": 0.0}}.items():
+        yield Point("ablation", f"without {name}", "full_dyme", f"no-{name}", settings)
+
+
+def _rollouts() -> Iterator[Point]:
+    for method in ("grpo", "pure_dyme"):
+        for size in (2, 4, 8, 16):  # 32 rollouts a step in all
+            settings = {"training.num_generations": size, "training.prompts_per_step": 32 // size}
+            yield Point("rollouts", f"G = {size}", method, "" if size == 8 else f"g{size}", {} if size == 8 else settings,
+                        FEW_SEEDS, value=size)
+
+
+def _prompts() -> Iterator[Point]:
+    """Prompts a step, without and with rollouts: what more prompts do is not what fewer rollouts of each do."""
+    for count in (4, 8, 16):
+        changed = {"training.prompts_per_step": count}
+        yield Point("prompts", f"{count} prompts", "sft", "" if count == 4 else f"p{count}", {} if count == 4 else changed,
+                    FEW_SEEDS, value=count)
+        yield Point("prompts", f"{count} prompts", "pure_dyme", "g2" if count == 16 else f"g2-p{count}",
+                    {"training.num_generations": 2, **changed}, FEW_SEEDS, value=count)
+
+
+def _length() -> Iterator[Point]:
+    for method, limits in (("grpo", (24, 40, 56, 96)), ("pure_dyme", (56, 96))):  # the longest target has 50 tokens
+        for limit in limits:
+            yield Point("length", f"{limit} tokens", method, "" if limit == 56 else f"t{limit}",
+                        {} if limit == 56 else {"training.max_completion_tokens": limit}, FEW_SEEDS, value=limit)
+
+
+def _quality() -> Iterator[Point]:
+    for method in ("sft", "pure_dyme"):
+        for quality in ("high", "medium", "low"):
+            yield Point("quality", quality, method, "" if quality == "high" else f"{quality}-traces",
+                        {} if quality == "high" else {"supervision.quality": quality}, FEW_SEEDS)
+
+
+def _corruption() -> Iterator[Point]:
+    for method in ("sft", "pure_dyme"):
+        for share in (0.0, 0.125, 0.25, 0.5):
+            yield Point("corruption", f"{share:.1%}", method, f"wrong{1000 * share:.0f}" if share else "",
+                        {"supervision.corruption": share} if share else {}, FEW_SEEDS, value=100 * share)
+
+
+def _data() -> Iterator[Point]:
+    for method in ("sft", "grpo", "pure_dyme"):
+        for count in (64, 256, 1024):
+            yield Point("data", f"{count} questions", method, f"n{count}", {"world.train_questions": count}, FEW_SEEDS,
+                        value=count)
+    for method in ("sft", "pure_dyme"):  # one pass, like 1,024 questions in the 240 steps of the others
+        yield Point("data", "4096 questions", method, "n4096", {"world.train_questions": 4096, "training.steps": 1024},
+                    FEW_SEEDS, value=4096)
+
+
+def _kinds() -> Iterator[Point]:
+    for method in ("sft", "grpo", "pure_dyme"):
+        yield Point("kinds", "without gaps and counts", method, "no-gap-count",
+                    {"world.left_out_kinds": ("gap", "count")}, FEW_SEEDS)
+
+
+def _statistics() -> Iterator[Point]:
+    for method in ("sft", "pure_dyme"):
+        for share, label in ((0.0, "generated tables"), (1.0, "real statistics")):
+            yield Point("statistics", label, method, f"real{share:.0f}", {"world.train_real_share": share}, FEW_SEEDS)
+
+
+EXPERIMENTS = {"tuning": _tuning, "main": _main, "short": _short, "switch_tuning": _switch_tuning, "switch": _switch,
+               "ablation": _ablation, "rollouts": _rollouts, "quality": _quality, "corruption": _corruption,
+               "length": _length, "data": _data, "kinds": _kinds, "statistics": _statistics, "large": _large,
+               "prompts": _prompts}
+
+
+def points(*experiments: str) -> list[Point]:
+    """The points of some experiments (all, if none is named), in the order of the plan.
+
+    Raises:
+        ValueError: for an unknown experiment, with the known ones.
+    """
+    unknown = sorted(set(experiments) - set(EXPERIMENTS))
+    if unknown:
+        raise ValueError(f"unknown experiments {unknown}; known: {', '.join(EXPERIMENTS)}")
+    return [point for name, declare in EXPERIMENTS.items() if not experiments or name in experiments for point in declare()]

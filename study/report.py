@@ -1,0 +1,242 @@
+"""Every table, figure and claim of a profile from its stored rows (`make figures`).
+
+    python -m study.report --profile mini
+
+The published study's are drawn again in results/local/<profile>/published/ and compared with the published ones; `make publish`
+draws the published ones.
+"""
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from PIL import Image
+
+from dyme_core import config
+from dyme_core.data.schema import mini_records
+from dyme_core.utils import write_atomic
+from study import contrasts, findings, statistics, tables
+from study.figures import mechanism, plots, sweeps, traces
+from study.figures.theme import save_figure
+from study.registry import read_manifests, write_registry
+from study.statistics import NoRows
+from study.verdicts import Evidence
+
+logger = logging.getLogger(__name__)
+README_MARK = "<!-- results/mini/tables/main.md -->\n"  # the README's table of results follows it
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What the runs of a profile left: rows (one per item), logs (one per step), manifests (one per run).
+
+    Attributes:
+        paths: where the rows are read.
+        folder: where tables, figures and claims are written; None: where those of `paths` are.
+        runs: names of the main runs, those that figures and tables of methods show; None: all with the profile's own settings.
+    """
+
+    paths: config.Paths
+    folder: Path | None = None
+    runs: tuple[str, ...] | None = None
+
+    @property
+    def tables(self) -> Path:
+        return self.folder / "tables" if self.folder else self.paths.tables
+
+    @property
+    def figures(self) -> Path:
+        return self.folder / "figures" if self.folder else self.paths.figures
+
+    @property
+    def claims(self) -> Path:
+        return self.folder / "CLAIMS.md" if self.folder else self.paths.claims
+
+    @property
+    def registry(self) -> Path:
+        return (self.folder or self.paths.results) / "registry.csv"
+
+    @cached_property
+    def rows(self) -> pd.DataFrame:
+        return statistics.load_rows(self.paths.rows, _names(self.manifests))
+
+    @cached_property
+    def logs(self) -> pd.DataFrame:
+        return statistics.load_logs(self.paths.logs, _names(self.manifests))
+
+    @cached_property
+    def main_rows(self) -> pd.DataFrame:
+        return statistics.load_rows(self.paths.rows, _names(self.main_manifests))
+
+    @cached_property
+    def main_logs(self) -> pd.DataFrame:
+        return statistics.load_logs(self.paths.logs, _names(self.main_manifests))
+
+    @cached_property
+    def manifests(self) -> list[dict[str, Any]]:
+        return read_manifests(self.paths)
+
+    @cached_property
+    def main_manifests(self) -> list[dict[str, Any]]:
+        if self.runs is not None:
+            return [manifest for manifest in self.manifests if manifest["run"] in self.runs]
+        return [manifest for manifest in self.manifests if not manifest.get("variant")]
+
+    @cached_property
+    def evidence(self) -> Evidence:
+        """What the claims rest on."""
+        gradients = self.paths.tables / "gradient_equivalence.csv"
+        return Evidence(self.rows, self.logs, self.manifests, pd.read_csv(gradients) if gradients.is_file() else None)
+
+    @cached_property
+    def pictures(self) -> dict[str, Image.Image]:
+        """The test charts by item, drawn again from their seed."""
+        world = config.load_profile(self.paths.profile).world
+        return {record.item: record.load_image() for record in mini_records("test", world.test_questions, 0, world.real_share)}
+
+
+def _names(manifests: list[dict[str, Any]]) -> list[str]:
+    return [manifest["run"] for manifest in manifests]
+
+
+FIGURES: dict[str, Callable[[Stored], Any]] = {
+    "stability": lambda stored: plots.stability(stored.main_logs),
+    "modes": lambda stored: plots.modes(stored.main_logs),
+    "thinking": lambda stored: plots.thinking(stored.main_logs),
+    "performance": lambda stored: plots.performance(stored.main_rows),
+    "kinds": lambda stored: plots.kinds(stored.main_rows),
+    "pseudo_thinking": lambda stored: traces.pseudo_thinking(stored.main_rows, stored.pictures.__getitem__),
+    "switches": lambda stored: sweeps.switches(stored.rows),
+    "ablation": lambda stored: sweeps.ablation(stored.rows),
+    "rollouts": lambda stored: sweeps.rollouts(stored.rows),
+    "prompts": lambda stored: sweeps.prompts(stored.rows),
+    "data": lambda stored: sweeps.data(stored.rows),
+    "supervision": lambda stored: sweeps.supervision(stored.rows),
+    "length": lambda stored: sweeps.length(stored.rows),
+    "transfer": lambda stored: mechanism.transfer(stored.rows),
+    "mechanism": lambda stored: mechanism.mechanism(stored.logs, stored.manifests),
+}
+TABLES: dict[str, tuple[Callable[[Stored], pd.DataFrame], str]] = {
+    "main": (lambda stored: tables.main_table(stored.main_rows),
+             "Share of well-formed correct answers in the mini world, with 95 % bootstrap intervals over seeds and items."),
+    "cost": (lambda stored: tables.cost_table(stored.main_logs, stored.main_rows, stored.main_manifests),
+             "The poster's cost table: measured lines are of the mini world on a CPU (medians over seeds, per run), reported "
+             "ones of ChartQA on GPUs."),
+    "ablation": (lambda stored: contrasts.ablation_table(stored.rows),
+                 "Full DyME with one part taken away, mini world; differences to Full DyME on shared seeds. Reported: the "
+                 "paper's averages, of real models and data."),
+    "switches": (lambda stored: contrasts.switch_table(stored.rows),
+                 "Switches between memorizing and exploring, mini world; differences to the binary one on shared seeds. "
+                 "Reported: the paper's, LLaVA-OV-0.5B on charts."),
+    "tuning": (lambda stored: contrasts.tuning_table(stored.rows, stored.manifests),
+               "What was tried on validation, at equal budgets; \"used\" is what all other runs have."),
+}
+
+
+def study_of(profile: str) -> Stored:
+    """The profile's published study, its tables and figures drawn again beside the own results (a maintainer's command draws
+    the published ones); the own runs, where a profile has no published study."""
+    paths = config.paths(profile)
+    published = dataclasses.replace(paths, is_published=True)
+    if paths.is_published or not any(published.manifests.glob("*.json")):
+        return Stored(paths)
+    return Stored(published, paths.results / "published")
+
+
+def draw(name: str, stored: Stored):
+    """Draw one figure, save it as PDF, PNG and CSV, and return it.
+
+    Raises:
+        NoRows: if its runs have not been made.
+    """
+    figure = FIGURES[name](stored)
+    save_figure(figure, figure.dyme_frame, name, stored.figures)
+    return figure
+
+
+def tabulate(name: str, stored: Stored) -> pd.DataFrame:
+    """Make one table, write it as CSV, Markdown and LaTeX, and return it.
+
+    Raises:
+        NoRows: if its runs have not been made.
+    """
+    build, caption = TABLES[name]
+    frame = build(stored)
+    tables.write_table(frame, stored.tables, name, caption)
+    return frame
+
+
+def claim(stored: Stored) -> pd.DataFrame:
+    """Check every claim, write CLAIMS.md, and return the table of claims."""
+    frame = findings.table(stored.evidence)
+    write_atomic(stored.claims, findings.markdown(frame, findings.findings(stored.evidence), stored.manifests))
+    logger.info("claims in %s", stored.claims)
+    return frame
+
+
+def refresh_readme(stored: Stored) -> None:
+    """Put the default profile's published main table where the README shows it."""
+    readme, table = stored.paths.root / "README.md", stored.tables / "main.md"
+    if stored.paths.profile == config.DEFAULT and readme.is_file() and table.is_file():
+        before, after = readme.read_text(encoding="utf-8").split(README_MARK)
+        shown, (_, rest) = table.read_text(encoding="utf-8").split("\n\n")[0], after.split("\n\n", 1)
+        write_atomic(readme, f"{before}{README_MARK}{shown}\n\n{rest}")
+
+
+def redraw(stored: Stored) -> int:
+    """Make every table, figure and claim that has rows; returns how many tables and figures."""
+    write_registry(stored.paths, stored.registry)
+    made = 0
+    for make, names in ((tabulate, TABLES), (draw, FIGURES)):
+        for name in names:
+            try:
+                make(name, stored)
+                made += 1
+            except NoRows as missing:
+                logger.info("%s left out: %s", name, missing)
+    claim(stored)
+    return made
+
+
+def compare(stored: Stored) -> str:
+    """How much of what was drawn again is what is published, byte for byte, in a sentence."""
+    original = Stored(stored.paths)
+    pairs = [(path, folder / path.name) for place, folder in ((stored.tables, original.tables),
+                                                              (stored.figures, original.figures))
+             for path in sorted(place.iterdir())]
+    pairs += [(stored.claims, original.claims), (stored.registry, original.registry)]
+    changed = [path.name for path, other in pairs if not other.is_file() or path.read_bytes() != other.read_bytes()]
+    return (f"{len(pairs) - len(changed)} of {len(pairs)} files are the published ones, byte for byte"
+            + (f"; others: {', '.join(changed)}" if changed else ""))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line: everything again, one line a piece."""
+    parser = argparse.ArgumentParser(prog="python -m study.report", description="Tables and figures from stored rows.")
+    parser.add_argument("--profile", default="mini")
+    parser.add_argument("--own", action="store_true", help="of the own runs, instead of the published study")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    config.load_profile(options.profile)
+    start = time.perf_counter()
+    stored = Stored(config.paths(options.profile)) if options.own else study_of(options.profile)
+    made = redraw(stored)
+    if stored.folder:
+        logger.info("%s", compare(stored))
+    if stored.paths.is_published and not stored.folder:
+        refresh_readme(stored)
+    logger.info("%d of %d tables and figures in %.0f s, in %s and %s", made, len(TABLES) + len(FIGURES),
+                time.perf_counter() - start, stored.tables, stored.figures)
+
+
+if __name__ == "__main__":
+    main()

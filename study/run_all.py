@@ -1,0 +1,182 @@
+"""The whole study: `python -m study.run_all` (`make study`) carries out what `plan` declares, two runs at a time.
+
+What git carries of a run (rows, log, manifest) says that it is finished, so the study can be cut at any moment and go on
+elsewhere. A run is stale where its settings or base are not those of the plan, or where its experiment asks for a newer
+version of the results; changed code alone makes none stale, the manifest names its commit. The study writes where the
+published results are.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from dyme_core import config
+from dyme_core.pipeline.runs import Run, differences, settings_of
+from study import plan, scheduler
+from study.registry import read_manifests, write_registry
+
+logger = logging.getLogger(__name__)
+MODEL_SHARES = {"svlm": 1.0, "large": 3.0}  # rough duration, for the order
+TELL_S = 30.0
+
+
+@dataclass(frozen=True)
+class Task:
+    """A run of the plan.
+
+    Attributes:
+        experiment: the first that asks for it.
+        run: what is made.
+        splits: that it answers.
+        oldest_version: of results that is taken as it is.
+    """
+
+    experiment: str
+    run: Run
+    splits: tuple[str, ...]
+    oldest_version: int = 1
+
+    def is_finished(self) -> bool:
+        return not self.undone()
+
+    def undone(self) -> str:
+        """Why the run has to be made (again); "" where it is finished."""
+        run = self.run
+        *files, manifest = scheduler.stored_files(run)
+        if not manifest.is_file():
+            return "to do"
+        made, base = json.loads(manifest.read_text()), f"{run.model}-s{run.seed}"
+        if made["base"] != base:
+            return f"made from base {made['base']}, not {base}"
+        if missing := [path.name for path in files if not path.is_file()]:
+            return f"lacks {' and '.join(missing)}"
+        if changed := differences(made["settings"], settings_of(run)):
+            return f"made with other settings: {', '.join(changed)}"
+        version = made.get("results_version", 1)
+        if version < self.oldest_version:
+            return f"made by version {version} of the code, version {self.oldest_version} is asked for"
+        closed = [split for split in self.splits if split not in made.get("results", {})]
+        return f"did not answer {' and '.join(closed)}" if closed else ""
+
+    def job(self) -> scheduler.Job:
+        """Its process; policies are kept of the main runs alone, which notebooks use."""
+        return scheduler.run_job(self.run, self.splits, keep_policy=not self.run.variant, finished=self.is_finished)
+
+
+def tasks(experiments: Sequence[str] = ()) -> list[Task]:
+    """The runs of some experiments (all, if none is named) in the plan's order, each once, longest first in an experiment.
+
+    Raises:
+        ValueError: for an unknown experiment, or if the plan gives one name to two different runs.
+    """
+    oldest = {run.name: plan.OLDEST_VERSION[point.experiment] for point in plan.points()
+              if point.experiment in plan.OLDEST_VERSION for run in point.runs()}
+    found: dict[str, Task] = {}
+    for point in plan.points(*experiments):
+        for run in point.runs():
+            task = found.setdefault(run.name, Task(point.experiment, run, point.splits, oldest.get(run.name, 1)))
+            if (settings_of(task.run), task.splits) != (settings_of(run), point.splits):
+                raise ValueError(f"{task.experiment} and {point.experiment} mean different runs by {run.name}; name a variant")
+    order = list(plan.EXPERIMENTS)
+    return sorted(found.values(), key=lambda task: (order.index(task.experiment), -_length(task.run)))
+
+
+def carry_out(waiting: Sequence[Task], paths: config.Paths, hours: float = math.inf) -> dict[str, str]:
+    """Make runs and the bases they need; one that fails does not stop the others.
+
+    Args:
+        waiting: what is not finished.
+        paths: of the plan's profile.
+        hours: nothing is started after these.
+    Returns:
+        why the failed ones failed, by name.
+    """
+    jobs, failures, started = scheduler.with_bases(task.job() for task in waiting), dict[str, str](), time.monotonic()
+
+    def is_time_left() -> bool:
+        return time.monotonic() - started < 3600 * hours
+
+    def on_end(job: scheduler.Job, failure: str) -> None:
+        if failure:
+            failures[job.name] = failure
+            logger.error("%s", failure)
+        else:
+            write_registry(paths)
+            logger.info("%s is finished", job.name)
+
+    def tell(left: list[scheduler.Job], running: list[scheduler.Job]) -> None:
+        up = "" if is_time_left() else "; the time is up, what runs is finished"
+        logger.info("%d done, %d running, %d left, %s%s; %s", len(jobs) - len(left) - len(running), len(running), len(left),
+                    time_left([*running, *left], read_manifests(paths)), up, "; ".join(map(scheduler.last_line, running)))
+
+    left = scheduler.carry_out(jobs, on_end, tell, may_start=is_time_left, tell_s=TELL_S)
+    if left:
+        logger.info("the time is up: %d not started, %s; start the study again to go on", len(left),
+                    time_left(left, read_manifests(paths)))
+    return failures
+
+
+def time_left(jobs: Sequence[scheduler.Job], manifests: Sequence[dict[str, Any]]) -> str:
+    """How long jobs take, side by side, by the pace of the finished runs of the same method and model, in words."""
+    seconds = [60 * job.minutes if job.run is None else expected_s(job.run, manifests) for job in jobs]
+    known = [value for value in seconds if value is not None]
+    if jobs and not known:
+        return "time left unknown"
+    unknown = f" and {len(seconds) - len(known)} runs of unknown length" if len(known) < len(seconds) else ""
+    return f"about {sum(known) / 3600 / scheduler.PROCESSES:.1f} h left{unknown}"
+
+
+def expected_s(run: Run, manifests: Sequence[dict[str, Any]]) -> float | None:
+    """Mean seconds of the finished runs of the same method and model, scaled to this one's steps; None if there are none."""
+    steps = run.profile.training.steps
+    measured = [made["seconds"] * (steps / made["steps"] if made["steps"] else 1) for made in manifests
+                if (made["method"], made["model"]) == (run.method, run.model) and "seconds" in made]
+    return fmean(measured) if measured else None
+
+
+def _length(run: Run) -> float:
+    return scheduler.SHARES.get(run.method, 1.0) * MODEL_SHARES[run.model] * run.profile.training.steps
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line: the study, or with --list what is done of it."""
+    parser = argparse.ArgumentParser(prog="python -m study.run_all", description="Carry out the study; finished runs stay.")
+    parser.add_argument("--only", nargs="+", metavar="EXPERIMENT", default=[], choices=tuple(plan.EXPERIMENTS),
+                        help=", ".join(plan.EXPERIMENTS))
+    parser.add_argument("--hours", type=float, default=math.inf, help="start nothing after these; what runs is finished")
+    parser.add_argument("--list", action="store_true", help="show the runs and which are finished, and start nothing")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    os.environ[config.PUBLISH] = "1"  # for the processes of the runs, too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the runs under way, like Ctrl-C
+    paths, every = config.paths(plan.PROFILE), tasks(options.only)
+    undone = {task.run.name: task.undone() for task in every}
+    if options.list:
+        sys.stdout.writelines(f"{task.experiment:14}{task.run.name:40}{undone[task.run.name] or 'finished'}\n"
+                              for task in every)
+        return
+    waiting = [task for task in every if undone[task.run.name]]
+    logger.info("%d of %d runs are finished", len(every) - len(waiting), len(every))
+    try:
+        failures = carry_out(waiting, paths, options.hours)
+    except KeyboardInterrupt:
+        logger.info("stopped; finished runs stay, start the study again to go on")
+        sys.exit(130)
+    write_registry(paths)
+    if failures:
+        logger.error("%d failed: %s", len(failures), ", ".join(failures))
+        sys.exit("\n".join(failures.values()))
+
+
+if __name__ == "__main__":
+    main()

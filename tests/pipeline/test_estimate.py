@@ -1,0 +1,138 @@
+"""The estimate's formulas against what torch counts on the mini model: FLOPs, and the most memory an update holds."""
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from dyme_core import config
+from dyme_core.data.schema import mini_records
+from dyme_core.engine import Engine
+from dyme_core.models import loading
+from dyme_core.models.generation import prompt_inputs
+from dyme_core.pipeline import estimate
+from dyme_core.pipeline.headroom import _loss
+
+ROWS, SAID = 4, 32
+WITHIN = 1.3  # the stated factor for memory
+RECORDS = mini_records("train", 1, seed=0)
+
+
+@pytest.fixture(scope="module")
+def measured():
+    """The mini model, an input of equal rows, and its shape."""
+    processor = loading.build_processor()
+    model = loading.build_model("svlm", processor, 0)
+    loading.freeze_vision(model)
+    inputs = prompt_inputs(processor, RECORDS * ROWS)
+    vision = sum(p.numel() for name, p in model.named_parameters() if "vision_tower" in name)
+    shape = estimate.shape_of(model.config, inputs["pixel_values"].shape[1] * 16, inputs["input_ids"].shape[1], vision)
+    return model, inputs, shape
+
+
+@contextmanager
+def training(model, checkpointing: bool) -> Iterator[None]:
+    """The model as it trains, its language layers checkpointed or not; no gradient is left behind."""
+    model.train()
+    if checkpointing:
+        model.model.language_model.gradient_checkpointing_enable({"use_reentrant": False})
+    yield
+    model.gradient_checkpointing_disable()
+    model.zero_grad()
+
+
+def counted_flops(model, inputs, backward: bool) -> float:
+    """FLOPs of one row, as torch counts them."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # it does not count the CPU's own kernel
+        loss = _loss(model, inputs, SAID, 1)
+        if backward:
+            loss.backward()
+    model.zero_grad()
+    return counter.get_total_flops() / ROWS
+
+
+def test_the_weights_counted_from_a_shape_are_the_model_s(measured) -> None:
+    model, _, shape = measured
+    trained = sum(p.numel() for name, p in model.named_parameters() if "vision_tower" not in name and "projector" not in name)
+    assert shape.language == pytest.approx(trained, rel=0.01)  # norms and biases are left out
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_flops_of_an_update_are_those_that_torch_counts(measured, checkpointing: bool) -> None:
+    model, inputs, shape = measured
+    with training(model, checkpointing):
+        counted = counted_flops(model, inputs, backward=True)
+    told = estimate.update_flops(shape, SAID, full=True, checkpointing=checkpointing)
+    assert told == pytest.approx(counted, rel=0.03)
+
+
+def test_the_flops_of_a_forward_pass_are_those_that_torch_counts(measured) -> None:
+    model, inputs, shape = measured
+    model.eval()
+    told = estimate.picture_flops(shape) + estimate.forward_flops(shape, shape.prompt_tokens + SAID, SAID)
+    assert told == pytest.approx(counted_flops(model, inputs, backward=False), rel=0.03)
+
+
+def peak_bytes(work) -> int:
+    """The most that torch held at once beyond what it held before `work`."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = most = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        most = max(most, held)
+    return most
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_an_update_holds_as_much_memory_as_is_told_within_the_stated_factor(measured, checkpointing: bool) -> None:
+    model, inputs, shape = measured
+    with training(model, checkpointing):
+        peak = peak_bytes(lambda: _loss(model, inputs, SAID, 1).backward())
+    told = estimate.kept_bytes(shape, ROWS, shape.prompt_tokens + SAID, 4, checkpointing) \
+        + estimate.logit_bytes(shape, ROWS, SAID, 4) + 4 * shape.language
+    assert 1 / WITHIN < told / peak < WITHIN
+
+
+def test_each_setting_that_saves_something_says_so() -> None:
+    gpu = config.load_profile("gpu")
+    base = estimate.estimate(gpu)
+    assert base.fits and base.card == "RTX 4090" and base.profile == "gpu"
+    more = estimate.estimate(config.load_profile("gpu", **{"engine.micro_batches": 1}))
+    full = estimate.estimate(config.load_profile("gpu", **{"engine.lora_rank": None}))
+    kept = estimate.estimate(config.load_profile("gpu", **{"engine.gradient_checkpointing": False}))
+    fast = estimate.estimate(config.load_profile("gpu", **{"engine.use_vllm": True}))
+    four = estimate.estimate(config.load_profile("gpu", **{"engine.load_in_4bit": True}))
+    assert more.peak_gib > base.peak_gib < full.peak_gib and not kept.fits and not more.fits
+    assert kept.seconds["update"] < base.seconds["update"] < full.seconds["update"]
+    assert fast.seconds["decoding"] < base.seconds["decoding"] and fast.peak_gib > base.peak_gib
+    assert four.gib["weights"] == base.gib["weights"] / 4
+    paper = estimate.estimate(config.load_profile("paper"))
+    assert paper.fits and (paper.processes, paper.card) == (8, "A100")
+    assert "estimate, not measured: profile gpu on 1 x RTX 4090: 25 s a step" in str(base)
+
+
+def test_the_readme_s_table_is_what_the_formulas_give() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (?:(\d) x )?([\w ]+) \(\d+ GB\) \| (\d+) \| (\d+) steps, ([\d.]+) h \| (\d+) GiB \|$",
+                      (Path(__file__).parents[2] / "README.md").read_text(), re.MULTILINE)
+    assert {row[0] for row in rows} == set(estimate.USUAL) and len(rows) == 6
+    for chosen, processes, name, step_s, steps, hours, gib in rows:
+        told = estimate.estimate(config.load_profile(chosen), card=name, processes=int(processes or 1))
+        assert [f"{told.step_s:.0f}", f"{told.steps}", f"{told.step_s * told.steps / 3600:.1f}", f"{told.peak_gib:.0f}"] == [
+            step_s, steps, hours, gib]
+
+
+@pytest.mark.parametrize(("change", "advice"), [
+    ({"micro_batches": 0}, "micro_batches must be a whole number from 1 on: got 0"),
+    ({"load_in_4bit": True}, "engine.lora_rank must be a number: got None"),
+    ({"vllm_memory_share": 1.5}, r"a share in \(0, 1\): got 1.5")])
+def test_an_engine_that_cannot_be_is_refused(change: dict, advice: str) -> None:
+    with pytest.raises(ValueError, match=advice):
+        Engine(**change)

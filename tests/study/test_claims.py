@@ -1,0 +1,191 @@
+"""Claims: on a made-up study whose truth is known, each verdict follows from the data."""
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from scripted_study import points, study_logs, study_manifests, study_rows
+
+from dyme_core import config
+from study import claims, contrasts, findings, plan, report, statistics, verdicts
+from study.verdicts import Evidence
+
+CHANCES = {"svlm-base": 0.1, "svlm-sft": 0.75, "svlm-grpo": 0.3, "svlm-sft_grpo": 0.6, "svlm-pure_dyme": 0.6,
+           "svlm-full_dyme": 0.6, "svlm-pure_dyme-luffy": 0.8, "svlm-pure_dyme-threshold": 0.3, "large-sft": 0.95,
+           "svlm-full_dyme-no-memorize": 0.2, "svlm-full_dyme-no-explore": 0.9}
+
+
+def chance(setting: str) -> float:
+    return CHANCES.get(setting, 0.6)
+
+
+@cache
+def evidence(*experiments: str, seeds: int = 3) -> Evidence:
+    chosen = points(*experiments)
+    return Evidence(study_rows(chosen, chance, seeds=seeds), study_logs(chosen, chance, seeds), study_manifests(chosen, seeds))
+
+
+def verdict_of(found: Evidence, words: str) -> str:
+    frame = findings.table(found).set_index("Claim")
+    return frame.loc[words, "Verdict"]
+
+
+@pytest.mark.parametrize(("words", "verdict"), [
+    ("Pure DyME beats GRPO", verdicts.REPRODUCED), ("DyME beats CoT-SFT", verdicts.NOT_REPRODUCED),
+    ("Full DyME beats Pure DyME", verdicts.NOISE), ("DyME beats SFT then GRPO", verdicts.NOISE),
+    ("CoT-SFT gives a small VLM more pseudo thinking than a large one", verdicts.REPRODUCED),
+    ("Full DyME beats DyME without memorize", verdicts.REPRODUCED),
+    ("Full DyME beats DyME without explore", verdicts.NOT_REPRODUCED),
+    ("The binary switch beats HPT gate", verdicts.REPRODUCED),
+    ("The binary switch beats SFT budget", verdicts.NOT_MEASURED),
+    ("Advantages collapse: most of GRPO's groups teach nothing", verdicts.REPRODUCED),
+    ("DyME drifts from memorizing to exploring", verdicts.REPRODUCED),
+    ("A step of Pure DyME takes no longer than one of GRPO", verdicts.REPRODUCED),
+    ("DyME helps in medical VQA and geometry", verdicts.NOT_TESTABLE)])
+def test_the_verdict_follows_from_the_truth_of_the_study(words: str, verdict: str) -> None:
+    found = evidence("main", "large", "ablation", "switch")
+    found = Evidence(found.stored_rows[found.stored_rows["variant"] != "budget"], found.stored_logs, found.manifests)
+    assert verdict_of(found, words) == verdict
+
+
+def test_too_few_seeds_are_not_a_measurement() -> None:
+    found = evidence("main", seeds=2)
+    frame = findings.table(found)
+    assert set(frame["Verdict"]) == {verdicts.NOT_MEASURED, verdicts.NOT_TESTABLE}
+    line = frame.set_index("Claim").loc["Pure DyME beats GRPO"]
+    assert line["Measured here"] == "2 of 3 seeds so far of svlm-pure_dyme, svlm-grpo" and line["Rests on"] == ""
+
+
+def test_settings_are_compared_on_the_seeds_that_both_have() -> None:
+    full = evidence("main", seeds=5)
+    rows = full.stored_rows[(full.stored_rows["method"] != "grpo") | (full.stored_rows["seed"] != 1)]
+    found = verdicts.items(Evidence(rows, full.stored_logs), "svlm-pure_dyme", "svlm-grpo")
+    assert "seeds 0, 2, 3, 4; 200 items" in found.rests_on and found.rests_on.startswith("main: svlm-pure_dyme, svlm-grpo")
+
+
+def test_a_claim_about_some_kinds_of_question_looks_at_those_alone() -> None:
+    full = evidence("main")
+    rows = full.stored_rows.assign(correct=0)
+    rows.loc[(rows["kind"] == "gap") & (rows["method"] == "pure_dyme"), "correct"] = 1
+    rows.loc[(rows["kind"] != "gap") & (rows["method"] == "sft"), "correct"] = 1
+    made, settings = Evidence(rows, full.stored_logs), ("svlm-pure_dyme", "svlm-sft")
+    assert verdicts.items(made, *settings).verdict == verdicts.NOT_REPRODUCED
+    found = verdicts.items(made, *settings, kinds=("gap",))
+    assert found.verdict == verdicts.REPRODUCED and "(correct, test, gap)" in found.measured
+
+
+def test_measures_of_a_run_by_hand() -> None:
+    run = {"setting": "a", "seed": 0}
+    logs = pd.DataFrame([run | {"event": "step", "step": step, "memorize": memorize, "explore": 4 - memorize, "mastered": 0,
+                                "cpu_s": 2.0, "zero_variance": zero}
+                         for step, memorize, zero in ((1, 4, 1.0), (2, 3, 0.5), (3, 2, 0.5), (4, 1, 0.0))]
+                        + [run | {"event": "eval", "step": step, "correct": correct}
+                           for step, correct in ((0, 0.0), (2, 0.5), (3, 0.3), (4, 0.4))])
+    assert verdicts.zero_variance(logs)[0] == 50
+    assert verdicts.memorize_drift(logs)[0] == 75  # 100 % of the first quarter, 25 % of the last
+    assert verdicts.step_seconds(logs)[0] == 2
+    assert verdicts.drop_from_best(logs)[0] == pytest.approx(10)
+    assert verdicts.restlessness(logs)[0] == pytest.approx(10)
+    last = pd.concat([logs, logs.assign(seed=1, correct=0.8), logs.assign(seed=2, correct=0.6)])
+    assert verdicts.distance_between_seeds(last).tolist() == pytest.approx([20, 20, 0])
+
+
+def test_a_smaller_gain_of_the_large_model_is_seen() -> None:
+    rows = study_rows([replace(point, seeds=(0, 1, 2)) for point in points("main", "large")],
+                      lambda setting: {"svlm-base": 0.3, "large-base": 0.6}.get(setting, 0.7))
+    found = verdicts.gains(Evidence(rows, pd.DataFrame()), ("svlm-pure_dyme", "svlm-base"), ("large-pure_dyme", "large-base"))
+    assert found.verdict == verdicts.REPRODUCED
+
+
+@pytest.mark.parametrize(("error", "verdict"), [(1e-15, verdicts.REPRODUCED), (1e-3, verdicts.NOT_REPRODUCED)])
+def test_gradients_are_held_to_their_bounds(error: float, verdict: str) -> None:
+    frame = pd.DataFrame({"group": "all", "dtype": ["float64", "float32"], "relative_error": [error, 1e-7]})
+    assert verdicts.gradient_form(Evidence(pd.DataFrame(), pd.DataFrame(), (), frame)).verdict == verdict
+
+
+def test_what_beats_the_binary_switch_on_every_seed_is_a_finding_and_nothing_else() -> None:
+    found = findings.findings(evidence("main", "large", "ablation", "switch"))
+    assert {sentence.split(" beats ")[0] for sentence in found} == {"LUFFY", "CoT-SFT"}
+    assert len(found) == 4 and all("on each of 3 seeds" in sentence for sentence in found)
+
+
+def test_one_seed_behind_is_no_finding_though_the_interval_is_above_zero() -> None:
+    rows = evidence("main", "large", "ablation", "switch", seeds=5).stored_rows.copy()
+    binary = rows[rows["run"] == "svlm-pure_dyme-s4"]["correct"].to_numpy().copy()
+    for split in ("test", "unseen"):
+        first_right = next(place for place, row in enumerate(rows[rows["run"] == "svlm-pure_dyme-s4"].itertuples())
+                           if row.correct and row.split == split)
+        binary[first_right] = 0  # one answer less than the binary switch has in this seed
+    rows.loc[rows["run"] == "svlm-pure_dyme-luffy-s4", "correct"] = binary
+    found = Evidence(rows, pd.DataFrame())
+    assert verdicts.items(found, "svlm-pure_dyme-luffy", "svlm-pure_dyme").verdict == verdicts.REPRODUCED
+    assert not any(sentence.startswith("LUFFY") for sentence in findings.findings(found))
+
+
+def test_the_page_is_the_same_bytes_twice_and_counts_its_verdicts() -> None:
+    found = evidence("main", "large", "ablation", "switch")
+    page, again = (findings.markdown(findings.table(found), findings.findings(found)) for _ in range(2))
+    assert page == again and page.count("not to be edited") == 1
+    assert f"Of {sum(map(len, claims.claims().values()))} claims: " in page
+    assert all(f"## {section}\n" in page for section in (*claims.claims(), "Findings of ours"))
+
+
+def test_reported_numbers_never_stand_in_the_measured_column() -> None:
+    empty = Evidence(evidence("main").stored_rows.iloc[:0], evidence("main").stored_logs.iloc[:0])
+    frame = findings.table(empty)
+    assert set(frame["Verdict"]) == {verdicts.NOT_MEASURED, verdicts.NOT_TESTABLE}
+    assert frame["Reported"].equals(findings.table(evidence("main"))["Reported"])
+
+
+def test_tables_of_settings_hold_the_difference_on_shared_seeds_and_the_reported_number() -> None:
+    rows = evidence("main", "large", "ablation", "switch").stored_rows
+    table = contrasts.switch_table(rows[(rows["variant"] != "chord") & ((rows["variant"] != "luffy") | (rows["seed"] > 0))])
+    assert table["Setting"].tolist() == [name for name in plan.SWITCH_NAMES.values() if name != "CHORD"]
+    line = table.set_index("Setting").loc["LUFFY"]
+    shared = rows[(rows["split"] == "test") & (rows["seed"] > 0)].groupby("run")["correct"].mean()
+    expected = 100 * (shared.filter(like="pure_dyme-luffy").mean() - shared[["svlm-pure_dyme-s1", "svlm-pure_dyme-s2"]].mean())
+    assert line["Difference on test (% points)"] == pytest.approx(expected)
+    assert pd.isna(line["Reported (%)"]) and table.set_index("Setting").loc["HPT gate", "Reported (%)"] == 52.4
+    with pytest.raises(statistics.NoRows):
+        contrasts.ablation_table(rows[rows["variant"] == ""])
+
+
+def test_the_tuning_table_marks_what_is_best_and_what_is_used() -> None:
+    chosen = points("tuning", "switch_tuning")
+    profile = config.load_profile(plan.PROFILE)
+    used = (f"{profile.learning_rates['grpo']:g}", profile.warmup_steps["grpo"])
+    best = next(point.runs()[0].name.removesuffix("-s0") for point in chosen if point.method == "grpo"
+                and (f"{point.value:g}", point.settings["warmup_steps.grpo"]) != used)
+    table = contrasts.tuning_table(study_rows(chosen, lambda setting: 0.9 if setting == best else 0.4), study_manifests(chosen))
+    assert len(table) == len(chosen)
+    grpo = table[table["Grid"] == "GRPO"].set_index(["Learning rate", "Warm-up (steps)"])["Chosen"]
+    assert grpo[grpo == "best"].index.map(lambda key: f"svlm-grpo-lr{key[0]}-w{key[1]}").tolist() == [best]
+    assert grpo[used] == "used"
+    assert (table.groupby("Grid")["Chosen"].agg(lambda marks: marks.dropna().str.contains("used").sum()) == 1).all()
+    assert set(table["Steps"]) == {240}
+
+
+def test_a_report_of_a_study_under_way_leaves_out_what_is_missing(tmp_path: Path, monkeypatch, caplog) -> None:
+    found = evidence("main", "rollouts", seeds=2)
+    rows = found.stored_rows[found.stored_rows["variant"].isin(["", "g4"])]
+    monkeypatch.setenv("DYME_ROOT", str(tmp_path))
+    monkeypatch.setenv(config.PUBLISH, "1")
+    (tmp_path / "README.md").write_text(f"Before\n\n{report.README_MARK}| old |\n\nAfter\n")
+    monkeypatch.setattr(report, "read_manifests", lambda paths: found.manifests)
+    monkeypatch.setattr(report.statistics, "load_rows", lambda folder, runs: rows[rows["run"].isin(runs)])
+    monkeypatch.setattr(report.statistics, "load_logs", lambda folder, runs: found.stored_logs)
+    monkeypatch.setattr(report, "FIGURES", {name: report.FIGURES[name] for name in ("rollouts", "switches", "performance")})
+    monkeypatch.setattr(report, "TABLES", {name: report.TABLES[name] for name in ("main", "tuning")})
+    with caplog.at_level(logging.INFO):
+        report.main([])
+    lines = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
+    assert len(lines) == 2 and lines[0].startswith("tuning left out: ") and lines[1].startswith("switches left out: ")
+    assert {path.stem for path in (tmp_path / "paper_figures").glob("*.png")} == {"rollouts", "performance"}
+    assert len(pd.read_csv(tmp_path / "results" / "mini" / "tables" / "main.csv")) == len(config.METHODS)
+    table = (tmp_path / "results" / "mini" / "tables" / "main.md").read_text().split("\n\n")[0]
+    assert (tmp_path / "README.md").read_text() == f"Before\n\n{report.README_MARK}{table}\n\nAfter\n"
+    assert (tmp_path / "results" / "CLAIMS.md").read_text().startswith("# Claims\n")

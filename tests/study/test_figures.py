@@ -1,0 +1,228 @@
+"""Figures, plots and traces: the same rows give the same bytes, nothing overlaps, nothing leaves the page."""
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from itertools import combinations
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib import font_manager
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from PIL import Image
+
+from dyme_core.config import METHODS
+from study.figures import plots, theme, traces
+
+WRONG_TRACE = "we locate 2010 and 2012 . 2010 has 12 and 6 , 2012 has 31 and 5 .\n<answer>2010</answer>"
+RIGHT_TRACE = "we locate 2010 and 2012 . 2010 has 12 and 6 , 2012 has 25 and 5 .\n<answer>2012</answer>"
+
+
+def test_figures_are_set_in_the_fonts_that_matplotlib_brings_whatever_the_system_has() -> None:
+    own = Path(mpl.get_data_path())
+    found = [Path(font.fname) for font in font_manager.fontManager.ttflist if font.name == theme.FAMILY]
+    assert len(found) == 4 and all(path.is_relative_to(own) for path in found)
+    assert Path(font_manager.findfont(theme.FAMILY)) == own / "fonts" / "ttf" / "DejaVuSans.ttf"
+
+
+def make_rows(seeds: int = 2) -> pd.DataFrame:
+    generator = np.random.default_rng(0)
+    runs = [("svlm", method, seed) for method in METHODS for seed in range(1 if method == "base" else seeds)]
+    lines = []
+    for model, method, seed in [*runs, ("large", "sft", 0)]:
+        for split in ("test", "unseen"):
+            for item in range(24):
+                right = int(generator.random() < (0.9 if model == "large" else 0.3))
+                lines.append({"run": f"{model}-{method}-s{seed}", "model": model, "method": method, "seed": seed,
+                              "split": split, "item": f"{split}-{item:02d}",
+                              "kind": ("look_up", "peak", "mean")[item % 3],
+                              "question": "Which year shows a greater divergence?", "target": "2012",
+                              "prediction": RIGHT_TRACE if right else WRONG_TRACE, "has_format": 1, "correct": right,
+                              "groundedness": 1.0 if right else 0.75, "wrong_facts": [] if right else ["31"]})
+    return pd.DataFrame(lines)
+
+
+def make_logs(seeds: int = 2) -> pd.DataFrame:
+    lines = []
+    for method in METHODS:
+        for seed in range(1 if method == "base" else seeds):
+            run = {"method": method, "model": "svlm", "seed": seed}
+            level = 0.4 + 0.001 * METHODS.index(method) + 0.01 * seed  # all curves end within half a point
+            steps = (0,) if method == "base" else (0, 10, 20)
+            lines += [run | {"event": "eval", "step": step, "correct": level, "groundedness": level,
+                             "has_format": level}
+                      for step in steps]
+            lines += [run | {"event": "step", "step": step, "memorize": 5, "explore": 3, "mastered": 0,
+                             "zero_variance": 0.625, "thinking_tokens": 20 + seed if method != "sft" else None}
+                      for step in range(1, 21) if method != "base"]
+    return pd.DataFrame(lines)
+
+
+GRADIENTS = pd.DataFrame([{"group": group, "dtype": dtype, "relative_error": error, "cosine": 1.0}
+                          for group in ("vision tower", "language model")
+                          for dtype, error in (("float64", 0.0), ("float32", 1e-7))])
+SETTINGS = pd.DataFrame({"setting": ["on policy", "dapo"], "scale": [1.0, 1.9], "relative_error": [0.0, 0.9]})
+ITEM = {"image": Image.new("RGB", (96, 96), "white"), "question": "Which year?", "trace": WRONG_TRACE, "score": 0.5,
+        "right": ["12", "6", "5"], "wrong": ["31"]}
+DRAW: dict[str, Callable[[], Figure]] = {
+    "gradient_equivalence": lambda: plots.gradient_equivalence(GRADIENTS),
+    "off_policy": lambda: plots.off_policy(SETTINGS),
+    "stability": lambda: plots.stability(make_logs()), "modes": lambda: plots.modes(make_logs()),
+    "thinking": lambda: plots.thinking(make_logs()), "performance": lambda: plots.performance(make_rows()),
+    "kinds": lambda: plots.kinds(make_rows()), "gallery": lambda: traces.gallery([ITEM] * 3),
+    "scores": lambda: plots.scores({"base": [0.0] * 17 + [0.5, 1.0, float("nan")], "refiner": [1.0] * 20}),
+    "pseudo_thinking": lambda: traces.pseudo_thinking(make_rows(), lambda item: ITEM["image"])}
+EVERY = pytest.mark.parametrize("name", DRAW)
+
+
+def drawn_texts(figure: Figure, monkeypatch: pytest.MonkeyPatch) -> list[Text]:
+    """The texts that reach the page (matplotlib keeps tick labels beyond the limits, but does not draw them)."""
+    drawn, draw = [], Text.draw
+    with monkeypatch.context() as patch:
+        patch.setattr(Text, "draw", lambda text, renderer: (drawn.append(text), draw(text, renderer))[1])
+        figure.savefig(io.BytesIO(), dpi=figure.dpi)
+    return [text for text in dict.fromkeys(drawn) if text.get_visible() and text.get_text().strip()]
+
+
+def overlap(first: Text, second: Text) -> bool:
+    a, b = (Text.get_window_extent(text) for text in (first, second))  # of an annotation: without its line
+    return min(a.x1, b.x1) - max(a.x0, b.x0) > 1 and min(a.y1, b.y1) - max(a.y0, b.y0) > 2
+
+
+@EVERY
+def test_the_same_rows_give_the_same_bytes_whatever_the_callers_settings(name: str, tmp_path: Path) -> None:
+    first = DRAW[name]()
+    first_paths = theme.save_figure(first, first.dyme_frame, name, tmp_path / "a")
+    with mpl.rc_context({"font.size": 20, "axes.facecolor": "red", "savefig.dpi": 50}):
+        second = DRAW[name]()
+        second_paths = theme.save_figure(second, second.dyme_frame, name, tmp_path / "b")
+    assert sorted(first_paths) == ["csv", "pdf", "png"]
+    for suffix, path in first_paths.items():
+        assert path.read_bytes() == second_paths[suffix].read_bytes(), suffix
+    assert b"CreationDate" not in first_paths["pdf"].read_bytes()
+
+
+@EVERY
+def test_no_text_leaves_the_page_or_covers_another(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    figure = DRAW[name]()
+    texts = drawn_texts(figure, monkeypatch)
+    assert len(texts) > 5
+    page = figure.bbox
+    for text in texts:
+        box = text.get_window_extent()
+        assert page.x0 <= box.x0 and box.x1 <= page.x1 + 1 and page.y0 <= box.y0 and box.y1 <= page.y1 + 1, text
+    assert not [(a.get_text(), b.get_text()) for a, b in combinations(texts, 2) if overlap(a, b)]
+
+
+@EVERY
+def test_every_figure_carries_its_numbers_and_a_caption_and_fits_a_paper(name: str) -> None:
+    figure = DRAW[name]()
+    assert len(figure.dyme_frame) and "{" not in figure.dyme_caption and figure.dyme_caption.endswith(".")
+    assert figure.get_figwidth() in (theme.COLUMN, theme.PAGE)
+    assert not plt.get_fignums(), "an open figure would be shown twice in a notebook"
+
+
+def test_all_intervals_lie_inside_their_axes() -> None:
+    for figure in (DRAW["performance"](), DRAW["kinds"]()):
+        limits = {axes.get_xlim() for axes in figure.axes}
+        assert len(limits) == 1
+        assert figure.dyme_frame["high"].max() < limits.pop()[1]
+
+
+def test_methods_are_told_apart_by_colour_and_by_line_and_marker() -> None:
+    assert list(theme.STYLES) == list(METHODS)
+    assert len({style.color for style in theme.STYLES.values()}) == len(METHODS)
+    assert len({(str(style.linestyle), style.marker) for style in theme.STYLES.values()}) == len(METHODS)
+
+
+def test_a_single_seed_is_admitted_in_the_caption() -> None:
+    assert "One seed: the spread between training runs is not shown." in plots.stability(make_logs(1)).dyme_caption
+    assert "One seed" not in plots.stability(make_logs(2)).dyme_caption
+    assert "lowest to highest seed" in plots.stability(make_logs(2)).dyme_caption
+    assert "One seed only for Base." in plots.performance(make_rows(2)).dyme_caption
+    assert "One seed: the spread" in plots.performance(make_rows(1)).dyme_caption
+
+
+def test_a_curve_is_the_mean_of_its_seeds_and_its_band_their_range() -> None:
+    frame = plots.stability(make_logs()).dyme_frame.set_index(["method", "step"])
+    assert frame.loc[("grpo", 10), ["mean", "low", "high"]].tolist() == pytest.approx([40.7, 40.2, 41.2])
+
+
+def test_modes_are_shares_of_groups() -> None:
+    frame = plots.modes(make_logs(), "pure_dyme").dyme_frame
+    assert frame.iloc[-1][["memorize", "explore", "mastered", "grpo_zero_variance"]].tolist() == [62.5, 37.5, 0, 62.5]
+
+
+@pytest.mark.parametrize(("wanted", "expected"), [
+    ([5, 20], [5, 20]), ([10, 10], [5, 15]), ([20, 8, 12], [23.333, 3.333, 13.333]), ([0, 0], [0, 10]),
+    ([99, 100], [90, 100]), ([50, 1, 2, 3], [50, 0, 10, 20])])
+def test_names_are_moved_apart_as_little_as_needed(wanted: list[float], expected: list[float]) -> None:
+    assert theme.spread(wanted, 10, 0, 100) == pytest.approx(expected, abs=0.01)
+
+
+@settings(max_examples=50)
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=8))
+def test_names_keep_their_order_their_distance_and_the_page(wanted: list[float]) -> None:
+    moved = theme.spread(wanted, 10, 0, 100)
+    order = np.argsort(wanted, kind="stable")
+    assert (np.diff(moved[order]) >= 10 - 1e-6).all()
+    assert moved.min() >= -1e-9 and moved.max() <= 100 + 1e-9
+
+
+def test_a_fact_is_marked_where_it_stands_and_nowhere_else() -> None:
+    text = "2012 has 31 and 3 , 31"
+    kinds = traces.kinds_of(text, right=["3"], wrong=["31"])
+    assert "".join(character for character, kind in zip(text, kinds, strict=True) if kind == "wrong") == "31"
+    assert [index for index, kind in enumerate(kinds) if kind == "wrong"] == [9, 10]
+    assert [index for index, kind in enumerate(kinds) if kind == "right"] == [16]
+    assert traces.kinds_of(text, wrong=["31", "31"])[20:] == ["wrong", "wrong"]
+    assert traces.kinds_of(text, wrong=[(20, 22)])[9] == ""
+
+
+def test_a_fact_that_is_not_in_the_trace_is_refused() -> None:
+    with pytest.raises(ValueError, match="is not written in the trace"):
+        traces.kinds_of("2012 has 31", wrong=["32"])
+
+
+def test_wrapped_lines_fit_their_width_and_lose_no_word() -> None:
+    pieces = traces.wrap(WRONG_TRACE, traces.kinds_of(WRONG_TRACE, wrong=["31"]), 1.4)
+    assert max(piece.x + piece.width for piece in pieces) <= 1.4
+    assert "".join("".join(piece.text for piece in pieces).split()) == "".join(WRONG_TRACE.split())
+    assert [piece.text for piece in pieces if piece.kind == "wrong"] == ["31"]
+    assert not any(piece.x == 0 and piece.text in {".", ","} for piece in pieces)
+
+
+def test_the_shown_chart_is_the_first_that_fits_the_captions_rule() -> None:
+    rows = make_rows()
+    figure = DRAW["pseudo_thinking"]()
+    pairs = rows[(rows["method"] == "sft") & (rows["split"] == "test") & (rows["seed"] == 0)].pivot(
+        index="item", columns="model", values="correct")
+    fits = pairs.index[(pairs["large"] == 1) & (pairs["svlm"] == 0)]
+    assert set(figure.dyme_frame["item"].dropna()) == {fits[0]}
+    assert f"({len(fits)} of 24 charts)" in figure.dyme_caption
+
+
+def test_a_missing_contrast_is_admitted_in_the_caption() -> None:
+    rows = make_rows()
+    figure = traces.pseudo_thinking(rows.assign(wrong_facts=[[]] * len(rows)), lambda item: ITEM["image"])
+    assert "On none of the 24 test charts" in figure.dyme_caption
+
+
+def test_the_large_models_rows_must_be_there() -> None:
+    rows = make_rows()
+    with pytest.raises(ValueError, match="evaluate both"):
+        traces.pseudo_thinking(rows[rows["model"] == "svlm"], lambda item: ITEM["image"])
+
+
+def test_scores_are_shared_out_over_the_traces_that_have_one() -> None:
+    frame = plots.scores({"base": [0.0, 0.0, 1.0, float("nan")], "refiner": [1.0]}).dyme_frame
+    base = frame[frame["source"] == "base"].set_index("score")
+    assert base["share"].round(6).to_dict() == {0.0: 66.666667, 0.5: 0.0, 1.0: 33.333333}
+    assert frame.groupby("source")["num_traces"].first().to_dict() == {"base": 3, "refiner": 1}

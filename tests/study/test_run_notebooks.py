@@ -1,0 +1,218 @@
+"""The runner on real, tiny notebooks: skipping, refusing, failing, interrupting, and what it leaves behind."""
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+
+from dyme_core import config, utils
+from study import run_notebooks
+from study.execution import NotebookError
+from study.progress import estimate_remaining
+from study.stamps import Workspace
+
+PARAMETERS = 'profile = "mini"\nseed = 0'
+WRITE_ROWS = """import os
+from pathlib import Path
+rows = Path(os.environ["DYME_ROOT"], "results", "local", profile, "rows")
+rows.mkdir(parents=True, exist_ok=True)
+(rows / "run.jsonl").write_text(f"seed {seed}\\n")"""
+READ_ROWS = """import os
+from pathlib import Path
+print(Path(os.environ["DYME_ROOT"], "results", "local", profile, "rows", "run.jsonl").read_text())"""
+
+
+def write_notebook(root: Path, name: str, *cells: str, parameters: str = PARAMETERS) -> Path:
+    nb = nbformat.v4.new_notebook()
+    nb.metadata["kernelspec"] = {"name": "dyme", "display_name": "a kernel that is not registered here"}
+    nb.cells = [nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})]
+    nb.cells += [nbformat.v4.new_code_cell(cell) for cell in cells]
+    path = root / "notebooks" / f"{name}.ipynb"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(nb, path)
+    return path
+
+
+def start(workspace: Workspace, *only: str, **settings: object) -> None:
+    run_notebooks.run_jobs(workspace, run_notebooks.plan_jobs(workspace, only, settings))
+
+
+def manifest(workspace: Workspace) -> dict:
+    return json.loads(workspace.manifest.read_text())
+
+
+def text_output(path: Path) -> str:
+    nb = nbformat.read(path, as_version=4)
+    return "".join(out.get("text", "") for cell in nb.cells for out in cell.get("outputs", []))
+
+
+def command(root: Path, *arguments: str) -> subprocess.Popen:
+    environment = {**os.environ, "DYME_ROOT": str(root), "PYTHONPATH": str(Path(__file__).parents[2])}
+    return subprocess.Popen([sys.executable, "-m", "study.run_notebooks", "--profile", "smoke", *arguments], cwd=root,
+                            env=environment, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    root = tmp_path / "a folder with spaces"
+    (root / "notebooks").mkdir(parents=True)
+    (root / "requirements.lock").write_text("numpy==2.4.6\n")
+    return Workspace(config.Paths(root, "smoke"))
+
+
+def test_a_notebook_runs_again_only_when_something_it_depends_on_changed(workspace: Workspace) -> None:
+    root = workspace.root
+    write_notebook(root, "01_write", WRITE_ROWS)
+    write_notebook(root, "02_read", READ_ROWS)
+
+    def names_run(**settings: object) -> list[str]:
+        """The notebooks that ran, told from their executed copies."""
+        before = {path: path.stat().st_mtime_ns for path in (workspace.paths.results / "notebooks").glob("*.ipynb")}
+        start(workspace, **settings)
+        return [path.stem for path in sorted((workspace.paths.results / "notebooks").glob("*.ipynb"))
+                if path.stat().st_mtime_ns != before.get(path)]
+
+    assert names_run() == ["01_write", "02_read"]
+    assert text_output(workspace.target("02_read")) == "seed 0\n\n"
+    assert names_run() == []
+    write_notebook(root, "02_read", READ_ROWS, "print('one more cell')")
+    assert names_run() == ["02_read"]
+    (workspace.paths.rows / "run.jsonl").unlink()
+    assert names_run() == ["01_write"], "its rows came out as before, so the reader has nothing new to read"
+    assert names_run(seed=3) == ["01_write", "02_read"]
+    assert text_output(workspace.target("02_read")) == "seed 3\n\none more cell\n"
+    (root / "requirements.lock").write_text("numpy==2.4.7\n")
+    jobs = run_notebooks.plan_jobs(workspace, settings={"seed": 3})
+    assert not any(workspace.is_finished(job) for job in jobs)
+    assert "seed 3" not in (root / "notebooks" / "02_read.ipynb").read_text(), "sources stay without outputs"
+
+
+def test_copy_and_manifest_carry_what_a_reader_needs_and_nothing_volatile(workspace: Workspace) -> None:
+    write_notebook(workspace.root, "01_where", "import sys, os\nprint(os.environ['DYME_ROOT'])\nprint(sys.executable)\n"
+                   "print(os.getcwd(), os.environ['OMP_NUM_THREADS'])", parameters='profile = "mini"')
+    write_notebook(workspace.root, "02_seed", "print(profile, seed)")
+    start(workspace, seed=5)
+    copy = nbformat.read(workspace.target("01_where"), as_version=4)
+    assert text_output(workspace.target("01_where")).splitlines() == [
+        ".", sys.executable.replace(str(Path.home()), "~"), f"./notebooks {os.environ.get('OMP_NUM_THREADS', '1')}"]
+    assert "papermill" not in copy.metadata
+    assert not any({"papermill", "execution"} & cell.metadata.keys() for cell in copy.cells)
+    assert text_output(workspace.target("02_seed")) == "smoke 5\n"
+    recorded = manifest(workspace)
+    assert recorded["notebooks"]["01_where"]["parameters"] == {"profile": "smoke"}, "it declares no seed"
+    assert recorded["notebooks"]["02_seed"]["parameters"] == {"profile": "smoke", "seed": 5}
+    assert {"commit", "dirty", "versions", "cpu"} <= recorded.keys()
+    assert all(entry["seconds"] > 0 for entry in recorded["notebooks"].values())
+
+
+def test_wrong_requests_are_refused_with_what_would_be_right(workspace: Workspace) -> None:
+    write_notebook(workspace.root, "01_a", "1")
+    with pytest.raises(ValueError, match=r"unknown parameter 'sed'.*know: seed$"):
+        run_notebooks.plan_jobs(workspace, settings={"sed": 1})
+    with pytest.raises(ValueError, match="takes a int such as 0, got 'one'"):
+        run_notebooks.plan_jobs(workspace, settings={"seed": "one"})
+    with pytest.raises(ValueError, match="--profile"):
+        run_notebooks.plan_jobs(workspace, settings={"profile": "mini"})
+    with pytest.raises(ValueError, match="'07'.*01_a"):
+        run_notebooks.plan_jobs(workspace, only=["07"])
+
+
+def test_a_failing_cell_is_shown_and_keeps_the_last_good_copy(workspace: Workspace) -> None:
+    write_notebook(workspace.root, "01_good", "print('good')")
+    write_notebook(workspace.root, "02_bad", "print('once')")
+    start(workspace)
+    last_good = workspace.target("02_bad").read_text()
+    write_notebook(workspace.root, "02_bad", "numerator = 3", "numerator / 0  # the culprit")
+    with pytest.raises(NotebookError) as caught:
+        start(workspace)
+    message = str(caught.value)
+    assert "02_bad failed in cell In[4]: ZeroDivisionError: division by zero" in message
+    assert "numerator / 0  # the culprit" in message
+    assert workspace.target("02_bad").read_text() == last_good
+    failed = workspace.stamps / "02_bad.failed.ipynb"
+    assert str(failed) in message and failed.is_file()
+    good, bad = run_notebooks.plan_jobs(workspace)
+    assert workspace.is_finished(good) and not workspace.is_finished(bad)
+
+
+def test_a_kernel_that_dies_is_reported_as_such(workspace: Workspace) -> None:
+    write_notebook(workspace.root, "01_dies", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
+    with pytest.raises(NotebookError, match="the kernel died.*memory"):
+        start(workspace)
+    assert not workspace.target("01_dies").exists()
+
+
+def test_the_command_exits_with_one_for_a_failing_cell_and_two_for_a_wrong_request(workspace: Workspace) -> None:
+    write_notebook(workspace.root, "01_bad", "raise KeyError('gone')")
+    failing = command(workspace.root)
+    refused = command(workspace.root, "--set", "speed=2")
+    output, refusal = failing.communicate(timeout=60)[1], refused.communicate(timeout=60)[1]
+    assert failing.returncode == 1 and "KeyError: 'gone'" in output and "raise KeyError('gone')" in output
+    assert refused.returncode == 2 and "unknown parameter 'speed'" in refusal
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_leaves_no_half_written_result_and_no_process(workspace: Workspace, number: int) -> None:
+    write_notebook(workspace.root, "01_slow", WRITE_ROWS.replace('"run.jsonl"', '"run.jsonl.1.part"'),
+                   "import subprocess, sys, time\nsleep = 'import time; time.sleep(300)'\n"
+                   "child = subprocess.Popen([sys.executable, '-c', sleep], start_new_session=True)\n"
+                   "Path(os.environ['DYME_ROOT'], 'pids').write_text(f'{os.getpid()} {child.pid}')\ntime.sleep(300)")
+    run = command(workspace.root)
+    pids = workspace.root / "pids"
+    deadline = time.monotonic() + 30
+    while not (pids.is_file() and pids.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    run.send_signal(number)
+    output = run.communicate(timeout=30)[1]
+    assert run.returncode == 130 and output.strip().splitlines()[-1].startswith("interrupted")
+    assert "Traceback" not in output
+    assert not any(psutil.pid_exists(int(pid)) for pid in pids.read_text().split())
+    left = [path.name for path in workspace.paths.results.rglob("*") if path.is_file()]
+    assert left in ([], ["lock"])
+
+
+@pytest.mark.parametrize(("elapsed", "done", "last", "later", "expected"), [
+    (10, 2, None, [], 40),  # 5 s a cell, 8 cells to come
+    (10, 2, None, [(4, None)], 60),  # and 4 cells more at that pace
+    (10, 2, 100, [(4, 30.0)], 120),  # 90 s of this one, 30 s of the next
+    (10, 2, 5, [(4, 30.0)], 30),  # slower than last time: it may end any moment
+    (10, 0, 100, [(4, None)], None),  # the next was never timed, and no cell has ended yet
+    (10, 0, None, [], None),
+])
+def test_the_time_left_comes_from_the_last_run_or_else_from_the_cells(elapsed, done, last, later, expected) -> None:
+    assert estimate_remaining(elapsed, done, 10, last, later) == expected
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "new folder" / "manifest.json"
+    utils.write_json(path, {"seed": 1})
+    with pytest.raises(UnicodeEncodeError):
+        utils.write_atomic(path, "half a file \ud800")  # a lone surrogate cannot be encoded
+    assert json.loads(path.read_text()) == {"seed": 1}
+    assert [left.name for left in path.parent.iterdir()] == ["manifest.json"]
+
+
+def test_results_do_not_make_a_checkout_dirty_but_sources_do(tmp_path: Path) -> None:
+    def git(*arguments: str) -> str:
+        identity = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
+        return subprocess.run(["git", *identity, *arguments], cwd=tmp_path, capture_output=True, text=True,
+                              check=True).stdout.strip()
+
+    assert utils.git_state(tmp_path) == {"commit": None, "dirty": None}, "not a repository"
+    git("init", "--quiet")
+    (tmp_path / "room.py").write_text("1")
+    git("add", ".")
+    git("commit", "--quiet", "-m", "first")
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "rows.jsonl").write_text("{}")
+    assert utils.git_state(tmp_path) == {"commit": git("rev-parse", "HEAD"), "dirty": False}
+    (tmp_path / "room.py").write_text("2")
+    assert utils.git_state(tmp_path)["dirty"] is True

@@ -1,0 +1,50 @@
+"""One ledger of several attempts at a run: what a run that was never stopped would have booked, and nothing paid is lost."""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dyme_core.store import read_rows
+from dyme_core.supervision.llm.attempts import LEDGER_FILE, Attempts, settled
+
+
+def row(step: int, key: str, hit: bool = False, outcome: str = "ok", item: str = "a") -> dict:
+    return {"step": step, "purpose": "check", "item": item, "key": key, "hit": hit, "outcome": outcome}
+
+
+WHOLE = [row(0, "x"), row(1, "y"), row(1, "y", hit=True), row(2, "x", hit=True), row(2, "z"),
+         row(3, "w", outcome="InvalidReply")]
+
+
+@pytest.mark.parametrize("attempts", [
+    [WHOLE],
+    [WHOLE[:3], WHOLE[3:]],
+    [WHOLE[:5], WHOLE[3:]],  # from the checkpoint after step 1; step 2 was under way
+    [WHOLE[:4], WHOLE[1:5], WHOLE[4:2:-1] + WHOLE[5:]],
+    [WHOLE[:2], WHOLE],  # from the start
+], ids=["never stopped", "between steps", "inside a step", "twice", "before any checkpoint"])
+def test_a_run_that_went_on_has_the_ledger_of_one_that_was_never_stopped(attempts: list[list[dict]]) -> None:
+    assert settled(attempts) == settled([WHOLE])
+
+
+def test_a_call_that_no_later_attempt_made_again_stays_for_it_was_paid() -> None:
+    assert settled([[row(1, "x"), row(1, "y", hit=True)], [row(1, "z")]]) == [row(1, "x"), row(1, "z")]
+    assert settled([[row(1, "x", outcome="CircuitOpen")], [row(1, "z")]]) == [row(1, "z")], "nobody was asked"
+
+
+def test_what_earlier_attempts_paid_is_known_until_the_ledger_is_written(tmp_path: Path, caplog) -> None:
+    first = Attempts(tmp_path)
+    odd = row(1, "x", item="a\u2028b")  # which str.splitlines would take for two lines
+    lines = [json.dumps(odd, ensure_ascii=False), json.dumps(row(1, "no", outcome="InvalidReply")), '{"step": 1, "pu']
+    first.path.write_text("\n".join(lines))
+    first.close()
+    second = Attempts(tmp_path)
+    assert second.path != first.path and second.paid == {(1, "a\u2028b", "x"): odd}
+    assert "a line was torn" in caplog.text
+    second.path.write_text(json.dumps(odd) + "\n")
+    second.write()
+    assert read_rows(tmp_path / LEDGER_FILE) == [row(1, "no", outcome="InvalidReply"), odd]
+    second.close()
+    assert [path.name for path in tmp_path.iterdir()] == [LEDGER_FILE] and Attempts(tmp_path).paid == {}

@@ -1,0 +1,74 @@
+"""Settings of a server, and what is read out of its faults."""
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import httpx2
+import openai
+import pytest
+
+from dyme_core.supervision.llm.client import Client, Endpoint
+from dyme_core.supervision.llm.endpoint import redact, redact_error, retry_after_s
+
+SECRET = "sk-planted-0123456789abcdef"
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_MODEL"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def status_error(message: str = "slow down", retry_after: str = "") -> openai.APIStatusError:
+    response = httpx2.Response(429, headers={"retry-after": retry_after}, request=httpx2.Request("POST", "http://x"))
+    return openai.RateLimitError(message, response=response, body={"message": message})
+
+
+@pytest.mark.parametrize(("text", "seconds"), [
+    ("7", 7.0), ("0.5", 0.5), ("-3", 0.0), ("Wed, 21 Oct 2026 07:28:09 GMT", 9.0), ("Wed, 21 Oct 2026 07:27:00 GMT", 0.0),
+    ("soon", None), ("", None), ("nan", None), ("inf", None)])
+def test_retry_after_is_read_as_seconds_or_date(text: str, seconds: float | None) -> None:
+    assert retry_after_s(status_error(retry_after=text), datetime(2026, 10, 21, 7, 28, tzinfo=UTC)) == seconds
+
+
+def test_the_key_is_taken_out_of_an_error_and_all_its_causes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+    error, cause, context = status_error(f"bad {SECRET}"), OSError(7, f"sent {SECRET}"), ValueError(SECRET)
+    error.__cause__, cause.__context__ = cause, context
+    assert redact_error(error) is error
+    assert (str(error), error.message, error.body) == ("bad [api key]", "bad [api key]", None)
+    assert cause.args == (7, "sent [api key]") and str(context) == "[api key]"
+
+
+def test_a_word_that_stands_for_no_key_is_left_in_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    assert redact("none of the facts") == "none of the facts"
+    monkeypatch.delenv("OPENAI_API_KEY")
+    assert redact("as it is") == "as it is"
+
+
+def test_nothing_is_sent_unless_a_server_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="no server is named, so nothing is sent; set OPENAI_BASE_URL"):
+        Client(Endpoint(model="gpt-4o"))
+    with pytest.raises(ValueError, match="set OPENAI_MODEL"):
+        Endpoint()
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
+    monkeypatch.setenv("OPENAI_MODEL", "tiny")
+    assert (Endpoint().model, Endpoint().base_url) == ("tiny", "http://127.0.0.1:1/v1")
+    assert Endpoint(model="mine").model == "mine"
+
+
+@pytest.mark.parametrize(("settings", "advice"), [
+    ({"base_url": f"http://me:{SECRET}@host/v1"}, "put the key into OPENAI_API_KEY"),
+    ({"base_url": "localhost:80"}, "must be like"), ({"max_tries": 0}, "max_tries must be above 0"),
+    ({"tokens_per_minute": 0}, "or None for no limit")])
+def test_settings_that_cannot_work_are_refused(settings: dict, advice: str) -> None:
+    with pytest.raises(ValueError, match=advice) as caught:
+        Endpoint(model="m", **settings)
+    assert SECRET not in str(caught.value)
+
+
+def test_a_model_named_by_its_folder_is_recorded_by_its_last_part() -> None:
+    assert Endpoint(model="/models here/SmolLM2-135M/").name == "SmolLM2-135M"
+    assert Endpoint(model="org/name").name == "org/name"
+    assert Endpoint(model="/x/y", known_as="judge").name == "judge"

@@ -1,0 +1,97 @@
+"""Rollouts told of as they end: the sampler's own, in time, and nothing else changes."""
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from scripted_judge import judge, num_checks
+from scripted_server import ScriptedServer
+
+from dyme_core import config
+from dyme_core.data import schema
+from dyme_core.models import generation, loading
+from dyme_core.supervision.factory import Experts
+from dyme_core.supervision.rules import RuleRefiner, item_of
+from dyme_core.trainer.dyme_trainer import DyMEConfig, DyMETrainer
+from dyme_core.trainer.streaming import Watcher, watching
+
+BASE = Path(__file__).resolve().parents[2] / "bases" / "svlm-s0"
+RECORDS = schema.mini_records("train", 8, seed=0)
+TARGETS = {record.question: RuleRefiner().refine(item_of(record.row)) for record in RECORDS}
+G, LENGTH = 4, 48
+
+
+@pytest.fixture(scope="module")
+def policy() -> tuple:
+    torch.set_num_threads(1)
+    return loading.load_policy(BASE)
+
+
+def test_every_rollout_that_ends_is_told_of_at_its_end_and_the_samples_are_the_same(policy) -> None:
+    model, processor = policy
+    inputs = generation.prompt_inputs(processor, [record for record in RECORDS[:2] for _ in range(G)])
+    end, made, told = processor.tokenizer.eos_token_id, [], []
+    for is_watched in (False, True):
+        torch.manual_seed(1)
+        options = dict(do_sample=True, max_new_tokens=10, suppress_tokens=loading.suppressed_ids(processor), eos_token_id=end)
+        if is_watched:
+            with watching(model, Watcher(told.append, [end])):
+                made.append(model.generate(**inputs, **options))
+        else:
+            made.append(model.generate(**inputs, **options))
+    assert torch.equal(*made) and "generate" not in vars(model)
+    rollouts = [ids[: ids.index(end) + 1] if end in ids else None for ids in made[0][:, inputs["input_ids"].shape[1]:].tolist()]
+    assert None in rollouts and told[-1] == rollouts, "a rollout that the limit cut is never told of"
+    num_ended = [sum(ids is not None for ids in each) for each in told]
+    assert num_ended[0] >= 1 and num_ended == sorted(set(num_ended)), "told only where more have ended"
+    assert len(num_ended) == len({len(ids) for ids in rollouts if ids is not None})
+
+
+def test_a_generate_of_the_models_own_is_put_back() -> None:
+    model = torch.nn.Linear(1, 1)
+    model.generate = own = lambda **settings: settings
+    with pytest.raises(RuntimeError), watching(model, watcher := Watcher(print, [0])):
+        assert model.generate(a=1) == {"a": 1, "stopping_criteria": [watcher]}
+        raise RuntimeError
+    assert model.generate is own
+
+
+class Watched(DyMETrainer):
+    """Keeps what generation, the checker and the refiner had under way when the last rollout had been written, and weights."""
+
+    def _generate_single_turn(self, *args):
+        answer = super()._generate_single_turn(*args)
+        self.early = [*getattr(self, "early", []), self.count()]
+        return answer
+
+
+def train(folder: Path, server: ScriptedServer, is_watched: bool) -> tuple[Watched, dict]:
+    model, processor = loading.load_policy(BASE)
+    settings = config.Supervision("api", "raise", model="m", base_url=server.base_url)
+    arguments = DyMEConfig(str(folder), per_device_train_batch_size=4 * G, num_generations=G, max_completion_length=LENGTH,
+                           max_steps=2, learning_rate=1e-3, use_cpu=True, bf16=False, report_to="none", save_strategy="no",
+                           logging_steps=1, disable_tqdm=True, gradient_checkpointing=False, seed=0,
+                           generation_kwargs={"suppress_tokens": loading.suppressed_ids(processor)})
+    with Experts(settings, config.Paths(folder, "smoke"), folder) as experts:
+        online = experts.online(config.Training(num_generations=G))
+        trainer = Watched(model, args=arguments, train_dataset=schema.to_dataset(RECORDS), processing_class=processor,
+                          **online | ({} if is_watched else {"watch": None}))
+        trainer.count = lambda: experts.checker.counts()["asked"] + experts.refiner.counts()["asked"]
+        trainer.train()
+        return trainer, {"checker": experts.checker.counts(), "refiner": experts.refiner.counts(),
+                         "bank": experts.bank.state_dict()}
+
+
+def test_judges_are_asked_while_rollouts_are_written_and_training_is_the_same(tmp_path: Path) -> None:
+    made = []
+    for is_watched in (False, True):
+        with ScriptedServer(judge("high", lambda asked: TARGETS[asked["question"]])) as server:
+            made.append((*train(tmp_path / str(is_watched), server, is_watched), num_checks(server), len(server.seen)))
+    (plain, counts, *calls), (watched, same_counts, *same_calls) = made
+    assert calls == same_calls and counts == same_counts and counts["checker"]["asked"] > 0 < counts["refiner"]["asked"]
+    assert plain.early[0] == 0 < watched.early[0], "asked before the last rollout was written"
+    for wanted, found in zip(plain.state.log_history, watched.state.log_history, strict=True):
+        assert [found.get(name) for name in ("loss", "grad_norm", "memorize", "thinking")] == \
+            [wanted.get(name) for name in ("loss", "grad_norm", "memorize", "thinking")]
+    assert all(map(torch.equal, plain.model.parameters(), watched.model.parameters()))
