@@ -1,6 +1,6 @@
 """Settings: frozen dataclasses, the profiles, and where everything lives. An unknown key is an error.
 
-Numbers marked "public code, chart" are the settings of the paper's public chart run (METHOD.md); the others are ours and
+Numbers marked "public code, chart" are the settings of the paper's public chart run (docs/method.md); the others are ours and
 say why.
 """
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Training:
     memorize_weight: str = "group"  # "row" is the public code's; "group" makes one prompt count as one SFT example
     mastered: str = "skip"
     reward_gate: str = "sum"  # public code: trains on the ungated sum
-    correct_needs_format: bool = True  # public code: false; see METHOD.md and MINI.md
+    correct_needs_format: bool = True  # public code: false; see docs/method.md
     evaluate_every: int = 40
     probe_every: int = 40  # steps between measurements of the gradients of targets and rollouts (mechanism)
 

@@ -1,7 +1,7 @@
 """What the mini base is taught, as texts: captions, look-ups, direct answers, loose prose, and sums without a picture.
 
-It is what a small VLM brings along (MINI.md): reading figures off a picture and working with figures that were said, but never
-both in one reply, and no worked-out trace of anything but look-ups.
+It resembles what a small VLM brings along (docs/data_and_models.md): it reads figures off a picture and calculates with
+figures that are given, but never does both in one reply. The only traces it learns are those of look-ups.
 """
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from study.figures.mechanism import LEFT_OUT
 from study.statistics import NoRows
 from study.verdicts import NOT_MEASURED, NOT_TESTABLE, Evidence, Measured
 
-# Reported by the poster (ChartQA) or the paper (second-hand, METHOD.md); never measured here. Percentages and seconds.
+# Reported by the poster (ChartQA) or the paper (second-hand, docs/method.md); never measured here. Percentages and seconds.
 POSTER = {"grpo": (60.8, 14.8), "pure_dyme": (64.9, 14.0), "full_dyme": (67.5, 23.4)}
 PAPER_SMOLVLM = {"base": 49.9, "sft": 44.1, "grpo": 44.0, "sft_grpo": 45.4, "dyme": 55.6}  # average of its data sets
 PAPER_GAINS = "SmolVLM-500M 49.9 to 55.6, LLaVA-OV-0.5B 50.7 to 55.4, InternVL2-1B 56.3 to 58.1"

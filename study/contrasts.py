@@ -10,9 +10,9 @@ from dyme_core import config
 from dyme_core.config import METHOD_NAMES
 from study import plan, selection, statistics
 
-# Paper, LLaVA-OV-0.5B on charts (METHOD.md; second-hand): correct in % by switch. Reported, never measured here.
+# Paper, LLaVA-OV-0.5B on charts (docs/method.md; second-hand): correct in % by switch. Reported, never measured here.
 REPORTED_SWITCHES = {"DyME (binary)": 64.9, "HPT gate": 52.4, "SFT budget": 59.6, "Cosine annealing": 64.0}
-# Paper, average of its data sets (METHOD.md; second-hand). Reported.
+# Paper, average of its data sets (docs/method.md; second-hand). Reported.
 REPORTED_ABLATION = {"Full DyME": 55.4, "without memorize": 43.9, "without explore": 50.4, "without refiner": 51.6,
                      "without checker": 52.8}
 

@@ -21,7 +21,7 @@ SHARES = {"strict": "Answer only, strict (%)", "relaxed": "Answer only, 5 % (%)"
           "groundedness": "Groundedness (%)"}
 SPENT = {"rollouts": "Rollouts a run", "tokens": "Tokens a run", "cpu_s": "CPU (s) a run"}  # by key of the manifest
 
-# The poster's table "Lower data construction costs" (METHOD.md): method, external model, seconds a step, accuracy.
+# The poster's table "Lower data construction costs" (docs/method.md): method, external model, seconds a step, accuracy.
 # "offline": used for building the data only.
 REPORTED_COSTS = (
     ("GRPO", "Qwen2.5-14B, offline", 14.8, 60.8),

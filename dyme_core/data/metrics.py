@@ -1,4 +1,4 @@
-"""The rules that each data set is scored by, under the names of EVALUATION.md; a score of None is one that does not apply.
+"""The rules that each data set is scored by, under the names of docs/evaluation.md; a score of None is one that does not apply.
 
 A scorer is given a prediction (the parsed answer, None where there is none; for GSM8K the whole response) and the record's
 row. A rule that forgives more than the official one has a name of its own. What is trained on is `training_accuracy`.
@@ -32,7 +32,7 @@ def chartqa_scores(prediction: str | None, row: Row) -> Scores:
 def aokvqa_scores(prediction: str | None, row: Row) -> Scores:
     """A question asked with its choices has multiple_choice, any other has direct_answer and any_match.
 
-    direct_answer: min(1, matches / 3) over the ten answers, None for a difficult_direct_answer (EVALUATION.md's rule; the
+    direct_answer: min(1, matches / 3) over the ten answers, None for a difficult_direct_answer (the official rule; the
     script of allenai/aokvqa at 0438d33a drops those from the other score). any_match is what the public DyME code counts: any
     match, nothing dropped. Texts are compared stripped, case aside; multiple_choice takes the choice's letter as well.
     """
@@ -94,7 +94,7 @@ def score_response(task: str, response: str, row: Row) -> Scores:
 
 
 def training_accuracy(task: str, answer: str | None, row: Row) -> float:
-    """What a parsed answer earns in training, in [0, 1]; above 0.5 counts as correct (METHOD.md: strict).
+    """What a parsed answer earns in training, in [0, 1]; above 0.5 counts as correct. Training is strict.
 
     chartqa: tolerance 0. gsm8k: the same number. aokvqa: the official score with nothing dropped, so that one match of ten is
     not yet correct. slake: exact. geometry: the rule. No answer earns 0.

@@ -10,7 +10,7 @@ ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
 THINK_INSTRUCTION = (f"Output the thinking process and then give the final answer in {ANSWER_OPEN} {ANSWER_CLOSE} tag.")
 ANSWER_INSTRUCTION = f"Give the final answer in {ANSWER_OPEN} {ANSWER_CLOSE} tag."
 CAPTION_INSTRUCTION = "Describe the chart."
-MIN_THINKING_WORDS = 4  # fewer words before the answer are no thinking (MINI.md: without it, lucky answers crowd it out)
+MIN_THINKING_WORDS = 4  # fewer words before the answer are no thinking: without it, lucky answers crowd it out
 
 _FLAG = re.compile(rf"{re.escape(ANSWER_OPEN)}(.*?){re.escape(ANSWER_CLOSE)}", re.DOTALL)
 

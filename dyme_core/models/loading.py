@@ -38,7 +38,7 @@ from dyme_core.utils import PART_SUFFIX
 __all__ = ["ASSISTANT", "CHAT_TEMPLATE", "END", "IMAGE", "PAD", "PATCH", "SIZES", "SPECIAL", "USER", "VIDEO", "WORDS",
            "MiniProcessor", "build_model", "build_processor", "build_tokenizer", "freeze_vision", "load_policy",
            "load_processor", "read_weights", "save_merged", "save_policy", "suppressed_ids", "tokenizer_of"]
-UNSLOTH_RANK = 16  # the official recipe's (SEAM.md)
+UNSLOTH_RANK = 16  # as in Unsloth's official recipe for vision models
 
 
 def load_policy(source: Path | str, backend: str = "transformers", shares_looks: bool = True, shares_prefixes: bool = True, *,
@@ -147,7 +147,7 @@ def _check_unsloth() -> None:
 
 def _load_unsloth(name: str, reads_images: bool, dtype: torch.dtype, load_in_4bit: bool, rank: int, alpha: int
                   ) -> tuple[torch.nn.Module, Any]:
-    """Through FastVisionModel or FastLanguageModel, by the official recipe (SEAM.md)."""
+    """Through FastVisionModel or FastLanguageModel, by Unsloth's official recipe (docs/gpu.md)."""
     unsloth = sys.modules["unsloth"]
     fast = unsloth.FastVisionModel if reads_images else unsloth.FastLanguageModel
     model, processor = fast.from_pretrained(name, dtype=dtype, load_in_4bit=load_in_4bit, full_finetuning=not rank,

@@ -22,7 +22,7 @@ NEW_PAD = "<|pad|>"
 
 
 def without_video(plain: type[ProcessorMixin]) -> type[ProcessorMixin]:
-    """A class like `plain` that has no video part, which would need torchvision (SEAM.md).
+    """A class like `plain` that has no video part, which would need torchvision.
 
     It has the same name, so that a folder it saves is `plain`'s to AutoProcessor where torchvision is installed.
     """
@@ -86,7 +86,7 @@ def tokenizer_of(processor: Any) -> PreTrainedTokenizerBase:
 
 
 def suppressed_ids(processor: ProcessorMixin | PreTrainedTokenizerBase) -> list[int]:
-    """Every special id but the end token: a sampled <image> would break the next forward pass (SEAM.md).
+    """Every special id but the end token: a sampled <image> would break the next forward pass.
 
     Placeholders of pictures that a tokenizer does not mark as special are among them.
     """

@@ -1,4 +1,4 @@
-"""Greedy evaluation: one JSONL row per question, and the scores of EVALUATION.md.
+"""Greedy evaluation: one JSONL row per question, and the scores of docs/evaluation.md.
 
     python -m dyme_core.pipeline.evaluate --model FOLDER_OR_HUB_ID --data chartqa --source FOLDER
         --split test [--limit N] --out FOLDER

@@ -1,6 +1,6 @@
 """One run of any profile from the command line, arguments as for `train`; Unsloth, where a profile wants it, comes first.
 
-Unsloth replaces parts of TRL and must be imported before it (SEAM.md), so nothing here may import TRL at the top.
+Unsloth replaces parts of TRL and must be imported before it, so nothing here may import TRL at the top.
 """
 from __future__ import annotations
 

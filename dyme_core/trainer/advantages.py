@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 MEMORIZE, EXPLORE, MASTERED = 0, 1, 2
-STD_EPSILON = 1e-4  # METHOD.md; TRL's
+STD_EPSILON = 1e-4  # as in TRL
 
 
 def group_advantages(rewards: Tensor, group_size: int) -> Tensor:

@@ -1,6 +1,6 @@
 """DyMETrainer: TRL's GRPOTrainer with a switch between memorizing and exploring, nothing else.
 
-`_generate_and_score_completions` edits the batch that TRL returns (SEAM.md), `_generate_single_turn` lets rollouts start from a
+`_generate_and_score_completions` edits the batch that TRL returns, `_generate_single_turn` lets rollouts start from a
 hint. The loss is never touched, so that Unsloth's compiled trainer runs the same code.
 """
 from __future__ import annotations
@@ -39,7 +39,7 @@ WHY = {"loss_type": "dapo, bnpo and dr_grpo weigh a memorize row differently fro
 
 @dataclass
 class DyMEConfig(GRPOConfig):
-    """GRPO's settings, those that DyME needs fixed, and the switch's own (METHOD.md)."""
+    """GRPO's settings, those that DyME needs fixed, and the switch's own (docs/method.md)."""
 
     switch: str = field(default="binary", metadata={"help": "one of switches.SWITCHES; binary is DyME's"})
     switch_value: float | None = field(default=None, metadata={"help": "the switch's number; None: its default"})

@@ -32,7 +32,7 @@ class Checker(Protocol):
 
 
 def relaxed_accuracy(prediction: str, target: str, tolerance: float = RELAXED_TOLERANCE) -> float:
-    """Score one answer by ChartQA's common rule (EVALUATION.md): 1.0 correct, 0.0 not.
+    """Score one answer by ChartQA's common rule (docs/evaluation.md): 1.0 correct, 0.0 not.
 
     Args:
         prediction: the parsed answer; `x%` reads as x / 100, commas and units do not parse.
@@ -115,7 +115,7 @@ class ThinkingReward:
 
     Args:
         checker: is asked about all completions of a batch at once.
-        group_size: G, to ask only about groups whose scores can teach something (METHOD.md: the mixed ones); a group that this
+        group_size: G, to ask only about groups whose scores can teach something, the mixed ones; a group that this
             process holds a part of counts as mixed. None asks about every well-formed completion: right for a checker that
             costs nothing, and where thinking is to be measured.
         mastered: as for the switch; "explore" asks about groups that are all correct, too.

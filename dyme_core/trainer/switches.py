@@ -27,7 +27,7 @@ class Groups:
         progress: share of the training steps that are done, in [0, 1).
         weight: W.
         best_reward: what a target would earn.
-        mastered: "skip" or "explore", what the gates do with groups that are all correct (METHOD.md).
+        mastered: "skip" or "explore", what the gates do with groups that are all correct.
     """
 
     rewards: Tensor
@@ -67,7 +67,7 @@ class Decision:
 
 
 def binary(groups: Groups, value: float | None = None) -> Decision:
-    """DyME (METHOD.md; SuperRL, arXiv 2506.01096, has the same rule): memorize where no rollout is correct, else explore."""
+    """DyME's (SuperRL, arXiv 2506.01096, has the same rule): memorize where no rollout is correct, else explore."""
     return threshold(groups, 0.0)
 
 

@@ -1,4 +1,4 @@
-"""Evaluation: greedy decoding, one row per question, the scores of EVALUATION.md, the command line."""
+"""Evaluation: greedy decoding, one row per question, the scores of docs/evaluation.md, the command line."""
 from __future__ import annotations
 
 import json

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from dyme_core.trainer import rewards
 
-EDGE_TABLE = [  # EVALUATION.md, the whole table: prediction, target, common rule
+EDGE_TABLE = [  # docs/evaluation.md, the whole table: prediction, target, common rule
     ("2%", "2", 0), ("0.02", "2%", 1), ("57", "57%", 0), ("57", "0.57", 0), ("1,234", "1234", 0), ("$5", "5", 0),
     ("5 million", "5", 0), ("1e3", "1000", 1), ("2008", "2010", 1), ("3", "3.15", 1), ("0", "0", 1), ("0.0", "0", 0),
     ("Yes.", "Yes", 0), ("[Yes, No]", "[Yes, No]", 1), ("NaN", "NaN", 0), ("-5", "5", 0),

@@ -1,4 +1,4 @@
-"""What checker, refiner and fact extractor are told, and what they must reply. The grades are METHOD.md's rubric.
+"""What checker, refiner and fact extractor are told, and what they must reply. The grades are the rubric of docs/method.md.
 
 All data travel as one JSON object, which is the whole last user message: JSON escapes every delimiter, and non-ASCII characters
 too, so that nothing inside can pass for the end of the data or hide from view. The system message is fixed.
