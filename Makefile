@@ -24,7 +24,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 export HF_HUB_OFFLINE ?= $(if $(filter gpu paper,$(PROFILE))$(filter test-gpu,$(MAKECMDGOALS)),0,1)
 
 .DEFAULT_GOAL := help
-.PHONY: help paper study publish figures base test test-unsloth test-gpu reliability bench lab llm audit clean
+.PHONY: help paper study publish figures base test test-all test-unsloth test-gpu reliability bench lab llm audit clean
 
 help: ## list these targets
 	@echo "make TARGET [PROFILE=smoke|mini|gpu|paper] [ARGS='...'] [PYTHON=python3.12]"
@@ -51,9 +51,13 @@ base: $(READY) ## build both base checkpoints again from nothing (about 12 min)
 	@echo "Pre-training both base models from nothing into bases/ (about 12 minutes)."
 	@$(VENV_PYTHON) -m scripts.pretrain $(ARGS)
 
-test: $(READY) ## run the tests (about 20 min)
-	@echo "Running the tests (about 20 minutes)."
-	@$(VENV_PYTHON) -m pytest -q $(ARGS)
+test: $(READY) ## run the tests but the exhaustive ones, on two cores (6 min)
+	@echo "Running the tests on two cores (6 minutes); make test-all adds the exhaustive ones: kills, several processes, bad inputs."
+	@$(VENV_PYTHON) -m pytest -q -n 2 --dist worksteal -m "not exhaustive" $(ARGS)
+
+test-all: $(READY) ## run every test, on two cores (13 min)
+	@echo "Running every test on two cores (13 minutes)."
+	@$(VENV_PYTHON) -m pytest -q -n 2 --dist worksteal $(ARGS)
 
 test-unsloth: $(UNSLOTH_READY) ## run the tests on Unsloth itself, without a GPU, in an environment of its own (4 to 8 min)
 	@echo "Running the tests on Unsloth: the path for pictures with its GPU probes stubbed, then its CPU back end (4 to 8 minutes)."

@@ -35,7 +35,7 @@ def test_a_failing_arm_ends_the_race_with_its_error() -> None:
         arms.race([arms.FULL], SHAPE, steps=1, warm_up=0, build_arm=failing)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_judge_is_asked_in_the_races_that_have_one() -> None:
     lines = pd.DataFrame(judged.compare(arms.Shape(generations=4, prompts=2), warm_up=1, steps=2))
     arms_of = lines.groupby("race")["arm"].agg(set).to_dict()
@@ -44,7 +44,7 @@ def test_a_judge_is_asked_in_the_races_that_have_one() -> None:
     assert asked[judged.LATE.name] == asked[judged.COLD.name] > 0 and asked[judged.WARM.name] == 0
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_long_run_is_measured_after_it_has_settled() -> None:
     found = long_run.measure(8, settled=4)
     assert found["steps"] == 8 and len(found["mib"]) == 8 and min(found["mib"]) > 100

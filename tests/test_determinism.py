@@ -43,6 +43,7 @@ def repository(place: Path, *parts: str) -> Path:
     return place
 
 
+@pytest.mark.exhaustive
 @pytest.mark.promise("determinism", "two runs at once, under different hash seeds, leave the same rows, logs, bank and weights")
 def test_a_run_is_the_same_under_any_hash_seed(tmp_path: Path) -> None:
     roots = [repository(tmp_path / f"with a space ü {seed}", "bases/svlm-s0") for seed in (0, 1)]

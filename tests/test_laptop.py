@@ -49,6 +49,7 @@ def start(root: Path, notebook: str) -> subprocess.Popen[str]:
                             start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.promise("laptop", "notebooks run in a folder with a space and an umlaut, without git or a home, two runs at once")
 def test_notebooks_run_in_an_awkward_place_twice_at_once(awkward: Path) -> None:
     runs = [start(awkward, "01") for _ in range(2)]
@@ -59,6 +60,7 @@ def test_notebooks_run_in_an_awkward_place_twice_at_once(awkward: Path) -> None:
     assert not list(awkward.rglob("*.part"))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.promise("laptop", "Ctrl-C at any moment: nothing half written is left, and the same command finishes the work")
 def test_after_ctrl_c_the_same_command_finishes_the_work(awkward: Path) -> None:
     """Ctrl-C, to all processes of the terminal, at moments drawn at random, from the start of Python to the last cell."""
@@ -112,6 +114,7 @@ def test_what_cannot_be_written_is_said_and_earlier_work_is_kept(run, monkeypatc
     assert train.execute(run, ("validation",))["resumed"] == [4 if place == "results" else 2]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.promise("faults", "a full disk or results that cannot be written: the error says so, the same command finishes")
 @pytest.mark.parametrize(("writer", "said"), [("_save_checkpoint", "File too large"), (
     "_save_optimizer_and_scheduler", "torch wrote a file in part only")], ids=["weights", "optimiser"])

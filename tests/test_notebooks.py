@@ -76,7 +76,7 @@ def test_every_section_says_what_it_shows_before_it_computes(path: Path) -> None
     assert cells[-1].cell_type == "code", "the last word is measured"
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_notebook_03_runs_top_to_bottom_as_profile_gpu_does(tmp_path: Path, monkeypatch, capsys) -> None:
     """Every cell, with the branches of a real model, on a small model in a folder, small data and rule experts."""
     processor = loading.build_processor()
@@ -107,7 +107,7 @@ def test_notebook_03_runs_top_to_bottom_as_profile_gpu_does(tmp_path: Path, monk
     assert (tmp_path / "runs" / "gpu" / run / "policy" / "model.safetensors").is_file()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_notebooks_01_and_02_run_to_their_end_in_a_fresh_kernel(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks", ignore=shutil.ignore_patterns(".*"))
     (tmp_path / "bases").mkdir()

@@ -16,7 +16,7 @@ from scripts import weights
 
 ROOT = Path(__file__).resolve().parents[1]
 PIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[0-9][A-Za-z0-9.]*")
-TARGETS = ("paper", "study", "figures", "base", "test", "test-gpu", "lab", "llm", "audit", "clean", "help")
+TARGETS = ("paper", "study", "figures", "base", "test", "test-all", "test-gpu", "lab", "llm", "audit", "clean", "help")
 TEXT_ENDINGS = set(".py .md .toml .yml .yaml .lock .cff .json .jsonl .csv .tex .ipynb .txt .svg .cfg".split()) | {""}
 # Paths and hosts of one machine: none of them may be in a file that git carries.
 MACHINE_SPECIFIC = re.compile("|".join((
@@ -164,7 +164,7 @@ def test_continuous_integration_runs_the_tests_and_asks_git_what_they_changed() 
     script = ROOT / ".ci" / "run"
     assert script.stat().st_mode & 0o100, "git must carry it as executable"
     text = script.read_text()
-    assert "set -euo pipefail" in text and "make test" in text and "git status --porcelain" in text
+    assert "set -euo pipefail" in text and "make test-all" in text and "git status --porcelain" in text
 
 
 @pytest.mark.parametrize("text", ["cd /home/ada/dyme", "'/tmp/x.json'", "file" + "://disk/x", "C:\\Users\\ada"])

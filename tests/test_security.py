@@ -259,6 +259,7 @@ FUZZED: dict[str, tuple[Callable[[Path], object], tuple[type[Exception], ...]]] 
     "table.csv": (lambda path: csv_facts(path.read_text("utf-8", "replace")), ())}
 
 
+@pytest.mark.exhaustive
 @pytest.mark.promise("security", "whatever bytes or JSON a reader is given, it reads them or raises its documented error")
 @pytest.mark.parametrize("name", FUZZED)
 def test_random_content_is_read_or_refused_by_the_documented_error(name: str, tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def whole(tmp_path_factory) -> Callable[[int], tuple]:
     return made
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.promise("several processes", "two processes train as one does: losses, modes, bank, and as many judge calls")
 @pytest.mark.parametrize("prompts", [2, 1], ids=["whole groups", "a group on two processes"])
 def test_two_processes_train_as_one_does_and_ask_the_judge_no_more(whole, prompts: int) -> None:
@@ -135,7 +135,7 @@ def test_two_processes_train_as_one_does_and_ask_the_judge_no_more(whole, prompt
     assert len(lines) == 1, "one process says how far the run is"
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.promise("several processes", "a lost process ends the run with a clear error; in two or in one it goes on")
 @pytest.mark.parametrize("launcher", [LAUNCHER, ()], ids=["in two", "in one"])
 def test_a_process_that_is_lost_ends_the_run_which_then_goes_on(tmp_path: Path, whole, launcher: tuple) -> None:
@@ -195,7 +195,7 @@ def dealt_out(folder: Path) -> None:
     ranks.stop()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_weights_that_are_dealt_out_answer_and_are_saved_whole(tmp_path: Path) -> None:
     made = Path(__file__).parents[2] / "results" / "mini" / "runs" / "svlm-full_dyme-s0.json"
     (tmp_path / "manifest.json").write_text(made.read_text())

@@ -243,7 +243,7 @@ Reply only with JSON such as {"rating": "low", "reasons": ["..."]}."""
 
 
 @needs_llm
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_client_copes_with_a_real_server_that_ignores_schemas(tmp_path: Path) -> None:
     request = Request("check", "chart-7", [{"role": "user", "content": PROMPT}], Verdict, {"temperature": 0, "max_tokens": 96})
     with serving.local_server(total_timeout_s=120, max_tries=1) as endpoint:
@@ -267,7 +267,7 @@ def test_the_client_copes_with_a_real_server_that_ignores_schemas(tmp_path: Path
 
 
 @needs_llm
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_converted_model_ends_its_turns() -> None:
     folder = weights.model_folder(config.paths("llm").runs)
     assert json.loads((folder / "tokenizer_config.json").read_text())["eos_token"] == "<|im_end|>"

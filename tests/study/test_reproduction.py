@@ -143,8 +143,8 @@ def test_what_make_paper_trains_is_published_by_this_version_of_the_code() -> No
         assert json.loads((manifests / f"{run}.json").read_text())["results_version"] == RESULTS_VERSION, run
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("method", ["sft", "grpo", "pure_dyme", "full_dyme"])
+@pytest.mark.parametrize("method", ["full_dyme", *(pytest.param(method, marks=pytest.mark.exhaustive)
+                                                   for method in ("sft", "grpo", "pure_dyme"))])
 def test_the_code_gives_the_published_rows(method: str, root: Path) -> None:
     """A few steps of each trainer, once more; on another kind of CPU or with other versions rows may differ."""
     point = next(point for point in plan.points("short") if point.method == method)
@@ -159,7 +159,7 @@ def test_the_code_gives_the_published_rows(method: str, root: Path) -> None:
     assert rows[0] == rows[1], "the code gives other rows: mend it, or raise RESULTS_VERSION and publish anew"
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_readmes_commands_in_order_leave_git_clean(tmp_path: Path) -> None:
     """`make paper` (smoke), then `make test` (what reads the results), in a clone; then a session that leaves outputs."""
     clone = tmp_path / "clone"
@@ -178,7 +178,7 @@ def test_the_readmes_commands_in_order_leave_git_clean(tmp_path: Path) -> None:
 
     make("paper", "PROFILE=smoke")
     make("figures")
-    make("test", "ARGS=tests/test_determinism.py tests/test_readme.py")
+    make("test", "ARGS=-n 0 tests/test_determinism.py tests/test_readme.py")
     make("lab", "ARGS=--version")  # sets up what keeps outputs out of git
     path = clone / "notebooks" / "04_cost_accuracy.ipynb"
     book = nbformat.read(path, as_version=4)

@@ -83,6 +83,7 @@ def manifest_of(root: Path, name: str) -> dict:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
+@pytest.mark.exhaustive
 def test_a_killed_study_goes_on_without_repeating_what_is_finished(root: Path) -> None:
     first, second, start = "svlm-sft-a-s0", "svlm-sft-b-s0", time.monotonic()
     killed = study_process(root, steps=300)  # the second run is far from its end when the first has ended
@@ -109,6 +110,7 @@ def test_a_killed_study_goes_on_without_repeating_what_is_finished(root: Path) -
     assert float(lines[first]["learning_rate"]) == made["settings"]["learning_rate"][0] and "cores" in lines[first]["hardware"]
 
 
+@pytest.mark.exhaustive
 def test_ctrl_c_or_sigterm_ends_the_runs_under_way(root: Path) -> None:
     source = (ROOT / "dyme_core" / "pipeline" / "train.py").read_text()
     (root / "dyme_core" / "pipeline" / "train.py").write_text(source.replace("    main()\n",

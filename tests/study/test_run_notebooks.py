@@ -159,6 +159,7 @@ def test_the_command_exits_with_one_for_a_failing_cell_and_two_for_a_wrong_reque
     assert refused.returncode == 2 and "unknown parameter 'speed'" in refusal
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_leaves_no_half_written_result_and_no_process(workspace: Workspace, number: int) -> None:
     write_notebook(workspace.root, "01_slow", WRITE_ROWS.replace('"run.jsonl"', '"run.jsonl.1.part"'),

@@ -53,7 +53,7 @@ def test_a_picture_without_text_gives_no_facts(tmp_path: Path) -> None:
 
 @needs_ocr
 @needs_chartqa
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_printed_values_of_the_gold_charts_are_found(tmp_path: Path) -> None:
     tables = sorted((CHARTQA / "tables").glob("*.csv"))
     pictures = [Picture.of_files(CHARTQA / "png" / f"{table.stem}.png", table) for table in tables]
