@@ -25,7 +25,8 @@ from dyme_core.models import loading
 from dyme_core.models.generation import decode
 from dyme_core.pipeline import methods, train
 from dyme_core.pipeline.estimate import ONEVISION, estimate
-from dyme_core.supervision import rules
+from dyme_core.supervision.checker import RuleChecker
+from dyme_core.supervision.refiner import RuleRefiner
 from dyme_core.trainer import rewards
 from dyme_core.trainer.dyme_trainer import DyMETrainer
 
@@ -48,8 +49,8 @@ def steps_of(profile: config.Profile, model: Any, processor: Any, records: list[
             **methods.shared_arguments(run, profile.training.steps, 1e-4, Path(folder)),
             **methods.grpo_arguments(run, processor), memorize_weight=profile.training.memorize_weight)
         trainer = DyMETrainer(model, args=arguments, train_dataset=schema.to_dataset(records), processing_class=processor,
-                              reward_funcs=rewards.reward_functions(rules.RuleChecker()),
-                              refine=schema.target_writer(rules.RuleRefiner()))
+                              reward_funcs=rewards.reward_functions(RuleChecker()),
+                              refine=schema.target_writer(RuleRefiner()))
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         start = time.perf_counter()

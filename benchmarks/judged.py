@@ -17,8 +17,8 @@ from judge_server import serving
 
 from dyme_core import config
 from dyme_core.data.schema import mini_records
+from dyme_core.supervision.checker import RuleChecker
 from dyme_core.supervision.factory import Experts
-from dyme_core.supervision.rules import RuleChecker
 from dyme_core.trainer.rewards import reward_functions
 
 DELAY_S, QUESTIONS, LEARNING_RATE = 0.2, 512, 1e-3

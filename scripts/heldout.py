@@ -6,8 +6,8 @@ they stay as they are.
 """
 from __future__ import annotations
 
+from dyme_core.supervision.checker import Item
 from dyme_core.supervision.facts import Fact
-from dyme_core.supervision.rules import Item
 from scripts.labelled import EXPECTED, LabelledTrace
 
 

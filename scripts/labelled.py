@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 
 from dyme_core.data.chart_tables import COUNTRIES, MONTHS
 from dyme_core.data.schema import mini_records
+from dyme_core.supervision.checker import Item, item_of
 from dyme_core.supervision.facts import Fact
-from dyme_core.supervision.rules import DEFAULT_TEMPLATES, Item, item_of
+from dyme_core.supervision.refiner import DEFAULT_TEMPLATES
 from scripts.phrasings import WRITERS
 
 NOT_HIGH = frozenset({"low", "medium"})

@@ -9,8 +9,9 @@ import random
 
 from dyme_core.data import chart_images, chart_tables, prompt_format
 from dyme_core.data.chart_questions import KINDS, Question, draw_question
+from dyme_core.supervision.checker import Item
 from dyme_core.supervision.facts import facts_of, write_facts
-from dyme_core.supervision.rules import FIRST_TEMPLATE, Item
+from dyme_core.supervision.refiner import FIRST_TEMPLATE
 
 OTHER_KINDS = tuple(kind for kind in KINDS if kind != "lookup")
 LOOSE = ("We look at {labels} and compare the values. Therefore, {conclusion}.",

@@ -5,8 +5,9 @@ import random
 import re
 from collections.abc import Callable
 
+from dyme_core.supervision.checker import Item
 from dyme_core.supervision.facts import Fact, write_number
-from dyme_core.supervision.rules import DEFAULT_TEMPLATES, Item
+from dyme_core.supervision.refiner import DEFAULT_TEMPLATES
 
 Writer = Callable[[Item, random.Random], str]
 

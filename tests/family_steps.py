@@ -13,13 +13,14 @@ from transformers import TrainerCallback
 from dyme_core.data import schema
 from dyme_core.models import generation, loading
 from dyme_core.pipeline import evaluate
-from dyme_core.supervision import rules
+from dyme_core.supervision.checker import RuleChecker
+from dyme_core.supervision.refiner import RuleRefiner
 from dyme_core.trainer import rewards
 from dyme_core.trainer.dyme_trainer import DyMEConfig, DyMETrainer
 
 G = 4
 WRONG = "We look.\n<answer>no idea</answer>"
-refine = schema.target_writer(rules.RuleRefiner())
+refine = schema.target_writer(RuleRefiner())
 
 
 def records_for(family: str) -> list[schema.Record]:
@@ -71,7 +72,7 @@ def step(folder: Path, family: str, policy, processor, script: list[str] | None,
                           generation_kwargs={"suppress_tokens": loading.suppressed_ids(processor)})
     gradients = Gradients()
     trainer = Scripted(policy, args=settings, train_dataset=dataset_for(family), processing_class=processor, script=script,
-                       refine=refine, reward_funcs=rewards.reward_functions(rules.RuleChecker()), callbacks=[gradients])
+                       refine=refine, reward_funcs=rewards.reward_functions(RuleChecker()), callbacks=[gradients])
     trainer.train()
     return trainer, gradients
 

@@ -9,9 +9,10 @@ from typing import Any
 from scripted_server import Act, ScriptedServer, answer
 
 from dyme_core.data.schema import Record
+from dyme_core.supervision.checker import Item, item_of
 from dyme_core.supervision.facts import Fact, facts_to_rows
 from dyme_core.supervision.llm.client import Client, Endpoint, Recording
-from dyme_core.supervision.rules import Item, RuleRefiner, item_of
+from dyme_core.supervision.refiner import RuleRefiner
 
 SHOWN = (Fact("2010", "FAV", 30.0), Fact("2010", "UNF", 10.0), Fact("2012", "FAV", 25.0), Fact("2012", "UNF", 20.0))
 ITEM = Item("Which has the greater gap between FAV and UNF, 2010 or 2012?", "2010", SHOWN, SHOWN, ("2010", "2012"),

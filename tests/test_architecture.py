@@ -18,10 +18,10 @@ WRONG_WAY = {
     ("dyme_core/data/jsonl", "dyme_core/supervision/facts"),
     ("dyme_core/data/metrics", "dyme_core/trainer/rewards"),
     ("dyme_core/data/schema", "dyme_core/supervision/facts"),
-    ("dyme_core/data/schema", "dyme_core/supervision/rules"),
+    ("dyme_core/data/schema", "dyme_core/supervision/refiner"),
     ("dyme_core/data/splits", "dyme_core/trainer/rewards"),
     ("dyme_core/models/generation", "dyme_core/supervision/facts"),
-    ("dyme_core/models/generation", "dyme_core/supervision/rules"),
+    ("dyme_core/models/generation", "dyme_core/supervision/checker"),
     ("dyme_core/supervision/factory", "dyme_core/trainer/rewards"),
 }
 TORCH_LAYERS = {"models", "trainer", "pipeline"}

@@ -1,7 +1,7 @@
 """One record schema for every question on a picture; the mini splits; what TRL's trainers are given; the data card.
 
 A record keeps its supervision (facts, evidence, steps) as JSON, so that it passes through `datasets` and through TRL's
-reward columns unchanged; `rules.item_of` reads it back. What a data set's own scorer needs beyond the answer (`metrics`)
+reward columns unchanged; `checker.item_of` reads it back. What a data set's own scorer needs beyond the answer (`metrics`)
 travels in the same JSON.
 """
 from __future__ import annotations
@@ -21,7 +21,7 @@ from PIL import Image
 from dyme_core.data import chart_images, chart_tables, pictures, prompt_format
 from dyme_core.data.chart_questions import KINDS, Question
 from dyme_core.supervision.facts import Fact, facts_of, facts_to_rows
-from dyme_core.supervision.rules import VisualRefiner
+from dyme_core.supervision.refiner import VisualRefiner
 from dyme_core.utils import write_atomic
 
 Refine = Callable[[Sequence[dict[str, Any]]], list[str | None]]  # data rows to targets, None where there is none

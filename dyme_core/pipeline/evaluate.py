@@ -27,7 +27,7 @@ from dyme_core.models import loading
 from dyme_core.models.generation import Decoded, decode
 from dyme_core.pipeline.preflight import without_bad_rows
 from dyme_core.store import write_rows
-from dyme_core.supervision.rules import Item, Judgement, RuleChecker, item_of
+from dyme_core.supervision.checker import Item, Judgement, RuleChecker, item_of
 from dyme_core.trainer.rewards import RELAXED_TOLERANCE, score_answer
 
 logger = logging.getLogger(__name__)

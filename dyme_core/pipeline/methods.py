@@ -14,8 +14,8 @@ from dyme_core.data.schema import Record, sft_dataset, to_dataset
 from dyme_core.models import loading
 from dyme_core.pipeline.runs import Run, phase_steps
 from dyme_core.pipeline.step_log import StepLog
+from dyme_core.supervision.checker import RuleChecker
 from dyme_core.supervision.factory import Experts
-from dyme_core.supervision.rules import RuleChecker
 from dyme_core.trainer.dyme_trainer import DyMEConfig, DyMETrainer
 from dyme_core.trainer.grpo_trainer import MeasuredGRPOTrainer
 from dyme_core.trainer.rewards import reward_functions

@@ -16,7 +16,7 @@ from dyme_core.data.prompt_format import is_well_formed
 from dyme_core.data.schema import DataError, Record, Refine, target_writer
 from dyme_core.models.generation import decode, prompt_inputs, render_prompt
 from dyme_core.models.processors import tokenizer_of
-from dyme_core.supervision.rules import RuleRefiner
+from dyme_core.supervision.refiner import RuleRefiner
 
 ROLLOUT_SEED = 0
 NO_SIZE = (0, 0)  # of a record without a picture

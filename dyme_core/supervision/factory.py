@@ -11,13 +11,14 @@ from typing import Any
 
 from dyme_core import config, ranks, utils
 from dyme_core.data.schema import Record, Refine, target_writer
+from dyme_core.supervision.checker import RuleChecker
 from dyme_core.supervision.corruption import GradedRefiner, corrupt
 from dyme_core.supervision.llm.attempts import LEDGER_FILE, Attempts
 from dyme_core.supervision.llm.client import Client, Endpoint, Recording
 from dyme_core.supervision.llm.judge import LLMChecker
 from dyme_core.supervision.llm.refiner import LLMRefiner
 from dyme_core.supervision.llm.usage import add_up
-from dyme_core.supervision.rules import LearningChecker, RuleChecker, RuleRefiner, TemplateBank, TracesFirst
+from dyme_core.supervision.refiner import LearningChecker, RuleRefiner, TemplateBank, TracesFirst
 from dyme_core.trainer.rewards import accuracy_reward, reward_functions
 
 logger = logging.getLogger(__name__)

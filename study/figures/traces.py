@@ -16,7 +16,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 from PIL.Image import Image
 
-from dyme_core.supervision.rules import Judgement
+from dyme_core.supervision.checker import Judgement
 from study import statistics
 from study.figures.theme import BODY, CAPTIONS, GREY, PAGE, RIGHT, SMALL, STYLES, THEME, WRONG, finish, panels, themed
 

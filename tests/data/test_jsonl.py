@@ -11,8 +11,9 @@ from PIL import Image
 from dyme_core.data import schema
 from dyme_core.data.jsonl import own_records
 from dyme_core.data.schema import DataError
+from dyme_core.supervision.checker import item_of
 from dyme_core.supervision.facts import Fact
-from dyme_core.supervision.rules import RuleRefiner, TraceRefiner, item_of
+from dyme_core.supervision.refiner import RuleRefiner, TraceRefiner
 
 GOOD = {"question": "Which is taller?", "answer": "May", "image": "charts/1.png"}
 FACTS = [{"entity": "May", "attribute": "rain", "value": 45, "unit": "mm"}, {"entity": "June", "value": 3.5}]

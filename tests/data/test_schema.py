@@ -20,7 +20,8 @@ from dyme_core.data import chart_tables, prompt_format, schema
 from dyme_core.data.benchmarks.chartqa import chartqa_records
 from dyme_core.data.chart_questions import KINDS
 from dyme_core.models import generation, loading
-from dyme_core.supervision.rules import RuleChecker, RuleRefiner, item_of
+from dyme_core.supervision.checker import RuleChecker, item_of
+from dyme_core.supervision.refiner import RuleRefiner
 from dyme_core.trainer import batching
 from dyme_core.trainer.dyme_trainer import DyMETrainer
 

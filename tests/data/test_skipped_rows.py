@@ -16,7 +16,7 @@ from dyme_core.data.jsonl import own_records
 from dyme_core.data.schema import DataError, mini_records, target_writer
 from dyme_core.models import loading
 from dyme_core.pipeline import evaluate, preflight, train
-from dyme_core.supervision.rules import RuleRefiner
+from dyme_core.supervision.refiner import RuleRefiner
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -13,7 +13,8 @@ from PIL import Image
 from dyme_core.data import metrics, prompt_format, schema
 from dyme_core.data.benchmarks import sources
 from dyme_core.data.schema import DataError
-from dyme_core.supervision.rules import TraceRefiner, item_of
+from dyme_core.supervision.checker import item_of
+from dyme_core.supervision.refiner import TraceRefiner
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"real rows are not at {SHARED}")

@@ -12,7 +12,8 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from dyme_core.data import schema
 from dyme_core.models import generation, loading
 from dyme_core.models.prefix_sharing import share_prefixes
-from dyme_core.supervision.rules import RuleChecker, RuleRefiner
+from dyme_core.supervision.checker import RuleChecker
+from dyme_core.supervision.refiner import RuleRefiner
 from dyme_core.trainer.dyme_trainer import DyMEConfig, DyMETrainer
 from dyme_core.trainer.rewards import reward_functions
 

@@ -14,7 +14,7 @@ from dyme_core.data import schema
 from dyme_core.models import loading
 from dyme_core.pipeline.collapse import Collapsed, CollapseWatch
 from dyme_core.store import read_rows
-from dyme_core.supervision.rules import RuleChecker
+from dyme_core.supervision.checker import RuleChecker
 from dyme_core.trainer.dyme_trainer import DyMEConfig, DyMETrainer
 from dyme_core.trainer.rewards import reward_functions
 

@@ -14,8 +14,9 @@ from dyme_core.data.schema import NO_SUPERVISION, Record, mini_records, target_w
 from dyme_core.models import generation, loading
 from dyme_core.models.generation import Decoded
 from dyme_core.pipeline import evaluate
+from dyme_core.supervision.checker import item_of
 from dyme_core.supervision.facts import write_facts
-from dyme_core.supervision.rules import RuleRefiner, item_of
+from dyme_core.supervision.refiner import RuleRefiner
 
 CHARTQA = Path(__file__).resolve().parents[3] / "shared" / "data" / "chartqa"
 RUN = {"run": "svlm-base-s0", "method": "base", "variant": "", "model": "svlm", "seed": 0, "step": 0}

@@ -18,7 +18,8 @@ from dyme_core.models.generation import Decoded
 from dyme_core.pipeline import evaluate, train
 from dyme_core.store import read_rows
 from dyme_core.supervision import missing_facts
-from dyme_core.supervision.rules import RuleRefiner, item_of
+from dyme_core.supervision.checker import item_of
+from dyme_core.supervision.refiner import RuleRefiner
 
 
 def write_own(folder: Path) -> list[str]:

@@ -13,7 +13,7 @@ from PIL import Image
 from dyme_core.data.schema import DataError, Record, mini_records, target_writer
 from dyme_core.models import loading
 from dyme_core.pipeline.preflight import preflight
-from dyme_core.supervision.rules import RuleRefiner
+from dyme_core.supervision.refiner import RuleRefiner
 
 RECORDS = 28
 

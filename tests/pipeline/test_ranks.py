@@ -29,7 +29,8 @@ from dyme_core.models import loading
 from dyme_core.models.generation import decode
 from dyme_core.pipeline import train as training
 from dyme_core.store import read_rows
-from dyme_core.supervision.rules import DEFAULT_TEMPLATES, RuleRefiner, item_of
+from dyme_core.supervision.checker import item_of
+from dyme_core.supervision.refiner import DEFAULT_TEMPLATES, RuleRefiner
 from dyme_core.trainer.dyme_trainer import DyMETrainer
 
 G, STEPS, LOST_AT = 4, 4, 1

@@ -20,7 +20,8 @@ from dyme_core.models import loading
 from dyme_core.pipeline import methods, step_log
 from dyme_core.pipeline import train as training
 from dyme_core.pipeline.train import Run
-from dyme_core.supervision.rules import RuleRefiner, item_of
+from dyme_core.supervision.checker import item_of
+from dyme_core.supervision.refiner import RuleRefiner
 from study import report, scheduler
 
 CORE = Path(__file__).resolve().parents[2] / "dyme_core"

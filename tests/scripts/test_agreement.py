@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dyme_core.data import chart_questions
+from dyme_core.supervision.checker import Item, RuleChecker, item_of
 from dyme_core.supervision.facts import Fact
 from dyme_core.supervision.llm.client import Client, Endpoint, Recording
 from dyme_core.supervision.llm.judge import LLMChecker
-from dyme_core.supervision.rules import FIRST_TEMPLATE, Item, RuleChecker, RuleRefiner, item_of
+from dyme_core.supervision.refiner import FIRST_TEMPLATE, RuleRefiner
 from scripts.agreement import agreement, confusion
 from scripts.heldout import held_out_set
 from scripts.labelled import EXPECTED, HOSTILE, LabelledTrace, labelled_set

@@ -13,9 +13,10 @@ from dyme_core.data import chart_tables, prompt_format, schema
 from dyme_core.data.chart_questions import KINDS
 from dyme_core.models import loading
 from dyme_core.supervision import corruption
+from dyme_core.supervision.checker import RuleChecker, item_of
 from dyme_core.supervision.corruption import GradedRefiner, corrupt, misread
 from dyme_core.supervision.facts import facts_of, read_trace
-from dyme_core.supervision.rules import RuleChecker, RuleRefiner, item_of
+from dyme_core.supervision.refiner import RuleRefiner
 
 RECORDS = schema.mini_records("train", 420, seed=0)
 WRONG = corrupt(RECORDS, 1.0)

@@ -21,12 +21,13 @@ from dyme_core.pipeline import train
 from dyme_core.pipeline.checkpointing import Keeper, train_from
 from dyme_core.store import read_rows
 from dyme_core.supervision import factory
+from dyme_core.supervision.checker import item_of
 from dyme_core.supervision.corruption import GradedRefiner
 from dyme_core.supervision.factory import Experts
 from dyme_core.supervision.llm.client import SupervisionError
 from dyme_core.supervision.llm.judge import LLMChecker
 from dyme_core.supervision.llm.refiner import LLMRefiner
-from dyme_core.supervision.rules import DEFAULT_TEMPLATES, LearningChecker, RuleRefiner, TemplateBank, item_of
+from dyme_core.supervision.refiner import DEFAULT_TEMPLATES, LearningChecker, RuleRefiner, TemplateBank
 from dyme_core.trainer.dyme_trainer import DyMEConfig, DyMETrainer
 from dyme_core.trainer.rewards import reward_functions
 

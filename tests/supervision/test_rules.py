@@ -9,18 +9,9 @@ import pytest
 
 from dyme_core.data import chart_questions, chart_tables, prompt_format, schema
 from dyme_core.supervision import facts
+from dyme_core.supervision.checker import Item, RuleChecker, item_of
 from dyme_core.supervision.facts import Fact
-from dyme_core.supervision.rules import (
-    DEFAULT_TEMPLATES,
-    FIRST_TEMPLATE,
-    Item,
-    RuleChecker,
-    RuleRefiner,
-    Template,
-    TemplateBank,
-    TraceRefiner,
-    item_of,
-)
+from dyme_core.supervision.refiner import DEFAULT_TEMPLATES, FIRST_TEMPLATE, RuleRefiner, Template, TemplateBank, TraceRefiner
 
 CHECKER = RuleChecker()
 BARS = tuple(Fact(country, "", value, "percent")

@@ -17,12 +17,13 @@ from transformers import TrainerCallback
 
 from dyme_core.data import schema
 from dyme_core.models import loading
-from dyme_core.supervision import rules
+from dyme_core.supervision.checker import RuleChecker
+from dyme_core.supervision.refiner import RuleRefiner
 from dyme_core.trainer import batching, rewards
 from dyme_core.trainer.dyme_trainer import DyMEConfig, DyMETrainer
 
 G = 4
-CHECKER = rules.RuleChecker()
+CHECKER = RuleChecker()
 PROCESSOR = loading.build_processor(96, 24)
 END = PROCESSOR.tokenizer.eos_token_id
 FORBIDDEN = PROCESSOR.tokenizer.convert_tokens_to_ids([token for token in loading.SPECIAL if token != loading.END])
@@ -31,7 +32,7 @@ WRONG = "We look at the chart.\n<answer>no idea</answer>"
 
 RECORDS = schema.mini_records("train", 4, seed=0)
 ROWS = [{**record.row, "prompt": schema.messages(record.question), "image": record.image} for record in RECORDS]
-refine_all = schema.target_writer(rules.RuleRefiner())
+refine_all = schema.target_writer(RuleRefiner())
 
 
 def target_of(row: dict) -> str:

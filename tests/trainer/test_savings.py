@@ -12,7 +12,8 @@ import torch
 from dyme_core.data import schema
 from dyme_core.data.prompt_format import write_response
 from dyme_core.models import loading
-from dyme_core.supervision.rules import RuleChecker, RuleRefiner, item_of
+from dyme_core.supervision.checker import RuleChecker, item_of
+from dyme_core.supervision.refiner import RuleRefiner
 from dyme_core.trainer import batching
 from dyme_core.trainer.dyme_trainer import DyMEConfig, DyMETrainer
 from dyme_core.trainer.rewards import reward_functions

@@ -11,8 +11,9 @@ from scripted_server import ScriptedServer
 from dyme_core import config
 from dyme_core.data import schema
 from dyme_core.models import generation, loading
+from dyme_core.supervision.checker import item_of
 from dyme_core.supervision.factory import Experts
-from dyme_core.supervision.rules import RuleRefiner, item_of
+from dyme_core.supervision.refiner import RuleRefiner
 from dyme_core.trainer.dyme_trainer import DyMEConfig, DyMETrainer
 from dyme_core.trainer.streaming import Watcher, watching
 

@@ -16,10 +16,10 @@ from typing import Any
 from pydantic import BaseModel
 
 from dyme_core.config import POLICIES
+from dyme_core.supervision.checker import Item, Judgement, RuleChecker, item_of
 from dyme_core.supervision.facts import Fact
 from dyme_core.supervision.llm.client import Client, Request, SupervisionError
 from dyme_core.supervision.llm.prompts import CheckReply, FactRow, check_messages
-from dyme_core.supervision.rules import Item, Judgement, RuleChecker, item_of
 
 logger = logging.getLogger(__name__)
 PARAMETERS = {"temperature": 0.0, "max_tokens": 400}

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from dyme_core.data.prompt_format import is_well_formed, write_response
+from dyme_core.supervision.checker import Item, item_of
 from dyme_core.supervision.llm.client import Client, SupervisionError
 from dyme_core.supervision.llm.judge import PARAMETERS, Expert, fact_rows
 from dyme_core.supervision.llm.prompts import RefineReply, refine_messages
-from dyme_core.supervision.rules import Item, RuleRefiner, TemplateBank, item_of
+from dyme_core.supervision.refiner import RuleRefiner, TemplateBank
 
 _MARKUP = re.compile(r"<[^\s<>][^<>]*>")  # answer flags, special tokens such as <image>; "26 < 30" is none
 

@@ -11,12 +11,13 @@ from scripted_server import ScriptedServer, answer, status
 
 from dyme_core.data import schema
 from dyme_core.data.prompt_format import write_response
+from dyme_core.supervision.checker import Item, RuleChecker, item_of
 from dyme_core.supervision.facts import Fact, facts_from_rows
 from dyme_core.supervision.llm import prompts
 from dyme_core.supervision.llm.client import CircuitOpen, InvalidReply, Recording, SupervisionError
 from dyme_core.supervision.llm.judge import LLMChecker, fact_rows
 from dyme_core.supervision.llm.refiner import LLMRefiner
-from dyme_core.supervision.rules import FIRST_TEMPLATE, Item, RuleChecker, RuleRefiner, item_of
+from dyme_core.supervision.refiner import FIRST_TEMPLATE, RuleRefiner
 from dyme_core.trainer import rewards
 
 

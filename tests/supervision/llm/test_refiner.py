@@ -10,7 +10,7 @@ from scripted_server import ScriptedServer
 from dyme_core.supervision.llm.client import SupervisionError
 from dyme_core.supervision.llm.judge import LLMChecker
 from dyme_core.supervision.llm.refiner import LLMRefiner
-from dyme_core.supervision.rules import FIRST_TEMPLATE, LearningChecker, RuleRefiner, TemplateBank
+from dyme_core.supervision.refiner import FIRST_TEMPLATE, LearningChecker, RuleRefiner, TemplateBank
 
 
 def test_a_good_draft_is_the_target_word_for_word() -> None:
