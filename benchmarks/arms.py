@@ -20,7 +20,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from dyme_core import config
 from dyme_core.data.schema import mini_records, to_dataset
-from dyme_core.models import loading, prefix_sharing, vision_cache
+from dyme_core.models import loading, prefix_sharing, tiny_onevision, vision_cache
 from dyme_core.pipeline import methods, runs
 from dyme_core.supervision.factory import Experts
 from dyme_core.trainer.dyme_trainer import DyMEConfig, DyMETrainer
@@ -162,15 +162,15 @@ def _own_tokens(inputs: dict[str, Any], through: int) -> int:
 def policy(shape: Shape, savings: Sequence[str]) -> tuple[torch.nn.Module, Any]:
     """The model of a shape with some savings: the committed base, or one with fresh weights."""
     if shape.tokens is None:
-        return loading.load_policy(ROOT / "bases" / f"{shape.model}-s0", shares_looks="looks" in savings,
-                                   shares_prefixes="prefixes" in savings)
-    pixels = shape.side * loading.PATCH
-    processor = loading.build_processor(pixels)
-    loading.SIZES.setdefault("wide", WIDE)
-    model = loading.build_model(shape.model, processor, 0, pixels)
+        return loading.load_policy(ROOT / "bases" / f"{shape.model}-s0", vision_cache="looks" in savings,
+                                   prefix_sharing="prefixes" in savings)
+    pixels = shape.side * tiny_onevision.PATCH
+    processor = tiny_onevision.build_processor(pixels)
+    tiny_onevision.SIZES.setdefault("wide", WIDE)
+    model = tiny_onevision.build_model(shape.model, processor, 0, pixels)
     loading.freeze_vision(model)
     if "looks" in savings:
-        vision_cache.share_looks(model, processor)
+        vision_cache.cache_vision_features(model, processor)
     if "prefixes" in savings:
         prefix_sharing.share_prefixes(model)
     return model, processor

@@ -8,7 +8,7 @@ import torch
 from arms import NATURAL_TOKENS, SAVINGS, Shape, policy
 
 from dyme_core.data.schema import mini_records
-from dyme_core.models import loading
+from dyme_core.models import processors
 from dyme_core.models.generation import decode, prompt_inputs
 
 COUNT = 200
@@ -22,7 +22,7 @@ def one_by_one(model, processor, records) -> list[str]:
         for record in records:
             inputs = prompt_inputs(processor, [record])
             output = model.generate(**inputs, max_new_tokens=NATURAL_TOKENS, do_sample=False,
-                                    suppress_tokens=loading.suppressed_ids(processor))
+                                    suppress_tokens=processors.suppressed_ids(processor))
             said.append(processor.tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))
     return said
 

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dyme_core.data import chart_images, chart_tables
-from dyme_core.models import loading
-from dyme_core.models.loading import ASSISTANT, END, PATCH, USER
+from dyme_core.models import processors
+from dyme_core.models.tiny_onevision import ASSISTANT, END, PATCH, USER
 from scripts.lessons import draw_chart, draw_sum, draw_turns
 
 NAMES = {name: place for place, name in enumerate(
@@ -58,7 +58,7 @@ def to_pixels(pictures: list) -> Tensor:
     return torch.from_numpy(stacked.astype(np.float32) / 127.5 - 1.0)
 
 
-def conversation_batch(rng: random.Random, processor: loading.MiniProcessor, size: int, turns: int, is_early: bool
+def conversation_batch(rng: random.Random, processor: processors.MiniProcessor, size: int, turns: int, is_early: bool
                        ) -> dict[str, Tensor]:
     """Pictures with `turns` (or one more) questions and replies; labels are -100 but on the replies and their end tokens."""
     pictures, rows = [], []
@@ -75,12 +75,12 @@ def conversation_batch(rng: random.Random, processor: loading.MiniProcessor, siz
             "image_sizes": torch.full((size, 2), chart_images.SIZE)}
 
 
-def sum_batch(rng: random.Random, processor: loading.MiniProcessor, size: int, turns: int = 8) -> dict[str, Tensor]:
+def sum_batch(rng: random.Random, processor: processors.MiniProcessor, size: int, turns: int = 8) -> dict[str, Tensor]:
     """Conversations without pictures, `turns` sums each (`draw_sum`); labels as in `conversation_batch`."""
     return padded(processor, [tokens(processor, [draw_sum(rng) for _ in range(turns)], ()) for _ in range(size)])
 
 
-def tokens(processor: loading.MiniProcessor, turns: list[tuple[str, str]], image: Sequence[int]) -> tuple[Tensor, Tensor]:
+def tokens(processor: processors.MiniProcessor, turns: list[tuple[str, str]], image: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Token ids and labels of a conversation; the picture's tokens open its first question."""
     tokenizer = processor.tokenizer
     user, assistant, end = tokenizer.convert_tokens_to_ids([USER, ASSISTANT, END])
@@ -94,7 +94,7 @@ def tokens(processor: loading.MiniProcessor, turns: list[tuple[str, str]], image
     return torch.tensor(row), torch.tensor(label)
 
 
-def padded(processor: loading.MiniProcessor, rows: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+def padded(processor: processors.MiniProcessor, rows: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
     """Rows padded on the right, which causal attention never looks at, to a multiple of 16: few shapes, few new kernels."""
     ids, labels = zip(*rows, strict=True)
     length = -(-max(map(len, ids)) // 16) * 16

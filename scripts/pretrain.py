@@ -23,9 +23,9 @@ from dyme_core import config, utils
 from dyme_core.data import chart_images, prompt_format
 from dyme_core.data.chart_questions import KINDS
 from dyme_core.data.schema import mini_records
-from dyme_core.models import loading
+from dyme_core.models import loading, processors, tiny_onevision
 from dyme_core.models.generation import caption_match, decode
-from dyme_core.models.loading import PATCH
+from dyme_core.models.tiny_onevision import PATCH
 from scripts.batches import LETTERS, NAMES, SIDE, column_batch, conversation_batch, padded, sum_batch, tokens
 from scripts.lessons import draw_sum
 
@@ -88,7 +88,7 @@ def pretrain_vision(model: nn.Module, settings: config.Base, seed: int) -> dict[
             for place, name in enumerate(names)}
 
 
-def align(model: nn.Module, processor: loading.MiniProcessor, settings: config.Base, seed: int) -> None:
+def align(model: nn.Module, processor: processors.MiniProcessor, settings: config.Base, seed: int) -> None:
     """Train projector and word embeddings, tower frozen, until patches speak the language model's words (LLaVA's stage 1)."""
     rng = random.Random(f"align {seed}")
     aligner = Aligner(model.get_input_embeddings(), processor.tokenizer)
@@ -102,7 +102,7 @@ def align(model: nn.Module, processor: loading.MiniProcessor, settings: config.B
     optimise([model.model.multi_modal_projector, aligner], loss_of, settings.align_steps, settings.learning_rate, "alignment")
 
 
-def pretrain_language(model: nn.Module, processor: loading.MiniProcessor, settings: config.Base, seed: int) -> None:
+def pretrain_language(model: nn.Module, processor: processors.MiniProcessor, settings: config.Base, seed: int) -> None:
     """Train projector and language model on conversations about charts and on sums, vision tower frozen."""
     loading.freeze_vision(model)
     rng = random.Random(f"language {seed}")
@@ -189,7 +189,7 @@ def optimise(modules: list[nn.Module], loss_of: Callable[[int], Tensor], steps: 
                         pace * (steps - step - 1))
 
 
-def measure_base(model: nn.Module, processor: loading.MiniProcessor, num_items: int = 200) -> dict[str, float]:
+def measure_base(model: nn.Module, processor: processors.MiniProcessor, num_items: int = 200) -> dict[str, float]:
     """Base quality on validation charts, all shares in [0, 1].
 
     Captions (exact match), sums (exact match) and look-ups (direct answers) are greedy; in thinking mode one response a
@@ -211,7 +211,7 @@ def measure_base(model: nn.Module, processor: loading.MiniProcessor, num_items: 
 
 
 @torch.no_grad()
-def _share_of_sums(model: nn.Module, processor: loading.MiniProcessor, count: int, is_stated: bool) -> float:
+def _share_of_sums(model: nn.Module, processor: processors.MiniProcessor, count: int, is_stated: bool) -> float:
     """Share of sums whose whole reply has the highest probability token by token, which is what greedy decoding writes."""
     rng, rows = random.Random("sums to measure"), []
     while len(rows) < count:
@@ -235,8 +235,8 @@ def build_base(size: str, seed: int, settings: config.Base, folder: Path, tower:
     Args:
         tower: weights of an already trained vision tower; None trains one.
     """
-    processor = loading.build_processor()
-    model = loading.build_model(size, processor, seed)
+    processor = tiny_onevision.build_processor()
+    model = tiny_onevision.build_model(size, processor, seed)
     start, metrics = time.perf_counter(), {}
     if tower is None:
         metrics |= pretrain_vision(model, settings, seed)
@@ -261,7 +261,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Build the bases: the SVLM with its own vision tower, then the larger sibling on the same tower."""
     parser = argparse.ArgumentParser(prog="python -m scripts.pretrain", description="Build the mini bases from nothing.")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--models", nargs="+", choices=tuple(loading.SIZES), default=list(loading.SIZES))
+    parser.add_argument("--models", nargs="+", choices=tuple(tiny_onevision.SIZES), default=list(tiny_onevision.SIZES))
     parser.add_argument("--threads", type=int, default=2, help="torch threads; two cores are free while a base is built alone")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)

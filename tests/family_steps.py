@@ -11,7 +11,7 @@ from torch.nn import functional
 from transformers import TrainerCallback
 
 from dyme_core.data import schema
-from dyme_core.models import generation, loading
+from dyme_core.models import generation, processors
 from dyme_core.pipeline import evaluate
 from dyme_core.supervision.checker import RuleChecker
 from dyme_core.supervision.refiner import RuleRefiner
@@ -69,7 +69,7 @@ def step(folder: Path, family: str, policy, processor, script: list[str] | None,
                           max_steps=1, max_completion_length=max_completion_length, learning_rate=1e-2, weight_decay=0.0,
                           max_grad_norm=0.0, report_to="none", save_strategy="no", logging_steps=1, shuffle_dataset=False,
                           disable_tqdm=True, gradient_checkpointing=False, drop_idle_rows=False, seed=0,
-                          generation_kwargs={"suppress_tokens": loading.suppressed_ids(processor)})
+                          generation_kwargs={"suppress_tokens": processors.suppressed_ids(processor)})
     gradients = Gradients()
     trainer = Scripted(policy, args=settings, train_dataset=dataset_for(family), processing_class=processor, script=script,
                        refine=refine, reward_funcs=rewards.reward_functions(RuleChecker()), callbacks=[gradients])
@@ -85,7 +85,7 @@ def answers(policy, processor, family: str) -> list[str]:
 
 def cross_entropy_gradient(policy, processor, family: str) -> dict[str, torch.Tensor]:
     """Of the mean cross entropy of each target's tokens, each read alone, weighed as a row of the step's batch."""
-    tokenizer = loading.tokenizer_of(processor)
+    tokenizer = processors.tokenizer_of(processor)
     for record in records_for(family):
         inputs = generation.prompt_inputs(processor, [record])
         ids = [*tokenizer(refine([record.row])[0], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]

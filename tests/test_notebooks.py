@@ -14,7 +14,7 @@ import nbformat
 import pytest
 
 from dyme_core import config
-from dyme_core.models import loading
+from dyme_core.models import loading, tiny_onevision
 from dyme_core.pipeline import train
 from study import run_notebooks
 from study.stamps import Workspace
@@ -79,8 +79,8 @@ def test_every_section_says_what_it_shows_before_it_computes(path: Path) -> None
 @pytest.mark.exhaustive
 def test_notebook_03_runs_top_to_bottom_as_profile_gpu_does(tmp_path: Path, monkeypatch, capsys) -> None:
     """Every cell, with the branches of a real model, on a small model in a folder, small data and rule experts."""
-    processor = loading.build_processor()
-    loading.save_policy(loading.build_model("svlm", processor, 0), processor, tmp_path / "some-model")
+    processor = tiny_onevision.build_processor()
+    loading.save_policy(tiny_onevision.build_model("svlm", processor, 0), processor, tmp_path / "some-model")
     (tmp_path / "pyproject.toml").touch()
     for package in ("dyme_core", "study", "scripts"):
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from dyme_core import config
-from dyme_core.models import loading
+from dyme_core.models import loading, tiny_onevision
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -18,8 +18,8 @@ CODE = re.findall(r"<!-- run by tests/test_readme.py -->\n```python\n(.*?)```", 
 
 
 def test_the_code_trains_on_a_record_of_ones_own(tmp_path: Path, monkeypatch, capsys) -> None:
-    processor = loading.build_processor()
-    loading.save_policy(loading.build_model("svlm", processor, 0), processor, tmp_path / "bases" / "svlm-s0")
+    processor = tiny_onevision.build_processor()
+    loading.save_policy(tiny_onevision.build_model("svlm", processor, 0), processor, tmp_path / "bases" / "svlm-s0")
     Image.new("RGB", (320, 240), "white").save(tmp_path / "my_chart.png")
     monkeypatch.chdir(tmp_path)
     assert len(CODE) == 2

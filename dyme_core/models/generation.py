@@ -13,7 +13,7 @@ from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
 from dyme_core.data.prompt_format import CAPTION_INSTRUCTION, THINK_INSTRUCTION
 from dyme_core.data.schema import Record, messages
-from dyme_core.models import loading
+from dyme_core.models import processors
 from dyme_core.supervision.checker import item_of
 from dyme_core.supervision.facts import write_facts
 
@@ -57,7 +57,7 @@ def prompt_inputs(processor: ProcessorMixin, records: Sequence[Record], instruct
         return BatchFeature(processor(**settings))  # a tokenizer's own result cannot be cast
     if not isinstance(processor, ProcessorMixin):
         raise ValueError(f"record {records[0].item!r} has a picture, and this model reads text alone: take one that reads "
-                         "pictures (families.FAMILIES)")
+                         "pictures (loading.FAMILIES)")
     return processor(images=[[record.load_image()] for record in records], **settings)
 
 
@@ -72,9 +72,9 @@ def decode(model: PreTrainedModel, processor: ProcessorMixin, records: Sequence[
         seed: None decodes greedily; a number samples at temperature 1 with it, leaving the global generator as it was.
         instruction: what stands behind each question.
     """
-    was_training, tokenizer = model.training, loading.tokenizer_of(processor)
+    was_training, tokenizer = model.training, processors.tokenizer_of(processor)
     model.eval()
-    settings: dict[str, Any] = dict(max_new_tokens=max_new_tokens, suppress_tokens=loading.suppressed_ids(processor),
+    settings: dict[str, Any] = dict(max_new_tokens=max_new_tokens, suppress_tokens=processors.suppressed_ids(processor),
                                     pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
                                     do_sample=seed is not None,
                                     repetition_penalty=1.0)  # a hub model's own settings must not shape the scores

@@ -4,6 +4,7 @@ from __future__ import annotations
 import re
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,36 +15,51 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel, ProcessorMixin
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from dyme_core.models import prefix_sharing, vision_cache
-from dyme_core.models.families import LAYERS, freeze_vision, language_layers
-from dyme_core.models.processors import MiniProcessor, load_processor, set_padding, suppressed_ids, tokenizer_of
-from dyme_core.models.tiny_onevision import (
-    ASSISTANT,
-    CHAT_TEMPLATE,
-    END,
-    IMAGE,
-    PAD,
-    PATCH,
-    SIZES,
-    SPECIAL,
-    USER,
-    VIDEO,
-    WORDS,
-    build_model,
-    build_processor,
-    build_tokenizer,
-)
+from dyme_core.models.prefix_sharing import share_prefixes
+from dyme_core.models.processors import load_processor, set_padding, tokenizer_of
+from dyme_core.models.vision_cache import cache_vision_features
 from dyme_core.utils import PART_SUFFIX
 
-__all__ = ["ASSISTANT", "CHAT_TEMPLATE", "END", "IMAGE", "PAD", "PATCH", "SIZES", "SPECIAL", "USER", "VIDEO", "WORDS",
-           "MiniProcessor", "build_model", "build_processor", "build_tokenizer", "freeze_vision", "load_policy",
-           "load_processor", "read_weights", "save_merged", "save_policy", "suppressed_ids", "tokenizer_of"]
+
+@dataclass(frozen=True)
+class Family:
+    """What differs between families.
+
+    Attributes:
+        name: as people call it; hub_id: the checkpoint it was made for.
+        model_type, model_class: in config.json, and in transformers.
+        vision: part of the model that is frozen ("": reads no pictures); projector: part that stays trainable, even inside.
+        note: what to know.
+    """
+
+    name: str
+    hub_id: str
+    model_type: str
+    model_class: str
+    vision: str
+    projector: str
+    note: str
+
+
+FAMILIES = {family.model_type: family for family in (
+    Family("LLaVA-OneVision-0.5B", "llava-hf/llava-onevision-qwen2-0.5b-ov-hf", "llava_onevision",
+           "LlavaOnevisionForConditionalGeneration", "vision_tower", "multi_modal_projector",
+           "caches vision features and shares prefixes; the mini model is one"),
+    Family("SmolVLM-500M", "HuggingFaceTB/SmolVLM-500M-Instruct", "idefics3", "Idefics3ForConditionalGeneration",
+           "vision_model", "connector", "an Idefics3; a picture is cut into tiles of 64 tokens each"),
+    Family("Qwen2.5-VL-3B", "Qwen/Qwen2.5-VL-3B-Instruct", "qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration", "visual",
+           "merger", "a picture's tokens grow with its size; its projector lies inside the vision part"),
+    Family("InternVL3-1B", "OpenGVLab/InternVL3-1B-hf", "internvl", "InternVLForConditionalGeneration", "vision_tower",
+           "multi_modal_projector", "checkpoints named -hf alone: the others bring code of their own, which is never run"),
+    Family("Qwen2.5-0.5B", "Qwen/Qwen2.5-0.5B-Instruct", "qwen2", "Qwen2ForCausalLM", "", "",
+           "text alone (the paper's LLM variant, GSM8K); shares prefixes"))}
+LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # attention and MLP, where LoRA goes
 UNSLOTH_RANK = 16  # as in Unsloth's official recipe for vision models
 
 
-def load_policy(source: Path | str, backend: str = "transformers", shares_looks: bool = True, shares_prefixes: bool = True, *,
-                lora_rank: int | None = None, lora_alpha: int | None = None, load_in_4bit: bool = False,
-                dtype: torch.dtype | None = None) -> tuple[torch.nn.Module, ProcessorMixin]:
+def load_policy(source: Path | str, backend: str = "transformers", *, vision_cache: bool = True,
+                prefix_sharing: bool = True, lora_rank: int | None = None, lora_alpha: int | None = None,
+                load_in_4bit: bool = False, dtype: torch.dtype | None = None) -> tuple[torch.nn.Module, ProcessorMixin]:
     """Load a policy and its processor, vision tower frozen: (model, processor); of a text model (model, tokenizer).
 
     Code that a checkpoint brings along is never run, and only safetensors are read.
@@ -51,13 +67,13 @@ def load_policy(source: Path | str, backend: str = "transformers", shares_looks:
     Args:
         source: a local folder (`save_policy`'s, or a hub checkpoint's) or a hub id.
         backend: "transformers", or "unsloth", which needs a CUDA GPU.
-        shares_looks: with "transformers", process and encode each picture once (`vision_cache`; LLaVA-OneVision alone).
-        shares_prefixes: with "transformers", go once through a prompt that rows of a batch share (`prefix_sharing`;
-            LLaVA-OneVision and Qwen2 alone).
+        vision_cache: with "transformers", process and encode each picture once (LLaVA-OneVision only).
+        prefix_sharing: with "transformers", go once through a prompt that rows of a batch share (LLaVA-OneVision and Qwen2
+            only).
         lora_rank: of LoRA on attention and MLP of the language model, all else frozen; 0 trains all of it and the projector;
             None: 16 with Unsloth, else 0.
         lora_alpha: LoRA's scale times its rank; None: the rank.
-        load_in_4bit: the frozen weights in 4 bits; with Unsloth and LoRA alone.
+        load_in_4bit: the frozen weights in 4 bits; with Unsloth and LoRA only.
         dtype: of the weights; None: bfloat16 with LoRA on a CUDA GPU that has it (LoRA's own stay in 32 bits), else float32:
             in 16 bits most steps of a whole training would be rounded away.
     Raises:
@@ -91,14 +107,42 @@ def load_policy(source: Path | str, backend: str = "transformers", shares_looks:
     _fit_padding(model, tokenizer_of(processor))
     freeze_vision(model)
     if backend == "transformers":
-        if shares_looks:
-            vision_cache.share_looks(model, processor)
-        if shares_prefixes:
-            prefix_sharing.share_prefixes(model)
+        if vision_cache:
+            cache_vision_features(model, processor)
+        if prefix_sharing:
+            share_prefixes(model)
         if rank:
             model = get_peft_model(model, LoraConfig(r=rank, lora_alpha=alpha, target_modules=language_layers(model),
                                                      task_type="CAUSAL_LM"))
     return model, processor
+
+
+def freeze_vision(model: torch.nn.Module) -> None:
+    """Freeze the vision tower, as in the paper; the projector and the language model stay as they are.
+
+    Raises:
+        RuntimeError: if a family that reads pictures has no part of the name in FAMILIES.
+    """
+    frozen = [weight for name, weight in model.named_parameters() if is_vision(name)]
+    family = FAMILIES.get(model.config.model_type)
+    if family is not None and family.vision and not frozen:
+        raise RuntimeError(f"no part of this {family.name} is called {family.vision!r}: transformers may have renamed it; "
+                           "correct loading.FAMILIES")
+    for weight in frozen:
+        weight.requires_grad_(False)
+
+
+def is_vision(name: str) -> bool:
+    """True for a weight or layer of any family's vision tower, its projector left out."""
+    parts = set(name.split("."))
+    return any(family.vision in parts and family.projector not in parts for family in FAMILIES.values() if family.vision)
+
+
+def language_layers(model: torch.nn.Module) -> list[str]:
+    """Names of the language model's layers that LoRA goes into."""
+    projectors = {family.projector for family in FAMILIES.values()}
+    return [name for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear)
+            and name.split(".")[-1] in LAYERS and not is_vision(name) and not projectors & set(name.split("."))]
 
 
 def read_weights(loader: Any, source: Path | str, dtype: torch.dtype) -> PreTrainedModel:

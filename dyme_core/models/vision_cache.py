@@ -1,4 +1,4 @@
-"""One look per picture: pictures already processed and views already encoded by a frozen vision tower are not done again.
+"""Vision feature cache: a picture is processed once and encoded once by a frozen vision tower.
 
 A GRPO step asks G times about the same picture, in generation and in the update; validation asks about the same pictures
 again and again. Names of weights and saved files stay what they are.
@@ -19,7 +19,7 @@ from transformers.models.llava_onevision.image_processing_pil_llava_onevision im
 READ = {"output_hidden_states": True, "return_dict": True}  # how LlavaOnevision calls its tower
 
 
-def share_looks(model: PreTrainedModel, processor: ProcessorMixin, megabytes: int = 128) -> None:
+def cache_vision_features(model: PreTrainedModel, processor: ProcessorMixin, megabytes: int = 128) -> None:
     """Let a LLaVA-OneVision model encode, and its PIL image processor process, each picture once; others stay as they are.
 
     Features are those of the plain tower up to float rounding: a matrix product may round differently in batches of another
@@ -27,9 +27,9 @@ def share_looks(model: PreTrainedModel, processor: ProcessorMixin, megabytes: in
     the model's config reads (`vision_feature_layer`), None in place of the others and of `last_hidden_state`.
 
     Args:
-        model: sharing rests while its vision tower has a trainable weight or active dropout, under autocast, and where
+        model: the cache is bypassed while its vision tower has a trainable weight or active dropout, under autocast, and where
             gradients with respect to pixels are wanted; features are forgotten when the tower's weights change.
-        processor: its calls with one RGB picture of PIL's for each prompt are shared; other calls go through.
+        processor: its calls with one RGB PIL picture for each prompt are cached; other calls go through.
         megabytes: what the features, and as much again what the processed pictures may take (2^20 bytes); those not used
             for longest go first. A view of the mini model takes 1/64, a processed picture 0.21 megabytes.
     """
@@ -38,7 +38,7 @@ def share_looks(model: PreTrainedModel, processor: ProcessorMixin, megabytes: in
         tower.forward = _Tower(tower, model.config.vision_feature_layer, _Memory(megabytes)).forward
     pictures = getattr(processor, "image_processor", None)
     if isinstance(pictures, LlavaOnevisionImageProcessorPil):
-        pictures.__class__ = _sharing(type(pictures), _Memory(megabytes))
+        pictures.__class__ = _caching(type(pictures), _Memory(megabytes))
 
 
 class _Memory:
@@ -57,25 +57,25 @@ class _Memory:
         missing = [key for key in places if key not in found]
         if missing:
             found |= zip(missing, make([places[key] for key in missing]), strict=True)
-        for key, look in found.items():
-            self._keep(key, look)
+        for key, value in found.items():
+            self._keep(key, value)
         return [found[key] for key in keys]
 
     def forget(self) -> None:
         self._kept.clear()
         self.num_bytes = 0
 
-    def _keep(self, key: Hashable, look: tuple) -> None:
+    def _keep(self, key: Hashable, value: tuple) -> None:
         if key not in self._kept:
-            self.num_bytes += _num_bytes(look)
-        self._kept[key] = look
+            self.num_bytes += _num_bytes(value)
+        self._kept[key] = value
         self._kept.move_to_end(key)
         while self.num_bytes > self.capacity:
             self.num_bytes -= _num_bytes(self._kept.popitem(last=False)[1])
 
 
-def _num_bytes(look: tuple) -> int:
-    return sum(part.nbytes for part in look if hasattr(part, "nbytes"))
+def _num_bytes(value: tuple) -> int:
+    return sum(part.nbytes for part in value if hasattr(part, "nbytes"))
 
 
 class _Tower:
@@ -95,9 +95,9 @@ class _Tower:
         if weights != self._weights:
             self.memory.forget()
             self._weights = weights
-        looks = self.memory.fetch(_view_keys(pixel_values), lambda rows: self._encode(pixel_values[rows]))
+        cached = self.memory.fetch(_view_keys(pixel_values), lambda rows: self._encode(pixel_values[rows]))
         hidden: list[torch.Tensor | None] = [None] * (self.tower.config.num_hidden_layers + 1)
-        for layer, features in zip(self.layers, zip(*looks, strict=True), strict=True):
+        for layer, features in zip(self.layers, zip(*cached, strict=True), strict=True):
             hidden[layer] = _stack(features)
         return BaseModelOutputWithPooling(hidden_states=tuple(hidden))
 
@@ -126,7 +126,7 @@ def _view_keys(pixel_values: torch.Tensor) -> list[Hashable]:
     return [(digests[view], pixel_values.shape[1:], pixel_values.dtype) for view in views]
 
 
-def _sharing(plain: type[LlavaOnevisionImageProcessorPil], memory: _Memory) -> type[LlavaOnevisionImageProcessorPil]:
+def _caching(plain: type[LlavaOnevisionImageProcessorPil], memory: _Memory) -> type[LlavaOnevisionImageProcessorPil]:
     """A class like `plain` that processes a picture once; of the same name, which is saved as every attribute would be."""
     def preprocess(self, images: Any, return_tensors: str | None = None, **kwargs: Any) -> BatchFeature:
         if not _is_one_each(images):

@@ -23,7 +23,7 @@ from dyme_core.data.bad_rows import BadRows
 from dyme_core.data.benchmarks import sources
 from dyme_core.data.schema import Record, no_target
 from dyme_core.engine import BAD_ROWS
-from dyme_core.models import loading
+from dyme_core.models import loading, processors
 from dyme_core.models.generation import Decoded, decode
 from dyme_core.pipeline.preflight import without_bad_rows
 from dyme_core.store import write_rows
@@ -68,7 +68,7 @@ def evaluate(model: PreTrainedModel, processor: ProcessorMixin, records: Sequenc
         raise ValueError(f"run_columns must be {RUN_COLUMNS}: got {tuple(run_columns)}")
     checker = checker or RuleChecker()
     decoded = decode(model, processor, records, batch_size=batch_size, max_new_tokens=max_new_tokens)
-    return [{**run_columns, **_score(record, response, loading.tokenizer_of(processor), checker, task)}
+    return [{**run_columns, **_score(record, response, processors.tokenizer_of(processor), checker, task)}
             for record, response in zip(records, decoded, strict=True)]
 
 

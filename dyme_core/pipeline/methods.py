@@ -11,7 +11,7 @@ from trl import GRPOConfig, SFTConfig, SFTTrainer
 
 from dyme_core import ranks
 from dyme_core.data.schema import Record, sft_dataset, to_dataset
-from dyme_core.models import loading
+from dyme_core.models import processors
 from dyme_core.pipeline.runs import Run, phase_steps
 from dyme_core.pipeline.step_log import StepLog
 from dyme_core.supervision.checker import RuleChecker
@@ -38,7 +38,7 @@ def shared_arguments(run: Run, steps: int, learning_rate: float, folder: Path) -
 def grpo_arguments(run: Run, processor) -> dict[str, Any]:
     """GRPO's and DyME's settings; special ids are never sampled, by whatever name an engine calls that."""
     training, engine = run.profile.training, run.profile.engine
-    forbidden = loading.suppressed_ids(processor)
+    forbidden = processors.suppressed_ids(processor)
     vllm = dict(use_vllm=True, vllm_mode="colocate", vllm_gpu_memory_utilization=engine.vllm_memory_share,
                 generation_kwargs={"logit_bias": dict.fromkeys(forbidden, NEVER)})
     return dict(**engine.batch(training.prompts_per_step * training.num_generations, ranks.size()),

@@ -24,9 +24,9 @@ from dyme_core.data.bad_rows import BadRows
 from dyme_core.data.schema import DataError, Record, no_target, target_writer
 from dyme_core.disk import writing
 from dyme_core.engine import BAD_ROWS
-from dyme_core.models import loading
-from dyme_core.models.families import is_vision
+from dyme_core.models import loading, processors, tiny_onevision
 from dyme_core.models.generation import caption_match
+from dyme_core.models.loading import is_vision
 from dyme_core.pipeline.checkpointing import Keeper, train_from
 from dyme_core.pipeline.collapse import CollapseWatch
 from dyme_core.pipeline.estimate import CARDS, Estimate, estimate, shape_of
@@ -85,7 +85,7 @@ def execute(run: Run, names: tuple[str, ...] = HELD_OUT, keep_policy: bool = Tru
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
     model, processor = load_start(run)
-    objection = too_long(loading.tokenizer_of(processor), run.profile.training.max_completion_tokens)
+    objection = too_long(processors.tokenizer_of(processor), run.profile.training.max_completion_tokens)
     folder = run.paths.runs / run.name
     with writing(folder), Experts(supervision_of(run), run.paths, folder, objection,
                                   splits.accuracy_of(run.profile.data.name)) as experts:
@@ -101,8 +101,9 @@ def load_start(run: Run) -> tuple[Any, Any]:
     is_mini, profile, is_whole = run.profile.model == "mini", run.profile, not ranks.deals_weights()
     source = base_folder(run.paths, run.model, run.seed) if is_mini else profile.model
     engine = profile.engine
-    model, processor = loading.load_policy(source, profile.backend, is_whole, is_whole, lora_rank=engine.lora_rank or 0,
-                                           lora_alpha=engine.lora_alpha, load_in_4bit=engine.load_in_4bit)
+    model, processor = loading.load_policy(source, profile.backend, vision_cache=is_whole, prefix_sharing=is_whole,
+                                           lora_rank=engine.lora_rank or 0, lora_alpha=engine.lora_alpha,
+                                           load_in_4bit=engine.load_in_4bit)
     return model if model.device.type != "cpu" else model.to(ranks.device()), processor
 
 
@@ -240,7 +241,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m dyme_core.pipeline.train", description="Train and evaluate one method.")
     parser.add_argument("--profile", default="mini")
     parser.add_argument("--method", choices=config.METHODS, required=True)
-    parser.add_argument("--model", choices=tuple(loading.SIZES), default="svlm")
+    parser.add_argument("--model", choices=tuple(tiny_onevision.SIZES), default="svlm")
     parser.add_argument("--seed", type=int, help="default: the profile's")
     parser.add_argument("--variant", default="", help="what the settings below are called in the run's name; default: derived")
     parser.add_argument("--splits", nargs="+", choices=HELD_OUT, default=HELD_OUT, help="answered at the end; all by default")

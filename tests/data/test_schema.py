@@ -19,7 +19,7 @@ from dyme_core.config import SPLITS
 from dyme_core.data import chart_tables, prompt_format, schema
 from dyme_core.data.benchmarks.chartqa import chartqa_records
 from dyme_core.data.chart_questions import KINDS
-from dyme_core.models import generation, loading
+from dyme_core.models import generation, processors, tiny_onevision
 from dyme_core.supervision.checker import RuleChecker, item_of
 from dyme_core.supervision.refiner import RuleRefiner
 from dyme_core.trainer import batching
@@ -35,8 +35,8 @@ def splits() -> dict[str, list[schema.Record]]:
 
 
 @pytest.fixture(scope="module")
-def processor() -> loading.MiniProcessor:
-    return loading.build_processor()
+def processor() -> processors.MiniProcessor:
+    return tiny_onevision.build_processor()
 
 
 def test_the_same_seed_draws_the_same_records_and_a_larger_count_only_adds(splits) -> None:
@@ -119,7 +119,7 @@ def test_sft_trains_on_exactly_the_ids_that_dyme_memorizes(splits, processor, tm
     records, write = splits["train"][:4], schema.target_writer(RuleRefiner())
     settings = SFTConfig(output_dir=str(tmp_path), per_device_train_batch_size=4, report_to=[], use_cpu=True,
                          max_length=None, bf16=False, gradient_checkpointing=False)
-    trainer = SFTTrainer(loading.build_model("svlm", processor, seed=0), args=settings, processing_class=processor,
+    trainer = SFTTrainer(tiny_onevision.build_model("svlm", processor, seed=0), args=settings, processing_class=processor,
                          train_dataset=schema.sft_dataset(records, write))
     batch = trainer.data_collator([trainer.train_dataset[place] for place in range(4)])
     for place, record in enumerate(records):

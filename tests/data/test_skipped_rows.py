@@ -14,7 +14,7 @@ from dyme_core.data import splits
 from dyme_core.data.bad_rows import SHOWN, BadRows
 from dyme_core.data.jsonl import own_records
 from dyme_core.data.schema import DataError, mini_records, target_writer
-from dyme_core.models import loading
+from dyme_core.models import tiny_onevision
 from dyme_core.pipeline import evaluate, preflight, train
 from dyme_core.supervision.refiner import RuleRefiner
 
@@ -56,7 +56,7 @@ def test_a_bad_row_that_is_read_for_each_split_counts_once_and_only_the_first_ar
 
 
 def test_rows_that_only_the_model_can_refuse_are_left_out_too(tmp_path: Path) -> None:
-    processor, bad = loading.build_processor(), BadRows("skip")
+    processor, bad = tiny_onevision.build_processor(), BadRows("skip")
     records = mini_records("train", 7, 0)
     (tmp_path / "broken.png").write_bytes(b"no picture")
     spoilt = {1: {"image": tmp_path / "broken.png"}, 3: {"question": f"What {processor.tokenizer.pad_token} is it?"},

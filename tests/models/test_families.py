@@ -14,8 +14,8 @@ from tiny_families import PREPROCESSOR, SPECIAL, TEMPLATES, make_checkpoint
 
 from dyme_core.config import Engine
 from dyme_core.data import schema
-from dyme_core.models import generation, loading, prefix_sharing, vision_cache
-from dyme_core.models.families import FAMILIES, freeze_vision
+from dyme_core.models import generation, loading, prefix_sharing, processors, vision_cache
+from dyme_core.models.loading import FAMILIES, freeze_vision
 from dyme_core.pipeline.headroom import try_longest
 from dyme_core.pipeline.preflight import preflight
 
@@ -61,7 +61,7 @@ def test_sampled_rollouts_go_through_a_step(tmp_path: Path, family: str) -> None
     policy, processor = loading.load_policy(make_checkpoint(family, tmp_path / "hub"))
     trainer, gradients = step(tmp_path / "run", family, policy, processor, None, max_completion_length=40)
     said = {token for ids in trainer.sampled for token in ids}
-    assert len(trainer.sampled) == 2 * G and len(said) > 50 and not said & {*loading.suppressed_ids(processor)}
+    assert len(trainer.sampled) == 2 * G and len(said) > 50 and not said & {*processors.suppressed_ids(processor)}
     assert gradients.found and trainer.advantages[0] == [1, 0, 0, 0] * 2
 
 
@@ -72,7 +72,7 @@ def test_preflight_looks_at_a_data_set_with_every_family(tmp_path: Path, family:
     assert report.num_images == (2 if family in PREPROCESSOR else 0)
     assert (report.image_tokens[0] > 0) == (family in PREPROCESSOR)
     [longest] = [record for record in records_for(family) if record.item == report.longest_item]
-    target = loading.tokenizer_of(processor)(refine([longest.row])[0], add_special_tokens=False)["input_ids"]
+    target = processors.tokenizer_of(processor)(refine([longest.row])[0], add_special_tokens=False)["input_ids"]
     assert report.longest_tokens == generation.prompt_inputs(processor, [longest])["input_ids"].shape[1] + len(target) + 1
 
 
@@ -91,15 +91,16 @@ def test_pictures_and_prompts_are_shared_by_the_families_that_can(tmp_path: Path
     shared = [part for part in (policy.model, *policy.model.children()) if isinstance(
         getattr(part.forward, "__self__", None), vision_cache._Tower)]
     assert bool(shared) == (family == "llava_onevision")
-    plain, _ = loading.load_policy(tmp_path / "hub", shares_looks=False, shares_prefixes=False)
+    plain, _ = loading.load_policy(tmp_path / "hub", vision_cache=False, prefix_sharing=False)
     assert answers(plain, processor, family) == answers(policy, processor, family)
 
 
 @every_family
 def test_of_the_special_tokens_only_the_end_may_be_sampled(tmp_path: Path, family: str) -> None:
     _, processor = loading.load_policy(make_checkpoint(family, tmp_path / "hub"))
-    tokenizer = loading.tokenizer_of(processor)
-    assert set(tokenizer.convert_ids_to_tokens(loading.suppressed_ids(processor))) == {*SPECIAL[family]} - {tokenizer.eos_token}
+    tokenizer = processors.tokenizer_of(processor)
+    suppressed = tokenizer.convert_ids_to_tokens(processors.suppressed_ids(processor))
+    assert set(suppressed) == {*SPECIAL[family]} - {tokenizer.eos_token}
 
 
 def test_a_placeholder_of_pictures_is_never_sampled_even_where_its_tokenizer_calls_it_a_word(tmp_path: Path) -> None:
@@ -110,7 +111,7 @@ def test_a_placeholder_of_pictures_is_never_sampled_even_where_its_tokenizer_cal
     (folder / "tokenizer.json").write_text(json.dumps(content))
     _, processor = loading.load_policy(folder)
     assert not processor.tokenizer.added_tokens_decoder[token["id"]].special
-    assert token["id"] in loading.suppressed_ids(processor)
+    assert token["id"] in processors.suppressed_ids(processor)
 
 
 @pytest.mark.parametrize("family", PREPROCESSOR)
@@ -171,7 +172,7 @@ def test_padding_has_a_token_of_its_own(tmp_path: Path) -> None:
     policy, tokenizer = loading.load_policy(folder)
     assert tokenizer.padding_side == "left" and tokenizer.eos_token == "<|endoftext|>"
     assert tokenizer.pad_token_id not in (None, tokenizer.eos_token_id)
-    assert policy.generation_config.pad_token_id == tokenizer.pad_token_id in loading.suppressed_ids(tokenizer)
+    assert policy.generation_config.pad_token_id == tokenizer.pad_token_id in processors.suppressed_ids(tokenizer)
     assert policy.get_input_embeddings().num_embeddings == len(tokenizer)
     loading.save_policy(policy, tokenizer, tmp_path / "saved")
     again, its_tokenizer = loading.load_policy(tmp_path / "saved")
@@ -186,7 +187,7 @@ def test_a_folder_without_processor_files_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="load image processor"):
         loading.load_policy(folder)
     with pytest.raises(TypeError, match="expected a processor for pictures in .*: got a Qwen2Tokenizer"):
-        loading.load_processor(make_checkpoint("qwen2", tmp_path / "text"), "llava")  # AutoProcessor gives a bare tokenizer
+        processors.load_processor(make_checkpoint("qwen2", tmp_path / "text"), "llava")  # AutoProcessor gives a bare tokenizer
 
 
 def test_weights_that_are_no_safetensors_are_not_read(tmp_path: Path) -> None:

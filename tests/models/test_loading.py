@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dyme_core.data import chart_tables, prompt_format, schema
-from dyme_core.models import loading
+from dyme_core.models import loading, processors, tiny_onevision
 
-PROCESSOR = loading.build_processor()
+PROCESSOR = tiny_onevision.build_processor()
 TOKENIZER = PROCESSOR.tokenizer
 RECORDS = schema.mini_records("train", 3, seed=0)
 
@@ -27,7 +27,7 @@ def ask(records: list[schema.Record]) -> dict[str, torch.Tensor]:
     return PROCESSOR(images=[[record.image] for record in records], text=texts, padding=True, return_tensors="pt")
 
 
-@pytest.mark.parametrize("words", [chart_tables.LABELS, loading.WORDS, [str(year) for year in range(1900, 2030)],
+@pytest.mark.parametrize("words", [chart_tables.LABELS, tiny_onevision.WORDS, [str(year) for year in range(1900, 2030)],
                                    [str(number) for number in range(200)]], ids=["labels", "words", "years", "numbers"])
 def test_every_word_of_the_closed_vocabulary_is_one_token(words) -> None:
     assert [word for word in words if len(ids_of(word)) != 1] == []
@@ -36,7 +36,7 @@ def test_every_word_of_the_closed_vocabulary_is_one_token(words) -> None:
 
 
 def test_the_answer_tags_and_special_tokens_are_one_token_each() -> None:
-    for token in (prompt_format.ANSWER_OPEN, prompt_format.ANSWER_CLOSE, *loading.SPECIAL):
+    for token in (prompt_format.ANSWER_OPEN, prompt_format.ANSWER_CLOSE, *tiny_onevision.SPECIAL):
         assert ids_of(token) == [TOKENIZER.convert_tokens_to_ids(token)]
 
 
@@ -59,7 +59,7 @@ def test_texts_of_every_sort_survive_the_round_trip(text: str) -> None:
 
 
 def test_a_picture_has_as_many_tokens_as_features() -> None:
-    model, inputs = loading.build_model("svlm", PROCESSOR, 0), ask(RECORDS)
+    model, inputs = tiny_onevision.build_model("svlm", PROCESSOR, 0), ask(RECORDS)
     features = model.get_image_features(inputs["pixel_values"], inputs["image_sizes"], vision_feature_layer=-1,
                                         vision_feature_select_strategy="full").pooler_output
     assert len(features) == len(RECORDS)
@@ -69,47 +69,47 @@ def test_a_picture_has_as_many_tokens_as_features() -> None:
 
 
 def test_the_picture_changes_what_the_model_says() -> None:
-    model, inputs = loading.build_model("svlm", PROCESSOR, 0), ask([RECORDS[0], RECORDS[0]])
+    model, inputs = tiny_onevision.build_model("svlm", PROCESSOR, 0), ask([RECORDS[0], RECORDS[0]])
     inputs["pixel_values"][1] = -inputs["pixel_values"][1]
     first, second = model(**inputs).logits
     assert not torch.allclose(first[-1], second[-1])
 
 
 def test_the_small_model_has_one_to_three_million_parameters_and_the_large_one_about_four_times_as_many() -> None:
-    small, large = (sum(parameter.numel() for parameter in loading.build_model(size, PROCESSOR, 0).parameters())
+    small, large = (sum(parameter.numel() for parameter in tiny_onevision.build_model(size, PROCESSOR, 0).parameters())
                     for size in ("svlm", "large"))
     assert 1e6 < small < 3e6
     assert 2.5 < large / small < 5.5, large / small
 
 
 def test_a_seed_gives_its_own_weights() -> None:
-    first, again, other = (loading.build_model("svlm", PROCESSOR, seed).state_dict() for seed in (0, 0, 1))
+    first, again, other = (tiny_onevision.build_model("svlm", PROCESSOR, seed).state_dict() for seed in (0, 0, 1))
     assert all(first[name].equal(again[name]) for name in first)
     assert any(not first[name].equal(other[name]) for name in first)
 
 
 def test_only_the_end_token_may_be_sampled_of_the_special_ones() -> None:
-    names = TOKENIZER.convert_ids_to_tokens(loading.suppressed_ids(PROCESSOR))
-    assert set(names) == set(loading.SPECIAL) - {loading.END}
+    names = TOKENIZER.convert_ids_to_tokens(processors.suppressed_ids(PROCESSOR))
+    assert set(names) == set(tiny_onevision.SPECIAL) - {tiny_onevision.END}
 
 
 def test_a_policy_saved_and_loaded_says_the_same_and_has_its_tower_frozen(tmp_path: Path) -> None:
-    model, inputs = loading.build_model("svlm", PROCESSOR, 3).eval(), ask(RECORDS)
+    model, inputs = tiny_onevision.build_model("svlm", PROCESSOR, 3).eval(), ask(RECORDS)
     loading.save_policy(model, PROCESSOR, tmp_path / "policy")
     loaded, processor = loading.load_policy(tmp_path / "policy")
     with torch.no_grad():
         assert torch.equal(loaded.eval()(**inputs).logits, model(**inputs).logits)
-    assert isinstance(processor, loading.MiniProcessor)
+    assert isinstance(processor, processors.MiniProcessor)
     asked = dict(images=[[RECORDS[0].image]], text=["<user><image>What is the sum<end><assistant>"],
                  return_tensors="pt")
     again, wanted = processor(**asked), PROCESSOR(**asked)
     assert all(again[name].equal(wanted[name]) for name in wanted)
-    assert processor.chat_template == loading.CHAT_TEMPLATE
+    assert processor.chat_template == tiny_onevision.CHAT_TEMPLATE
     assert all(parameter.requires_grad == ("vision_tower" not in name) for name, parameter in loaded.named_parameters())
 
 
 def test_a_policy_in_16_bits_takes_half_the_room_and_loads_in_32(tmp_path: Path) -> None:
-    model = loading.build_model("svlm", PROCESSOR, 0)
+    model = tiny_onevision.build_model("svlm", PROCESSOR, 0)
     for name, dtype in (("whole", None), ("half", torch.bfloat16)):
         loading.save_policy(model, PROCESSOR, tmp_path / name, dtype)
     whole, half = ((tmp_path / name / "model.safetensors").stat().st_size for name in ("whole", "half"))

@@ -10,22 +10,22 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from dyme_core.data import schema
-from dyme_core.models import generation, loading
+from dyme_core.models import generation, loading, processors, tiny_onevision
 from dyme_core.models.prefix_sharing import share_prefixes
 from dyme_core.supervision.checker import RuleChecker
 from dyme_core.supervision.refiner import RuleRefiner
 from dyme_core.trainer.dyme_trainer import DyMEConfig, DyMETrainer
 from dyme_core.trainer.rewards import reward_functions
 
-PROCESSOR = loading.build_processor()
+PROCESSOR = tiny_onevision.build_processor()
 RECORDS = schema.mini_records("train", 4, seed=0)
-SUPPRESSED = loading.suppressed_ids(PROCESSOR)
+SUPPRESSED = processors.suppressed_ids(PROCESSOR)
 LENGTH = 9
 
 
 def pair(dtype: torch.dtype = torch.float64) -> list:
     """A policy without and one with sharing, of the same weights."""
-    policies = [loading.build_model("svlm", PROCESSOR, 0).to(dtype) for _ in range(2)]
+    policies = [tiny_onevision.build_model("svlm", PROCESSOR, 0).to(dtype) for _ in range(2)]
     for policy in policies:
         loading.freeze_vision(policy)
     share_prefixes(policies[1])
@@ -41,7 +41,7 @@ def with_completions(inputs: dict[str, torch.Tensor]) -> tuple[dict[str, torch.T
     """The inputs of an update, random completions behind the prompts, and the (B, LENGTH) mask of their tokens."""
     generator, size = torch.Generator().manual_seed(0), len(inputs["input_ids"])
     mask = (torch.arange(LENGTH) < torch.randint(0, LENGTH + 1, (size, 1), generator=generator)).long()
-    ids = torch.randint(len(loading.SPECIAL), 200, mask.shape, generator=generator) * mask
+    ids = torch.randint(len(tiny_onevision.SPECIAL), 200, mask.shape, generator=generator) * mask
     return {**inputs, "input_ids": torch.cat([inputs["input_ids"], ids], dim=1),
             "attention_mask": torch.cat([inputs["attention_mask"], mask], dim=1), "logits_to_keep": LENGTH + 1}, mask
 
@@ -90,7 +90,7 @@ def test_a_packed_update_has_no_more_tokens_than_the_longest_sequence_asks_for()
 def test_an_update_is_not_packed_where_long_completions_would_cost_more_than_their_prompts() -> None:
     plain, shared = pair()
     inputs, longer = prompts([0] * 8), 256
-    ids = torch.randint(len(loading.SPECIAL), 200, (8, longer), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(len(tiny_onevision.SPECIAL), 200, (8, longer), generator=torch.Generator().manual_seed(0))
     rows = {**inputs, "input_ids": torch.cat([inputs["input_ids"], ids], dim=1), "logits_to_keep": longer + 1,
             "attention_mask": torch.cat([inputs["attention_mask"], torch.ones_like(ids)], dim=1)}
     counts = seen_by_text_model(shared)
@@ -229,7 +229,7 @@ def test_names_signature_and_copies_are_the_plain_models(tmp_path: Path) -> None
 @pytest.mark.parametrize("shares", [True, False])
 def test_a_loaded_policy_shares_unless_told_not_to(shares: bool, tmp_path: Path) -> None:
     loading.save_policy(pair(torch.float32)[0], PROCESSOR, tmp_path / "policy")
-    policy, _ = loading.load_policy(tmp_path / "policy", shares_prefixes=shares)
+    policy, _ = loading.load_policy(tmp_path / "policy", prefix_sharing=shares)
     counts, inputs = seen_by_text_model(policy), prompts([0, 0], torch.float32)
     policy(**with_completions(inputs)[0])
     assert (counts[0] < 2 * (inputs["input_ids"].shape[1] + LENGTH)) == shares

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from dyme_core.data import schema
-from dyme_core.models import generation, loading
-from dyme_core.models.vision_cache import _Memory, share_looks
+from dyme_core.models import generation, loading, tiny_onevision
+from dyme_core.models.vision_cache import _Memory, cache_vision_features
 
 RECORDS = schema.mini_records("train", 4, seed=0)
 ROWS = [record for record in RECORDS for _ in range(3)]  # 4 pictures, 12 rows
@@ -18,11 +18,11 @@ ROWS = [record for record in RECORDS for _ in range(3)]  # 4 pictures, 12 rows
 
 def pair() -> tuple:
     """A policy without and one with sharing, of the same weights, each with its processor."""
-    processors = loading.build_processor(), loading.build_processor()
-    policies = [loading.build_model("svlm", processor, 0).eval() for processor in processors]
+    processors = tiny_onevision.build_processor(), tiny_onevision.build_processor()
+    policies = [tiny_onevision.build_model("svlm", processor, 0).eval() for processor in processors]
     for policy in policies:
         loading.freeze_vision(policy)
-    share_looks(policies[1], processors[1])
+    cache_vision_features(policies[1], processors[1])
     return *policies, *processors
 
 
@@ -39,8 +39,8 @@ def gradients(policy, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor
 
 
 def test_a_prompt_has_the_same_tensors_and_a_picture_is_processed_once(monkeypatch) -> None:
-    plain, shared = loading.build_processor(), loading.build_processor()
-    share_looks(loading.build_model("svlm", shared, 0), shared)
+    plain, shared = tiny_onevision.build_processor(), tiny_onevision.build_processor()
+    cache_vision_features(tiny_onevision.build_model("svlm", shared, 0), shared)
     counted, original = [], type(shared.image_processor).process_image
     monkeypatch.setattr(type(shared.image_processor), "process_image",
                         lambda self, image, *args, **options: counted.append(1) or original(self, image, *args, **options))
@@ -57,10 +57,10 @@ def test_a_prompt_has_the_same_tensors_and_a_picture_is_processed_once(monkeypat
     [[Image.new("RGB", (96, 96)), Image.new("RGB", (96, 96), "red")]]], ids=["sizes", "flat", "one", "grey", "two a prompt"])
 @pytest.mark.parametrize("options", [{}, {"do_rescale": False}, {"return_tensors": "pt"}], ids=str)
 def test_calls_of_every_sort_give_what_the_plain_processor_gives(images, options) -> None:
-    plain, shared = loading.build_processor(), loading.build_processor()
+    plain, shared = tiny_onevision.build_processor(), tiny_onevision.build_processor()
     for processor in (plain, shared):  # a wide picture then has more views than a square one
         processor.image_processor.image_grid_pinpoints = [[96, 96], [96, 192], [96, 288]]
-    share_looks(loading.build_model("svlm", shared, 0), shared)
+    cache_vision_features(tiny_onevision.build_model("svlm", shared, 0), shared)
     shared.image_processor(images)  # with other options first
     wanted, made = plain.image_processor(images, **options), shared.image_processor(images, **options)
     assert made.keys() == wanted.keys()
@@ -129,7 +129,7 @@ def test_other_weights_are_looked_through_anew() -> None:
     plain, shared, processor, _ = pair()
     inputs = generation.prompt_inputs(processor, ROWS)
     before = shared(**inputs).logits
-    other = loading.build_model("svlm", processor, 1).state_dict()
+    other = tiny_onevision.build_model("svlm", processor, 1).state_dict()
     for policy in (plain, shared):
         policy.load_state_dict(other)
     assert torch.equal(shared(**inputs).logits, plain(**inputs).logits) and not torch.equal(before, shared(**inputs).logits)
@@ -176,9 +176,9 @@ def test_saving_writes_the_same_bytes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shares", [True, False])
 def test_a_loaded_policy_shares_unless_told_not_to(shares: bool, tmp_path: Path) -> None:
-    processor = loading.build_processor()
-    loading.save_policy(loading.build_model("svlm", processor, 0), processor, tmp_path / "policy")
-    policy, loaded = loading.load_policy(tmp_path / "policy", shares_looks=shares, shares_prefixes=False)
+    processor = tiny_onevision.build_processor()
+    loading.save_policy(tiny_onevision.build_model("svlm", processor, 0), processor, tmp_path / "policy")
+    policy, loaded = loading.load_policy(tmp_path / "policy", vision_cache=shares, prefix_sharing=False)
     views = count_views(policy)
     for _ in range(2):
         generation.decode(policy, loaded, ROWS, max_new_tokens=2)

@@ -11,7 +11,7 @@ import torch
 
 from dyme_core import config
 from dyme_core.data import schema
-from dyme_core.models import loading
+from dyme_core.models import tiny_onevision
 from dyme_core.pipeline.collapse import Collapsed, CollapseWatch
 from dyme_core.store import read_rows
 from dyme_core.supervision.checker import RuleChecker
@@ -19,7 +19,7 @@ from dyme_core.trainer.dyme_trainer import DyMEConfig, DyMETrainer
 from dyme_core.trainer.rewards import reward_functions
 
 LOGS = sorted((Path(__file__).resolve().parents[2] / "results" / "mini" / "logs").glob("*.jsonl.xz"))
-PROCESSOR = loading.build_processor(96, 24)
+PROCESSOR = tiny_onevision.build_processor(96, 24)
 RECORDS = schema.mini_records("train", 4, seed=0)
 HEALTHY = "We look at the chart and see much.\n<answer>no idea</answer>"
 SICK = {"truncated": HEALTHY, "repeated": " value" * 12, "format": "no idea of what the chart shows", "thinking_tokens":
@@ -51,7 +51,7 @@ def train(folder: Path, sign: str, action: str) -> Sickening:
                            max_steps=TURN + 20, learning_rate=1e-4, use_cpu=True, bf16=False, report_to="none",
                            save_strategy="steps", save_steps=6, save_only_model=True, logging_steps=1, disable_tqdm=True,
                            gradient_checkpointing=False, logging_nan_inf_filter=False, seed=0)
-    trainer = Sickening(loading.build_model("svlm", PROCESSOR, 0, 96, 24), args=arguments, sign=sign,
+    trainer = Sickening(tiny_onevision.build_model("svlm", PROCESSOR, 0, 96, 24), args=arguments, sign=sign,
                         processing_class=PROCESSOR,
                         train_dataset=schema.to_dataset(RECORDS), refine=lambda rows: [None] * len(rows),
                         reward_funcs=reward_functions(RuleChecker()), callbacks=[CollapseWatch(action)])

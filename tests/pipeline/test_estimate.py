@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dyme_core import config
 from dyme_core.data.schema import mini_records
 from dyme_core.engine import Engine
-from dyme_core.models import loading
+from dyme_core.models import loading, tiny_onevision
 from dyme_core.models.generation import prompt_inputs
 from dyme_core.pipeline import estimate
 from dyme_core.pipeline.headroom import _loss
@@ -27,8 +27,8 @@ RECORDS = mini_records("train", 1, seed=0)
 @pytest.fixture(scope="module")
 def measured():
     """The mini model, an input of equal rows, and its shape."""
-    processor = loading.build_processor()
-    model = loading.build_model("svlm", processor, 0)
+    processor = tiny_onevision.build_processor()
+    model = tiny_onevision.build_model("svlm", processor, 0)
     loading.freeze_vision(model)
     inputs = prompt_inputs(processor, RECORDS * ROWS)
     vision = sum(p.numel() for name, p in model.named_parameters() if "vision_tower" in name)

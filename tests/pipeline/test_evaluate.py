@@ -11,7 +11,7 @@ import torch
 from dyme_core.data import prompt_format, splits
 from dyme_core.data.chart_questions import KINDS
 from dyme_core.data.schema import NO_SUPERVISION, Record, mini_records, target_writer
-from dyme_core.models import generation, loading
+from dyme_core.models import generation, loading, processors, tiny_onevision
 from dyme_core.models.generation import Decoded
 from dyme_core.pipeline import evaluate
 from dyme_core.supervision.checker import item_of
@@ -31,13 +31,13 @@ def records() -> list[Record]:
 
 
 @pytest.fixture(scope="module")
-def processor() -> loading.MiniProcessor:
-    return loading.build_processor()
+def processor() -> processors.MiniProcessor:
+    return tiny_onevision.build_processor()
 
 
 @pytest.fixture(scope="module")
 def model(processor) -> torch.nn.Module:
-    return loading.build_model("svlm", processor, seed=0).eval()
+    return tiny_onevision.build_model("svlm", processor, seed=0).eval()
 
 
 def score(monkeypatch, processor, record: Record, text: str) -> dict:
@@ -61,7 +61,7 @@ def test_captions_are_asked_for_instead_of_the_questions_and_must_be_the_facts_e
 
 
 def test_a_batch_decodes_as_a_greedy_loop_over_each_record_alone(records, processor, model) -> None:
-    forbidden = loading.suppressed_ids(processor)
+    forbidden = processors.suppressed_ids(processor)
     together = generation.decode(model, processor, records[:4], batch_size=3, max_new_tokens=6)
     for record, response in zip(records, together, strict=False):
         inputs = generation.prompt_inputs(processor, [record])
@@ -97,7 +97,7 @@ def test_special_tokens_are_never_sampled(monkeypatch, records, processor, model
         model.lm_head.weight.data[image] = kept
     assert image in free.flatten().tolist()
     assert len(said) == 8 * len(records)
-    assert not set(said) & set(loading.suppressed_ids(processor)) - {processor.tokenizer.pad_token_id}  # after the end
+    assert not set(said) & set(processors.suppressed_ids(processor)) - {processor.tokenizer.pad_token_id}  # after the end
 
 
 def test_sampling_repeats_with_its_seed_and_leaves_training_mode(records, processor, model) -> None:

@@ -6,7 +6,7 @@ import torch
 
 from dyme_core.data.schema import mini_records
 from dyme_core.engine import Engine
-from dyme_core.models import loading
+from dyme_core.models import tiny_onevision
 from dyme_core.pipeline import headroom
 
 RECORD = mini_records("train", 1, seed=0)[0]
@@ -14,8 +14,8 @@ RECORD = mini_records("train", 1, seed=0)[0]
 
 @pytest.fixture()
 def policy():
-    processor = loading.build_processor()
-    return loading.build_model("svlm", processor, 0), processor
+    processor = tiny_onevision.build_processor()
+    return tiny_onevision.build_model("svlm", processor, 0), processor
 
 
 @pytest.mark.parametrize("engine", [Engine(), Engine(gradient_checkpointing=True, bf16=True)], ids=["plain", "saving"])

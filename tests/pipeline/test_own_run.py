@@ -13,7 +13,7 @@ from scripted_server import ScriptedServer, answer, status
 
 from dyme_core import config
 from dyme_core.data import schema
-from dyme_core.models import loading
+from dyme_core.models import tiny_onevision
 from dyme_core.models.generation import Decoded
 from dyme_core.pipeline import evaluate, train
 from dyme_core.store import read_rows
@@ -66,7 +66,7 @@ def test_rows_of_another_task_have_its_own_scores(monkeypatch) -> None:
         "direct_answers": ["cat"] * 2 + ["dog"] * 8, "difficult_direct_answer": False, "choices": [], "correct_choice_idx": 0}})
     record = schema.mini_records("test", 1, seed=0)[0]
     record = schema.Record("q1", "What is it?", "dog", "direct", "A-OKVQA", "test", record.image, scoring)
-    processor = loading.build_processor(48, 24)
+    processor = tiny_onevision.build_processor(48, 24)
     monkeypatch.setattr(evaluate, "decode", lambda *args, **settings: [
         Decoded(f"It has soft fur and ears.\n<answer>{said}</answer>", 9, False) for said in ("cat", "dog")])
     run = dict.fromkeys(evaluate.RUN_COLUMNS, "")

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from dyme_core.data.schema import DataError, Record, mini_records, target_writer
-from dyme_core.models import loading
+from dyme_core.models import processors, tiny_onevision
 from dyme_core.pipeline.preflight import preflight
 from dyme_core.supervision.refiner import RuleRefiner
 
@@ -24,13 +24,13 @@ def records() -> list[Record]:
 
 
 @pytest.fixture(scope="module")
-def processor() -> loading.MiniProcessor:
-    return loading.build_processor()
+def processor() -> processors.MiniProcessor:
+    return tiny_onevision.build_processor()
 
 
 @pytest.fixture(scope="module")
 def model(processor) -> torch.nn.Module:
-    return loading.build_model("svlm", processor, seed=0)
+    return tiny_onevision.build_model("svlm", processor, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def test_a_picture_or_table_of_another_split_is_leakage(records, check, shared: 
                                             ((48, 24), "got an error")])
 def test_a_processor_that_does_not_fit_the_model_is_refused(records, model, sizes: tuple[int, int], got: str) -> None:
     with pytest.raises(DataError, match=f"train-0-00000.*{got}"):
-        preflight(records, loading.build_processor(*sizes), model, rollouts=0)
+        preflight(records, tiny_onevision.build_processor(*sizes), model, rollouts=0)
 
 
 def test_a_target_longer_than_a_rollout_is_refused(records, check) -> None:

@@ -25,7 +25,7 @@ from dyme_core import config, ranks
 from dyme_core.data import schema
 from dyme_core.data.prompt_format import write_response
 from dyme_core.engine import Engine
-from dyme_core.models import loading
+from dyme_core.models import loading, tiny_onevision
 from dyme_core.models.generation import decode
 from dyme_core.pipeline import train as training
 from dyme_core.store import read_rows
@@ -68,8 +68,8 @@ def save_base(folder: Path) -> Path:
     """A repository with a random base, whose folder is returned."""
     (folder / "bases").mkdir(parents=True)
     (folder / "pyproject.toml").touch()
-    processor, base = loading.build_processor(), folder / "bases" / "svlm-s0"
-    loading.save_policy(loading.build_model("svlm", processor, 0), processor, base)
+    processor, base = tiny_onevision.build_processor(), folder / "bases" / "svlm-s0"
+    loading.save_policy(tiny_onevision.build_model("svlm", processor, 0), processor, base)
     return base
 
 

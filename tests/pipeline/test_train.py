@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from dyme_core import config, store
 from dyme_core.data import prompt_format, schema
 from dyme_core.data.prompt_format import write_response
-from dyme_core.models import loading
+from dyme_core.models import loading, tiny_onevision
 from dyme_core.pipeline import methods, step_log
 from dyme_core.pipeline import train as training
 from dyme_core.pipeline.train import Run
@@ -58,8 +58,8 @@ def root(tmp_path_factory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("repository")
     shutil.copytree(CORE, folder / "dyme_core", ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "pyproject.toml").touch()
-    processor = loading.build_processor()
-    loading.save_policy(loading.build_model("svlm", processor, 0), processor, folder / "bases" / "svlm-s0")
+    processor = tiny_onevision.build_processor()
+    loading.save_policy(tiny_onevision.build_model("svlm", processor, 0), processor, folder / "bases" / "svlm-s0")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DYME_ROOT", str(folder))
         patch.setattr(scheduler, "POLL_S", 0.05)

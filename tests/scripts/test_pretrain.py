@@ -16,11 +16,11 @@ from torch import nn
 
 from dyme_core import config
 from dyme_core.data import chart_images, chart_tables, prompt_format
-from dyme_core.models import loading
+from dyme_core.models import loading, processors, tiny_onevision
 from dyme_core.supervision.facts import Fact, facts_of, read_trace
 from scripts import batches, lessons, pretrain
 
-PROCESSOR = loading.build_processor()
+PROCESSOR = tiny_onevision.build_processor()
 TOKENIZER = PROCESSOR.tokenizer
 CHARTS = 12
 CELLS_HIGH, CELLS_WIDE = 4, 6  # character cells of a patch: 24 pixels of cells 6 high and 4 wide
@@ -88,7 +88,7 @@ def test_the_columns_taught_agree_with_the_table_and_with_where_its_texts_stand(
 
 def turns_of(ids: list[int]) -> list[tuple[list[int], list[int]]]:
     """Positions of (question, reply with its end token) for each turn of one row."""
-    user, assistant, end = TOKENIZER.convert_tokens_to_ids([loading.USER, loading.ASSISTANT, loading.END])
+    user, assistant, end = TOKENIZER.convert_tokens_to_ids([tiny_onevision.USER, tiny_onevision.ASSISTANT, tiny_onevision.END])
     turns, place = [], 0
     while place < len(ids) and ids[place] == user:
         answer = ids.index(assistant, place)
@@ -112,7 +112,7 @@ def test_labels_cover_exactly_the_replies_and_their_end_tokens(turns: int, is_ea
 
 def test_a_conversation_is_what_the_processor_makes_of_it_with_a_feature_for_each_picture_token() -> None:
     batch = batches.conversation_batch(random.Random("processor"), PROCESSOR, 4, 1, is_early=False)
-    rng, model = random.Random("processor"), loading.build_model("svlm", PROCESSOR, 0)
+    rng, model = random.Random("processor"), tiny_onevision.build_model("svlm", PROCESSOR, 0)
     for place, ids in enumerate(batch["input_ids"].tolist()):
         table, style = lessons.draw_chart(rng, "train")
         (asked, said), *more = lessons.draw_turns(rng, table, is_early=False)
@@ -217,7 +217,7 @@ def test_a_base_is_built_into_a_folder_that_loads_with_its_manifest(tmp_path: Pa
     assert {"reads label", "caption exact match", "look-up accuracy", "thinking format rate"} <= manifest["metrics"].keys()
     assert all(0 <= value <= 1 for value in manifest["metrics"].values())
     model, processor = loading.load_policy(tmp_path / "svlm-s5")
-    assert isinstance(processor, loading.MiniProcessor)
+    assert isinstance(processor, processors.MiniProcessor)
     assert sum(parameter.numel() for parameter in model.parameters()) == manifest["parameters"]
 
     tower = model.model.vision_tower.state_dict()
@@ -225,7 +225,7 @@ def test_a_base_is_built_into_a_folder_that_loads_with_its_manifest(tmp_path: Pa
     assert not any(name.startswith("reads") for name in again["metrics"]), "a given tower is not trained"
     other, _ = loading.load_policy(tmp_path / "svlm-s6")
     assert all(tensor.equal(tower[name]) for name, tensor in other.model.vision_tower.state_dict().items())
-    fresh = loading.build_model("svlm", processor, 6)
+    fresh = tiny_onevision.build_model("svlm", processor, 6)
     stored = other.state_dict()
     untrained = {name for name, tensor in fresh.state_dict().items() if tensor.bfloat16().equal(stored[name].bfloat16())}
     assert not {name for name in untrained if "vision_tower" not in name}, "everything else is"

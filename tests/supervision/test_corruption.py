@@ -11,7 +11,7 @@ import pytest
 from dyme_core.config import QUALITIES, Supervision, load_profile
 from dyme_core.data import chart_tables, prompt_format, schema
 from dyme_core.data.chart_questions import KINDS
-from dyme_core.models import loading
+from dyme_core.models import tiny_onevision
 from dyme_core.supervision import corruption
 from dyme_core.supervision.checker import RuleChecker, item_of
 from dyme_core.supervision.corruption import GradedRefiner, corrupt, misread
@@ -34,7 +34,7 @@ def thinkings(quality: str, records: list[schema.Record] = RECORDS) -> list[str]
 @pytest.mark.parametrize("quality", QUALITIES)
 @pytest.mark.parametrize("records", [RECORDS, WRONG], ids=["true", "misread"])
 def test_targets_are_well_formed_answer_as_the_data_set_does_and_can_be_said(quality: str, records) -> None:
-    tokenizer = loading.build_tokenizer()
+    tokenizer = tiny_onevision.build_tokenizer()
     for record, target in zip(RECORDS, targets(quality, records), strict=True):
         assert prompt_format.is_well_formed(target) and prompt_format.split_response(target)[1] == record.answer
         assert len(tokenizer(target)["input_ids"]) + 1 <= LIMIT
@@ -64,7 +64,7 @@ def test_medium_targets_state_right_facts_but_the_last_and_no_working() -> None:
 
 
 def test_low_targets_are_fluent_claim_nothing_and_need_no_word_the_model_has_not() -> None:
-    words = {*loading.WORDS, *chart_tables.LABELS, *map(str, chart_tables.YEARS)}
+    words = {*tiny_onevision.WORDS, *chart_tables.LABELS, *map(str, chart_tables.YEARS)}
     for record, thinking in zip(RECORDS, thinkings("low"), strict=True):
         item = item_of(record.row)
         reading = read_trace(thinking, item.facts, item.question)

@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 from dyme_core import config
 from dyme_core.data import schema
 from dyme_core.data.prompt_format import write_response
-from dyme_core.models import loading
+from dyme_core.models import loading, processors, tiny_onevision
 from dyme_core.pipeline import train
 from dyme_core.pipeline.checkpointing import Keeper, train_from
 from dyme_core.store import read_rows
@@ -33,7 +33,7 @@ from dyme_core.trainer.rewards import reward_functions
 
 SECRET = "sk-planted-0123456789abcdef"
 G = 4
-PROCESSOR = loading.build_processor(96, 24)
+PROCESSOR = tiny_onevision.build_processor(96, 24)
 RECORDS = schema.mini_records("train", 6, seed=0)
 TARGETS = {record.item: RuleRefiner().refine(item_of(record.row)) for record in RECORDS}
 WRONG = "We look at the chart.\n<answer>no idea</answer>"
@@ -77,8 +77,8 @@ def trainer_of(folder: Path, client, policy: str = "rule", callbacks=(), bank: T
     settings = dict(per_device_train_batch_size=2 * G, num_generations=G, max_completion_length=64, max_steps=3,
                     learning_rate=1e-3, use_cpu=True, bf16=False, report_to="none", save_strategy="no", logging_steps=1,
                     shuffle_dataset=False, disable_tqdm=True, gradient_checkpointing=False, seed=0, drop_idle_rows=False,
-                    generation_kwargs={"suppress_tokens": loading.suppressed_ids(PROCESSOR)})
-    model = loading.build_model("svlm", PROCESSOR, 0, 96, 24)
+                    generation_kwargs={"suppress_tokens": processors.suppressed_ids(PROCESSOR)})
+    model = tiny_onevision.build_model("svlm", PROCESSOR, 0, 96, 24)
     loading.freeze_vision(model)
     trainer = Scripted(model, args=DyMEConfig(str(folder), **settings | changes), train_dataset=schema.to_dataset(RECORDS),
                        processing_class=PROCESSOR, callbacks=list(callbacks),

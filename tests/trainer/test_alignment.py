@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dyme_core.data import schema
-from dyme_core.models import loading
+from dyme_core.models import loading, tiny_onevision
 from dyme_core.models.prefix_sharing import share_prefixes
 from dyme_core.trainer import batching
 from dyme_core.trainer.dyme_trainer import DyMEConfig, DyMETrainer
 from dyme_core.trainer.rewards import accuracy_reward, format_reward
 
-PROCESSOR = loading.build_processor(48, 24)
+PROCESSOR = tiny_onevision.build_processor(48, 24)
 PAD, NUM_RECORDS = 0, 6
 RECORDS = [schema.Record(f"item{number}", f"What is the value of {number}?", str(number), "lookup", "test", "train",
                          Image.new("RGB", (48, 48), (40 * number,) * 3)) for number in range(NUM_RECORDS)]
@@ -103,7 +103,7 @@ class Labelled(DyMETrainer):
 
 def train(folder: Path, size: int, prompts: int, accumulation: int, drops: bool, shares: bool) -> Labelled:
     torch.set_num_threads(1)
-    model = loading.build_model("svlm", PROCESSOR, 0, 48, 24)
+    model = tiny_onevision.build_model("svlm", PROCESSOR, 0, 48, 24)
     loading.freeze_vision(model)
     if shares:
         share_prefixes(model)

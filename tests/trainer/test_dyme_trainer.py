@@ -16,7 +16,7 @@ import torch
 from transformers import TrainerCallback
 
 from dyme_core.data import schema
-from dyme_core.models import loading
+from dyme_core.models import processors, tiny_onevision
 from dyme_core.supervision.checker import RuleChecker
 from dyme_core.supervision.refiner import RuleRefiner
 from dyme_core.trainer import batching, rewards
@@ -24,9 +24,10 @@ from dyme_core.trainer.dyme_trainer import DyMEConfig, DyMETrainer
 
 G = 4
 CHECKER = RuleChecker()
-PROCESSOR = loading.build_processor(96, 24)
+PROCESSOR = tiny_onevision.build_processor(96, 24)
 END = PROCESSOR.tokenizer.eos_token_id
-FORBIDDEN = PROCESSOR.tokenizer.convert_tokens_to_ids([token for token in loading.SPECIAL if token != loading.END])
+FORBIDDEN = PROCESSOR.tokenizer.convert_tokens_to_ids(
+    [token for token in tiny_onevision.SPECIAL if token != tiny_onevision.END])
 WRONG = "We look at the chart.\n<answer>no idea</answer>"
 
 
@@ -44,7 +45,7 @@ def settings(folder: Path, **changes) -> DyMEConfig:
                     max_completion_length=16, max_steps=1, learning_rate=1e-3, weight_decay=0.0, max_grad_norm=0.0,
                     report_to="none", save_strategy="no", logging_steps=1, shuffle_dataset=False, disable_tqdm=True,
                     gradient_checkpointing=False, seed=0, drop_idle_rows=False,
-                    generation_kwargs={"suppress_tokens": loading.suppressed_ids(PROCESSOR)})
+                    generation_kwargs={"suppress_tokens": processors.suppressed_ids(PROCESSOR)})
     return DyMEConfig(**defaults | changes)
 
 
@@ -89,7 +90,7 @@ class Recorder(DyMETrainer):
 
 def build(folder: Path, script=None, eval_dataset=None, **changes) -> tuple[Recorder, Gradients]:
     """A trainer on a new model with random weights, its vision tower frozen."""
-    model = loading.build_model("svlm", PROCESSOR, 0, 96, 24)
+    model = tiny_onevision.build_model("svlm", PROCESSOR, 0, 96, 24)
     model.model.vision_tower.requires_grad_(False)
     gradients = Gradients()
     trainer = Recorder(model, args=settings(folder, **changes), train_dataset=schema.to_dataset(RECORDS),

@@ -10,7 +10,7 @@ from scripted_server import ScriptedServer
 
 from dyme_core import config
 from dyme_core.data import schema
-from dyme_core.models import generation, loading
+from dyme_core.models import generation, loading, processors
 from dyme_core.supervision.checker import item_of
 from dyme_core.supervision.factory import Experts
 from dyme_core.supervision.refiner import RuleRefiner
@@ -35,7 +35,8 @@ def test_every_rollout_that_ends_is_told_of_at_its_end_and_the_samples_are_the_s
     end, made, told = processor.tokenizer.eos_token_id, [], []
     for is_watched in (False, True):
         torch.manual_seed(1)
-        options = dict(do_sample=True, max_new_tokens=10, suppress_tokens=loading.suppressed_ids(processor), eos_token_id=end)
+        options = dict(do_sample=True, max_new_tokens=10, eos_token_id=end,
+                       suppress_tokens=processors.suppressed_ids(processor))
         if is_watched:
             with watching(model, Watcher(told.append, [end])):
                 made.append(model.generate(**inputs, **options))
@@ -73,7 +74,7 @@ def train(folder: Path, server: ScriptedServer, is_watched: bool) -> tuple[Watch
     arguments = DyMEConfig(str(folder), per_device_train_batch_size=4 * G, num_generations=G, max_completion_length=LENGTH,
                            max_steps=2, learning_rate=1e-3, use_cpu=True, bf16=False, report_to="none", save_strategy="no",
                            logging_steps=1, disable_tqdm=True, gradient_checkpointing=False, seed=0,
-                           generation_kwargs={"suppress_tokens": loading.suppressed_ids(processor)})
+                           generation_kwargs={"suppress_tokens": processors.suppressed_ids(processor)})
     with Experts(settings, config.Paths(folder, "smoke"), folder) as experts:
         online = experts.online(config.Training(num_generations=G))
         trainer = Watched(model, args=arguments, train_dataset=schema.to_dataset(RECORDS), processing_class=processor,

@@ -18,7 +18,7 @@ from transformers import AutoProcessor  # noqa: E402
 from unsloth.models.vision import FastBaseModel  # noqa: E402
 
 from dyme_core.models import loading, processors  # noqa: E402
-from dyme_core.models.families import is_vision  # noqa: E402
+from dyme_core.models.loading import is_vision  # noqa: E402
 from dyme_core.trainer.dyme_trainer import DyMETrainer  # noqa: E402
 
 LOADING = unsloth.FastVisionModel.from_pretrained  # before a test changes it
