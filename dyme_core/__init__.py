@@ -1,1 +1,1 @@
-"""dyme_core: the shared logic behind the DyME notebooks; README.md lists its modules."""
+"""dyme_core: the method behind the DyME notebooks."""

@@ -1,4 +1,4 @@
-"""The files for several cards are read by accelerate as they stand, and name the command that their README names."""
+"""The files for several cards are read by accelerate as they stand, and name the command of docs/gpu.md."""
 from __future__ import annotations
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The README holds: its code runs, its rooms are those of the house, its commands exist."""
+"""README and docs/ hold: the code runs, commands, links and functions exist, the numbers are the stored ones."""
 from __future__ import annotations
 
 import ast
@@ -14,7 +14,10 @@ from dyme_core.models import loading, tiny_onevision
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
+PAGES = {path.relative_to(ROOT).as_posix(): path.read_text()
+         for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
 CODE = re.findall(r"<!-- run by tests/test_readme.py -->\n```python\n(.*?)```", README, re.DOTALL)
+MAX_BYTES = 10 * 1024
 
 
 def test_the_code_trains_on_a_record_of_ones_own(tmp_path: Path, monkeypatch, capsys) -> None:
@@ -34,34 +37,62 @@ def test_the_code_trains_on_a_record_of_ones_own(tmp_path: Path, monkeypatch, ca
     assert not torch.equal(policy.lm_head.weight, base.lm_head.weight)
 
 
-def test_every_module_is_listed_and_those_that_load_torch_have_a_star() -> None:
-    heavy = {"torch", "transformers", "trl", "accelerate", "peft", "unsloth", "torchvision"}
-    section = README.split("## How to read the code")[1].split("\n## ")[0]
-    listed = dict(re.findall(r"^\| `([\w/]+)`(\*?) \|", section, re.MULTILINE))
-    modules = {path.relative_to(ROOT).with_suffix("").as_posix(): ast.parse(path.read_text())
-               for package in ("dyme_core", "study", "scripts") for path in (ROOT / package).rglob("*.py")
-               if path.stem != "__init__"}
-    assert listed.keys() == modules.keys()
-    for name, source in modules.items():
-        loaded = {alias.name.split(".")[0] for node in ast.walk(source) if isinstance(node, ast.Import) for alias in node.names}
-        loaded |= {node.module.split(".")[0] for node in ast.walk(source) if isinstance(node, ast.ImportFrom) and node.module}
-        assert (listed[name] == "*") == bool(loaded & heavy), name
+def test_the_readme_is_short() -> None:
+    assert len(README.encode()) <= MAX_BYTES
 
 
-@pytest.mark.parametrize("target", sorted(set(re.findall(r"`make (\w+)", README))))
-def test_every_make_target_named_exists(target: str) -> None:
-    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
-
-
-def test_every_profile_module_and_file_named_exists() -> None:
-    profiles = README.split("## Profiles")[1].split("\n## ")[0]
-    assert set(re.findall(r"^\| `(\w+)`", profiles, re.MULTILINE)) == set(config.PROFILES)
-    for module in re.findall(r"-m ((?:dyme_core|study|scripts)(?:\.\w+)+)", README):
-        assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), module
-    for link in re.findall(r"\]\((?!https)([^)]+)\)", README):
-        assert (ROOT / link).is_file(), link
+def test_the_tally_is_that_of_the_claims() -> None:
+    [tally] = re.findall(r"^Of \d+ claims: .*\.$", (ROOT / "results" / "CLAIMS.md").read_text(), re.MULTILINE)
+    assert f"**{tally}**" in README
 
 
 def test_the_table_of_results_is_the_stored_one() -> None:
     shown = README.split("<!-- results/mini/tables/main.md -->\n")[1].split("\n\n")[0]
     assert shown == (ROOT / "results" / "mini" / "tables" / "main.md").read_text().split("\n\n")[0]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_make_target_and_module_named_exists(page: str) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"(?:`|^)make ([a-z][a-z-]*)", PAGES[page], re.MULTILINE)) <= targets
+    for module in re.findall(r"-m ((?:dyme_core|study|scripts)(?:\.\w+)+)", PAGES[page]):
+        assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), module
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_leads_to_a_file(page: str) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)|<img src=\"([^\"]+)\"", PAGES[page])
+    broken = [link for pair in links for link in pair if link and not (ROOT / page).parent.joinpath(link).exists()]
+    assert not broken
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_function_that_is_linked_stands_in_its_file(page: str) -> None:
+    missing = [(name, path) for name, path in re.findall(r"\[`(\w+)`\]\(([^)]+\.py)\)", PAGES[page])
+               if name not in _names((ROOT / page).parent / path)]
+    assert not missing
+
+
+def test_every_profile_and_no_other_is_described() -> None:
+    section = PAGES["docs/data_and_models.md"].split("## Profiles and settings")[1].split("\n## ")[0]
+    assert set(re.findall(r"^\| `(\w+)`", section, re.MULTILINE)) == set(config.PROFILES)
+
+
+def test_no_text_cites_a_page_that_is_not_in_the_repository() -> None:
+    folders = [ROOT / name for name in ("dyme_core", "study", "scripts", "benchmarks", "tests", "docs", "notebooks", "results")]
+    known = {path.name for folder in (ROOT, ROOT / "docs", ROOT / "results", ROOT / "results" / "mini")
+             for path in folder.glob("*.md")} | {"REPRODUCTION.md"}  # which a run writes
+    cited = {(path.name, page) for folder in folders for kind in ("py", "md", "ipynb") for path in folder.rglob(f"*.{kind}")
+             for page in re.findall(r"\b[A-Z_]+\.md\b", path.read_text(encoding="utf-8"))}
+    assert not {(path, page) for path, page in cited if page not in known}
+
+
+def _names(path: Path) -> set[str]:
+    """What a module defines at its top level: functions, classes, constants."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Assign):
+            found |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+    return found

@@ -119,9 +119,9 @@ def test_each_setting_that_saves_something_says_so() -> None:
     assert "estimate, not measured: profile gpu on 1 x RTX 4090: 25 s a step" in str(base)
 
 
-def test_the_readme_s_table_is_what_the_formulas_give() -> None:
+def test_the_table_of_docs_gpu_is_what_the_formulas_give() -> None:
     rows = re.findall(r"^\| `(\w+)` \| (?:(\d) x )?([\w ]+) \(\d+ GB\) \| (\d+) \| (\d+) steps, ([\d.]+) h \| (\d+) GiB \|$",
-                      (Path(__file__).parents[2] / "README.md").read_text(), re.MULTILINE)
+                      (Path(__file__).parents[2] / "docs" / "gpu.md").read_text(), re.MULTILINE)
     assert {row[0] for row in rows} == set(estimate.USUAL) and len(rows) == 6
     for chosen, processes, name, step_s, steps, hours, gib in rows:
         told = estimate.estimate(config.load_profile(chosen), card=name, processes=int(processes or 1))
