@@ -1,4 +1,4 @@
-"""Trainers side by side in one process, one optimisation step at a time by turns: what a step costs, and where it goes.
+"""Trainers side by side in one process, one optimisation step at a time in turns: what a step costs, and where the time goes.
 
 Every arm trains through its own `Trainer.train()`, in a thread that waits for its turn; at a learning rate of 0 and with
 the same seed before each turn all arms of a shape make the same rollouts, so only the work differs. Rewards are scripted: they
@@ -34,7 +34,7 @@ PHASES = ("generate", "score", "refine", "prepare", "update")
 
 @dataclass(frozen=True)
 class Shape:
-    """What every arm of a comparison has to do.
+    """The work of every arm of a comparison.
 
     Attributes:
         model: "svlm", "large" or "wide".
@@ -42,7 +42,7 @@ class Shape:
         generations: G; `prompts` a step.
         all_wrong: share of a step's groups in which no rollout is right.
         tokens: length of every rollout and target, by a model with fresh weights; None: the base's own rollouts.
-        micro_batches: a step's update goes in so many parts (gradient accumulation).
+        micro_batches: parts of a step's update (gradient accumulation).
     """
 
     model: str = "svlm"
@@ -140,7 +140,7 @@ class Clock:
         return timed
 
     def take(self, seconds: float) -> dict[str, float]:
-        """The phases of a turn of so many seconds, and what went through it; starts anew."""
+        """The phases of a turn that took so many seconds, and its token counts; starts anew."""
         spent, before = self.spent, self.spent.get("before", 0.0)
         inner = {phase: spent.get(phase, 0.0) for phase in ("generate", "score", "refine")}
         row = {**inner, "prepare": before - sum(inner.values()), "update": seconds - before, "rows": self.rows,
@@ -150,7 +150,7 @@ class Clock:
 
 
 def _own_tokens(inputs: dict[str, Any], through: int) -> int:
-    """Tokens of a micro-batch that are no padding; its prompts count once where fewer went through than its rows have."""
+    """Tokens of a micro-batch that are not padding; prompts that rows share count once where they were computed once."""
     prompts, completions = inputs["prompt_mask"].sum(dim=1), inputs["completion_mask"].sum()
     own = int(prompts.sum() + completions)
     if through >= own:
@@ -204,7 +204,7 @@ def build(arm: Arm, shape: Shape, steps: int, reward_funcs: Sequence[Callable] |
 
 
 def scripted_rewards(shape: Shape) -> list[Callable]:
-    """[format, accuracy, thinking] that look at a rollout's place alone."""
+    """[format, accuracy, thinking] that depend on a rollout's place alone."""
     num_wrong = round(shape.all_wrong * shape.prompts)
 
     def accuracy(completions, **columns):

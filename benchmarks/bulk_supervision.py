@@ -1,8 +1,8 @@
-"""Targets for 5,000 questions by a language model in one go: memory while it runs, a kill on the way, the resume.
+"""Targets for 5,000 questions by a language model at once: memory while it runs, a kill midway, the resume.
 
     .venv/bin/python benchmarks/bulk_supervision.py            # writes results/bench/bulk_supervision.json
 
-The model is a scripted server on loopback in a process of its own; it answers after 5 ms and counts what it is asked.
+The model is a scripted server on loopback in a process of its own; it answers after 5 ms and counts the requests.
 """
 from __future__ import annotations
 

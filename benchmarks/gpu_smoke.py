@@ -1,8 +1,8 @@
 """The first thing to run on a machine with a CUDA card (`make test-gpu`): a few DyME steps, measured, into results/gpu/.
 
-Checked on the mini model: training in 16 bits with and without checkpointing ends in finite losses, changes the weights, and
-its memorize gradient is that of 32 bits; greedy answers on the card are the CPU's. Then the profile's own model takes steps
-and an evaluation, where its weights can be had. Without a card it says so and ends with code 2.
+Checked on the mini model: training in 16 bits, with and without checkpointing, has finite losses and changes the weights; its
+memorize gradient is that of 32 bits; greedy answers on the card are those of the CPU. Then the profile's own model takes steps
+and is evaluated, where its weights are available. Without a card it says so and ends with code 2.
 """
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def steps_of(profile: config.Profile, model: Any, processor: Any, records: list[
 
 
 def mini(folder: Path, device: torch.device) -> dict[str, Any]:
-    """What was checked on the mini base, each with what came out."""
+    """The checks on the mini base, each with its result."""
     records = schema.mini_records("train", 16, seed=0)
     found: dict[str, Any] = {}
     answers = []
@@ -80,7 +80,7 @@ def mini(folder: Path, device: torch.device) -> dict[str, Any]:
 
 
 def real(profile: config.Profile, device: torch.device) -> dict[str, Any]:
-    """The profile's own model: a few steps on mini charts, beside what `estimate` says; why not, where it cannot be had."""
+    """A few steps of the profile's own model on mini charts, beside the estimate; the reason where it cannot be loaded."""
     try:
         model, processor = train.load_start(train.Run(profile, "full_dyme"))
     except (OSError, RuntimeError, ImportError) as error:
@@ -91,7 +91,7 @@ def real(profile: config.Profile, device: torch.device) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; the exit code is 0 where all holds, 1 where something does not, 2 without a card."""
+    """The command line; the exit code is 0 where every check holds, 1 where one does not, 2 without a card."""
     parser = argparse.ArgumentParser(prog="python benchmarks/gpu_smoke.py", description="A smoke test for a CUDA card.")
     parser.add_argument("--profile", default="gpu", help="whose model is tried after the mini one")
     parser.add_argument("--mini-only", action="store_true", help="no real model")

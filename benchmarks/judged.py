@@ -1,8 +1,8 @@
 """Full DyME with a judge that takes 200 ms, eight at a time, against Pure DyME: asked when all rollouts have ended, asked as
 they end, and with every reply recorded.
 
-The judge is scripted, on loopback, in a process of its own. It rates every trace "high", which the guard holds to what the
-rules find, so that all three arms train alike and differ in their supervision alone.
+The judge is scripted, on loopback, in a process of its own. It rates every trace "high", which the guard caps by the
+rules, so that all three arms train alike and differ only in their supervision.
 """
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class Gauge(TrainerCallback):
 
 
 def measure(steps: int, settled: int = SETTLED) -> dict[str, Any]:
-    """Train so many steps; slopes and ratios after those in which it has settled, memory all along."""
+    """Train so many steps; slopes and ratios after the warm-up, memory over the whole run."""
     with tempfile.TemporaryDirectory() as place:
         with Experts(config.Supervision(), config.Paths(ROOT, "mini"), Path(place)) as experts:
             trainer = build(FULL, SHAPE, steps, **experts.online(config.Training()), questions=QUESTIONS, learning_rate=1e-4)

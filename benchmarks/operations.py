@@ -47,7 +47,7 @@ def operations(arms: Sequence[Arm], shape: Shape) -> list[dict[str, Any]]:
 
 
 def needed(model: torch.nn.Module, shape: Shape, batch: dict[str, Any], tokens: int) -> float:
-    """Operations that a step cannot do without, by the sizes of the language model; `tokens` were generated in it."""
+    """The operations that a step needs, by the sizes of the language model; it generated `tokens`."""
     config, layers = model.config.get_text_config(), model.model.language_model.layers
     weights = sum(weight.numel() for weight in layers.parameters() if weight.ndim == 2)
     prompt = batch["prompt_mask"].sum(dim=1).float().mean().item()

@@ -1,9 +1,9 @@
-"""What an optimisation step costs: TRL's GRPO, DyME without its savings, with them, each on and off alone.
+"""What an optimisation step costs: TRL's GRPO, DyME without its savings, with all of them, and with each one alone on or off.
 
     make bench                         # every section, into results/bench/, and the figure; 35 min on an idle machine
     make bench ARGS='--only savings'   # some sections
 
-Times of a section are interleaved steps in one process on one thread, so their ratios hold where the machine's pace changes;
+Times of a section are interleaved steps in one process on one thread, so their ratios hold even if the machine's pace changes;
 memory is each arm's own process.
 """
 from __future__ import annotations
@@ -95,7 +95,7 @@ def memory() -> list[dict[str, Any]]:
 
 
 def peak_memory(arm: Arm, shape: Shape) -> dict[str, float]:
-    """Resident memory in MiB, looked at every 5 ms of three steps."""
+    """Resident memory in MiB, sampled every 5 ms during three steps."""
     process, most, is_over = psutil.Process(), [0], threading.Event()
 
     def watch() -> None:

@@ -1,4 +1,4 @@
-"""How far a checker agrees with a labelled set: one row a trace, a confusion matrix by class."""
+"""How far a checker agrees with a labelled set: one row per trace, and a confusion matrix by class."""
 from __future__ import annotations
 
 import json
@@ -20,7 +20,7 @@ def agreement(checker: VisualChecker, labelled: Sequence[LabelledTrace]) -> list
         checker: any back end.
         labelled: the traces; a trace with a base must not score more than it.
     Returns:
-        one row a trace: question, label, thinking, expected (ratings, joined by "/"), rating, base_rating ("" without a base,
+        one row per trace: question, label, thinking, expected (ratings, joined by "/"), rating, base_rating ("" without a base,
         or where the checker gave no score), is_right (0 or 1).
     """
     bases = [trace for trace in labelled if trace.base]

@@ -1,4 +1,4 @@
-"""The base's lessons as tensors: pictures with what stands where in them, conversations and sums as token ids with labels."""
+"""The base's lessons as tensors: pictures with the place of each text, conversations and sums as token ids with labels."""
 from __future__ import annotations
 
 import random
@@ -21,7 +21,7 @@ SIDE = chart_images.SIZE // PATCH  # patches a side; a group of the chart is one
 
 
 def column_batch(rng: random.Random, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Pictures and what stands where in them.
+    """Pictures, and which text stands where in them.
 
     Returns:
         pixels (B, 3, 96, 96) in [-1, 1]; columns (B, rows, columns, 5) of NAMES ids: the label of the patch's column, the
@@ -60,12 +60,12 @@ def to_pixels(pictures: list) -> Tensor:
 
 def conversation_batch(rng: random.Random, processor: processors.MiniProcessor, size: int, turns: int, is_early: bool
                        ) -> dict[str, Tensor]:
-    """Pictures with `turns` (or one more) questions and replies; labels are -100 but on the replies and their end tokens."""
+    """Pictures with `turns` (or one more) questions and replies; labels are -100 except on the replies and their end tokens."""
     pictures, rows = [], []
     for _ in range(size):
         table, style = draw_chart(rng, "train")
         pictures.append(chart_images.render(table, style))
-        image = [processor.image_token_id] * (2 * SIDE * SIDE + SIDE)  # base view, tile, one newline a row
+        image = [processor.image_token_id] * (2 * SIDE * SIDE + SIDE)  # base view, tile, one newline per row
         talk: list[tuple[str, str]] = []
         while len(talk) < turns:
             talk += draw_turns(rng, table, is_early)
@@ -95,7 +95,7 @@ def tokens(processor: processors.MiniProcessor, turns: list[tuple[str, str]], im
 
 
 def padded(processor: processors.MiniProcessor, rows: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
-    """Rows padded on the right, which causal attention never looks at, to a multiple of 16: few shapes, few new kernels."""
+    """Rows padded on the right (causal attention ignores it) to a multiple of 16: few shapes, few new kernels."""
     ids, labels = zip(*rows, strict=True)
     length = -(-max(map(len, ids)) // 16) * 16
     pad = processor.tokenizer.pad_token_id

@@ -1,11 +1,12 @@
-"""Which training rows say what a held-out row asks: the same picture, one nearly the same, or the same question.
+"""Training rows that overlap with a held-out row: the same picture, nearly the same picture, or the same question.
 
-Nearly the same: thumbnails that differ little. Difference and average hashes of 256 or 512 bits were tried first; they cannot
-tell a chart that was saved again (as JPEG, at another size, a pixel cut off) from another chart of the same maker: on the 31
-pictures of ChartQA in the tests those differed by up to 19 bits of 256, these by as few as 9. Thumbnails differ by up to 4.8
-grey levels and by at least 5.9. A picture made darker, or with another frame, is not found.
+Two pictures are nearly the same where their thumbnails differ little. On the 31 pictures of ChartQA in the tests a chart that
+was saved again (as JPEG, at another size, a pixel cut off) differs by up to 4.8 grey levels, another chart of the same maker by
+at least 5.9. Difference and average hashes cannot separate the two: up to 19 bits of 256 against as few as 9. A picture that
+was made darker or has another frame is not found.
 
-Texts: a run of 13 words in common, as for GPT-3 (Brown et al. 2020) and LLaMA's training data; a shorter question as a whole.
+Texts overlap where 13 words in a row are the same, as for GPT-3 (Brown et al. 2020) and LLaMA's training data; a shorter
+question must be the same as a whole.
 """
 from __future__ import annotations
 
@@ -49,7 +50,7 @@ def decontaminate(train: Sequence[Record], others: Sequence[Record], compare_tex
             (Geo170K, MathVerse). Otherwise only texts of two questions without pictures: on charts the same words ask
             different things.
     Returns:
-        at most one overlap a pair, the strongest; in the order of `train`, then of `others`.
+        at most one overlap per pair, the strongest; in the order of `train`, then of `others`.
     Raises:
         DataError: for a picture that cannot be read.
     """
@@ -66,7 +67,7 @@ def drop_overlaps(train: Sequence[Record], overlaps: Sequence[Overlap]) -> list[
 
 
 def refuse_overlaps(overlaps: Sequence[Overlap]) -> None:
-    """Stop where there is one.
+    """Raise where there is an overlap.
 
     Raises:
         DataError: naming the first pair and how many there are.
@@ -94,7 +95,7 @@ def _pictures(train: Sequence[Record], others: Sequence[Record]) -> Iterator[tup
 
 
 def _prints(records: Sequence[Record], places: Sequence[int]) -> list[tuple[bytes, np.ndarray]]:
-    """Digest of the pixels and thumbnail of each picture; a file asked about several times is read once."""
+    """Digest of the pixels and thumbnail of each picture; a file that several records share is read once."""
     files: dict[Path, tuple[bytes, np.ndarray]] = {}
     prints = []
     for place in places:

@@ -19,7 +19,7 @@ from scripts.phrasings import WRITERS
 NOT_HIGH = frozenset({"low", "medium"})
 EXPECTED = {"right": frozenset({"high"}), "altered": NOT_HIGH, "swapped": NOT_HIGH, "invented": NOT_HIGH,
             "no_facts": frozenset({"low"}), "wrong_conclusion": NOT_HIGH, "wrong_arithmetic": NOT_HIGH, "hostile": NOT_HIGH,
-            "hostile_right": frozenset({"low", "medium", "high"})}  # never above the trace without the hostile text
+            "hostile_right": frozenset({"low", "medium", "high"})}  # never rated above the trace without the hostile text
 PSEUDO = (  # the poster's two, and ones like them
     "To answer the question, we first **locate** the relevant marks in the chart. Then, we **extract** the values for each. "
     "**Compare** the values, {conclusion}.",
@@ -84,12 +84,12 @@ def _hostile(trace: LabelledTrace, label: str, rng: random.Random) -> LabelledTr
 
 
 def _turn(writers: tuple[Callable, ...], place: int, count: int) -> list[Callable]:
-    """`count` writers, going round from item to item; the kinds come in sevens, so the step is no multiple of seven."""
+    """`count` writers in turn; there are seven kinds, so the step from item to item is no multiple of seven."""
     return [writers[(place * count + step) % len(writers)] for step in range(count)]
 
 
 def _altered(item: Item, rng: random.Random) -> str:
-    """One figure of the facts is another number, of no other fact of that entity."""
+    """One value is replaced by a number that no fact of its entity has."""
     target = rng.choice(item.evidence)
     taken = {fact.value for fact in item.facts}
     value = next(number for number in iter(lambda: float(rng.randint(1, 99)), None) if number not in taken)
@@ -97,7 +97,7 @@ def _altered(item: Item, rng: random.Random) -> str:
 
 
 def _swapped(item: Item, rng: random.Random) -> str:
-    """Two facts exchange their values (of one entity where it has two); a single fact takes another entity's value."""
+    """Two facts exchange their values (of one entity, where it has two); a single fact takes another entity's value."""
     pairs = [(first, second) for first in item.evidence for second in (item.evidence[1:] and item.evidence or item.facts)
              if first.value != second.value]
     same = [pair for pair in pairs if pair[0].entity == pair[1].entity]
@@ -108,7 +108,7 @@ def _swapped(item: Item, rng: random.Random) -> str:
 
 
 def _invented(item: Item, rng: random.Random) -> str:
-    """One entity is one that the chart does not show, or a whole fact of such an entity is added."""
+    """One entity is replaced by one that the chart does not show, or a fact of such an entity is added."""
     names = {fact.entity for fact in item.facts} | {fact.attribute for fact in item.facts}
     stranger = rng.choice([name for name in (*COUNTRIES, *MONTHS, *map(str, range(2008, 2020))) if name not in names])
     if rng.random() < 0.5:
@@ -132,7 +132,7 @@ def _wrong_conclusion(item: Item, rng: random.Random) -> str:
 
 
 def _wrong_arithmetic(item: Item, rng: random.Random) -> str:
-    """A result is off, or a comparison points the wrong way; a look-up has no arithmetic."""
+    """A result is wrong, or a comparison points the wrong way; a look-up has no arithmetic."""
     results = list(re.finditer(r"(?<== )\d+|[<>]", item.working))
     if not results:
         return ""

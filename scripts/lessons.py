@@ -34,8 +34,8 @@ def draw_chart(rng: random.Random, split: str) -> tuple[chart_tables.Table, char
 def draw_turns(rng: random.Random, table: chart_tables.Table, is_early: bool) -> list[tuple[str, str]]:
     """One or two questions and replies of the base's training conversations.
 
-    Early ones are captions of all or of named groups, which teach to find a group by its name. Two turns describe groups and
-    then work with what was said: together what thinking needs, but never in one reply.
+    Early ones are captions of all groups or of named ones, which teach the model to find a group by its name. Where there are
+    two turns, the first describes groups and the second calculates with them: thinking needs both, but no reply has both.
     """
     weights = (40, 60, 0, 0, 0) if is_early else (8, 14, 26, 30, 22)
     kind = rng.choices(("caption", "named", "lookup", "other", "described"), weights)[0]
@@ -51,7 +51,7 @@ def draw_turns(rng: random.Random, table: chart_tables.Table, is_early: bool) ->
 
 
 def _answer(rng: random.Random, table: chart_tables.Table, kind: str) -> tuple[str, str]:
-    """A look-up or another question, answered with or without thinking; only that of a look-up states figures."""
+    """A look-up or another question, answered with or without thinking; only the thinking of a look-up states values."""
     question = draw_question(rng, table, ("lookup",) if kind == "lookup" else OTHER_KINDS)
     answer = f"{prompt_format.ANSWER_OPEN}{question.answer}{prompt_format.ANSWER_CLOSE}"
     if rng.random() < (0.5 if kind == "lookup" else 0.3):
@@ -75,8 +75,8 @@ def _work(question: Question) -> str:
 def draw_sum(rng: random.Random, split: str = "train") -> tuple[str, str]:
     """A question and reply without a picture: bare arithmetic, or the working of a question whose facts are stated.
 
-    The base so brings both halves of thinking, reading figures off a picture and working with figures that it was told,
-    but has never seen them put together.
+    So the base knows both halves of thinking, reading values off a picture and calculating with given values, but has never
+    seen them in one reply.
     """
     if rng.random() < 0.5:
         table = chart_tables.draw_table(rng, split, values=(1, chart_tables.UNSEEN_VALUES[1]))

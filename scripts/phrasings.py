@@ -70,7 +70,7 @@ def _poster_list(item: Item, rng: random.Random) -> str:
 
 
 def _value_first(item: Item, rng: random.Random) -> str:
-    """Series by series, the number before the place it stands at: "FAV is 62 in 2010 and 65 in 2012"."""
+    """Series by series, the number before its place: "FAV is 62 in 2010 and 65 in 2012"."""
     names = dict.fromkeys(fact.attribute for fact in item.evidence)
     parts = [f"{name} is " + _listed([f"{write_number(fact.value)} in {fact.entity}" for fact in item.evidence
                                       if fact.attribute == name]) for name in names]

@@ -1,4 +1,4 @@
-"""Pre-training of the mini bases from nothing: the vision tower learns to read charts, then the language model to talk of them.
+"""Pre-training of the mini bases from nothing: the vision tower learns to read charts, the language model to talk about them.
 
 `python -m scripts.pretrain` builds both bases (svlm and large) again, on the lessons of `lessons`.
 """
@@ -33,8 +33,8 @@ logger = logging.getLogger(__name__)
 
 
 class ColumnReader(nn.Module):
-    """What the vision tower is trained to make readable, linearly, at every patch: the letters in its cells, and the label,
-    values and series names of its column of the chart."""
+    """What a linear layer must read at every patch: the letters in its cells, and the label, values and series names of its
+    column of the chart."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -125,12 +125,12 @@ def _reply_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 
 
 class Muon32(torch.optim.Muon):
-    """torch's Muon with its Newton-Schulz iteration in 32 bits, for CPUs without 16-bit instructions: there the 16-bit one
-    takes a hundred times as long."""
+    """torch's Muon with the Newton-Schulz iteration in 32 bits: on a CPU without 16-bit instructions the 16-bit iteration takes
+    a hundred times as long."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> None:
-        """One step; as in torch, but for the precision of the iteration."""
+        """One step, as in torch except for the precision of the iteration."""
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is None:
@@ -155,7 +155,7 @@ def orthogonalised(matrix: Tensor, coefficients: tuple[float, float, float], ste
 
 
 def optimise(modules: list[nn.Module], loss_of: Callable[[int], Tensor], steps: int, learning_rate: float, name: str) -> None:
-    """Train what is not frozen with one-cycle schedules and clipping; logs loss, pace and time left every 5 s or so.
+    """Train all weights that are not frozen, with one-cycle schedules and clipping; logs loss, pace and time left every 5 s.
 
     The matrices of the transformer layers are trained with Muon (Jordan et al. 2024), everything else with AdamW: at the
     same steps the vision tower read 99 % of the second series' values instead of 82 % (results/LOG.md).

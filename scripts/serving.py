@@ -1,9 +1,9 @@
 """A real OpenAI-compatible server on this machine: `python -m scripts.serving [--port 8000]`, or `local_server` in code.
 
 The server is `transformers serve` with a model of 135 million parameters (weights.py), on loopback alone, in a process of its
-own. Such a model cannot judge a chart: it proves that client and server understand each other, not that supervision works.
-The server ignores response_format, and samples every request as it did its first, which is sent here and asks for greedy
-decoding. A prompt of 20,000 tokens held up all requests behind it when tried; the client's time limit ends such a wait.
+own. Such a model cannot judge a chart: it shows that client and server understand each other, not that supervision works.
+The server ignores response_format and samples every request like its first one, so a first one that asks for greedy decoding
+is sent here. A prompt of 20,000 tokens blocks all requests behind it; the client's time limit ends such a wait.
 """
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from scripts.weights import LlmMissingError, WeightsError, model_folder
 
 logger = logging.getLogger(__name__)
 HOST = "127.0.0.1"
-NEEDS = ("fastapi", "uvicorn", "gguf")  # of the extra `llm`; what else it needs these bring along
+NEEDS = ("fastapi", "uvicorn", "gguf")  # of the extra `llm`; they bring its other packages along
 # Without the last two the server takes 90 % of the free memory for its cache (9 GB when measured); 64 blocks of 256 tokens hold
-# eight requests of 2,048 in 0.4 GB, what does not fit waits its turn.
+# eight requests of 2,048 in 0.4 GB; others wait their turn.
 SETTINGS = ("--device", "cpu", "--dtype", "bfloat16", "--continuous-batching", "--cb-num-blocks", "64",
             "--cb-max-batch-tokens", "1024")
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_UPDATE_CHECK": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-START_TIMEOUT_S = 600.0  # 10 s on an idle core; the first start of all compiles torch's sources, on a busy core for minutes
+START_TIMEOUT_S = 600.0  # 10 s on an idle core; the very first start compiles torch's sources: minutes on a busy core
 STOP_TIMEOUT_S = 10.0
 POLL_S = 0.2
 LOG_LINES = 15
@@ -109,7 +109,7 @@ def command(model: Path, port: int) -> list[str]:
 def _take_port(port: int | None) -> int:
     """The given port if it is free, or any free one. Raises ServerError."""
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does; one in use is refused all the same
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does; a port in use is still refused
         try:
             probe.bind((HOST, port or 0))
         except (OSError, OverflowError) as error:
@@ -119,7 +119,7 @@ def _take_port(port: int | None) -> int:
 
 
 def _start(port: int, model: Path, log: Path) -> _Server:
-    environment = {"OMP_NUM_THREADS": "1"} | os.environ | OFFLINE  # one thread: what runs beside it keeps its core
+    environment = {"OMP_NUM_THREADS": "1"} | os.environ | OFFLINE  # one thread, so that other work keeps its core
     environment.pop("OPENAI_API_KEY", None)  # none of the server's business
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w") as output:
@@ -146,7 +146,7 @@ def _wait(server: _Server, timeout_s: float) -> None:
 
 
 def _status(server: _Server, timeout_s: float) -> int | None:
-    """The status that a request gets, None without an answer. The first has the server set up its batching: greedily."""
+    """The HTTP status of a request, None without an answer. The first request sets the server's batching: greedy."""
     body = {"model": str(server.model), "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1, "temperature": 0}
     connection = http.client.HTTPConnection(HOST, server.port, timeout=max(timeout_s, POLL_S))
     try:

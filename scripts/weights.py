@@ -1,7 +1,7 @@
 """The small real model of the extra `llm`: found inside a package of the registry, verified, converted once to safetensors.
 
-Nothing of that package is imported: it ships the weights as one GGUF file, which transformers reads. What the conversion
-leaves is an ordinary model folder with tokenizer and chat template.
+Nothing of that package is imported: it ships the weights as one GGUF file, which transformers reads. The conversion
+leaves an ordinary model folder with tokenizer and chat template.
 """
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from typing import Any
 from dyme_core.utils import PART_SUFFIX, hash_file, write_json
 
 logger = logging.getLogger(__name__)
-MARKER = "source.json"  # written last: where the folder's files come from, and how long each is
+MARKER = "source.json"  # written last: the origin of the folder's files, and the length of each
 
 
 @dataclass(frozen=True)
 class Source:
-    """One GGUF file inside a package: what is installed must be this version, and this file byte for byte."""
+    """One GGUF file inside a package; the installed version and the file's bytes must be these."""
 
     package: str
     version: str
@@ -136,7 +136,7 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 
 def _take_place(aside: Path, target: Path, source: Source) -> None:
-    """Rename `aside` to `target`; what stood there unfinished goes, what another process has finished meanwhile stays."""
+    """Rename `aside` to `target`; an unfinished folder there goes, one that another process has finished meanwhile stays."""
     if target.exists() and not is_whole(target, source):
         logger.info("%s was not whole and is replaced", target)
         shutil.rmtree(target)
