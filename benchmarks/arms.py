@@ -19,7 +19,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from dyme_core import config
-from dyme_core.data.schema import mini_records, to_dataset
+from dyme_core.data.datasets import mini_records, to_dataset
 from dyme_core.models import loading, prefix_sharing, tiny_onevision, vision_cache
 from dyme_core.pipeline import methods, runs
 from dyme_core.supervision.factory import Experts

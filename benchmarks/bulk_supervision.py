@@ -20,7 +20,7 @@ import psutil
 from judge_server import serving
 
 from dyme_core import config, utils
-from dyme_core.data.schema import mini_records
+from dyme_core.data.datasets import mini_records
 from dyme_core.supervision.factory import Experts
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -7,7 +7,7 @@ import time
 import torch
 from arms import NATURAL_TOKENS, SAVINGS, Shape, policy
 
-from dyme_core.data.schema import mini_records
+from dyme_core.data.datasets import mini_records
 from dyme_core.models import processors
 from dyme_core.models.generation import decode, prompt_inputs
 

@@ -20,13 +20,13 @@ from typing import Any
 import torch
 
 from dyme_core import config, utils
-from dyme_core.data import schema
+from dyme_core.data import datasets, schema
 from dyme_core.models import loading
 from dyme_core.models.generation import decode
 from dyme_core.pipeline import methods, train
 from dyme_core.pipeline.estimate import ONEVISION, estimate
 from dyme_core.supervision.checker import RuleChecker
-from dyme_core.supervision.refiner import RuleRefiner
+from dyme_core.supervision.refiner import RuleRefiner, target_writer
 from dyme_core.trainer import rewards
 from dyme_core.trainer.dyme_trainer import DyMETrainer
 
@@ -48,9 +48,9 @@ def steps_of(profile: config.Profile, model: Any, processor: Any, records: list[
         arguments = methods.DyMEConfig(
             **methods.shared_arguments(run, profile.training.steps, 1e-4, Path(folder)),
             **methods.grpo_arguments(run, processor), memorize_weight=profile.training.memorize_weight)
-        trainer = DyMETrainer(model, args=arguments, train_dataset=schema.to_dataset(records), processing_class=processor,
+        trainer = DyMETrainer(model, args=arguments, train_dataset=datasets.to_dataset(records), processing_class=processor,
                               reward_funcs=rewards.reward_functions(RuleChecker()),
-                              refine=schema.target_writer(RuleRefiner()))
+                              refine=target_writer(RuleRefiner()))
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         start = time.perf_counter()
@@ -65,7 +65,7 @@ def steps_of(profile: config.Profile, model: Any, processor: Any, records: list[
 
 def mini(folder: Path, device: torch.device) -> dict[str, Any]:
     """The checks on the mini base, each with its result."""
-    records = schema.mini_records("train", 16, seed=0)
+    records = datasets.mini_records("train", 16, seed=0)
     found: dict[str, Any] = {}
     answers = []
     for where in (torch.device("cpu"), device):
@@ -86,7 +86,7 @@ def real(profile: config.Profile, device: torch.device) -> dict[str, Any]:
     except (OSError, RuntimeError, ImportError) as error:
         return {"not run": f"{type(error).__name__}: {error}"[:300]}
     told = estimate(profile, ONEVISION)
-    return {"model": profile.model, **steps_of(profile, model, processor, schema.mini_records("train", 16, seed=0)),
+    return {"model": profile.model, **steps_of(profile, model, processor, datasets.mini_records("train", 16, seed=0)),
             "estimated_s_per_step_on_chartqa": told.step_s, "estimated_peak_gib_on_chartqa": told.peak_gib}
 
 

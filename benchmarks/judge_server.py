@@ -9,9 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dyme_core.data.schema import mini_records
-from dyme_core.supervision.checker import item_of
-from dyme_core.supervision.facts import facts_from_rows
+from dyme_core.data.datasets import mini_records
+from dyme_core.data.schema import facts_from_rows, item_of
 from dyme_core.supervision.llm.judge import fact_rows
 from dyme_core.supervision.refiner import RuleRefiner
 

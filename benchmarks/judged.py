@@ -16,7 +16,8 @@ from arms import PHASES, ROOT, SAVINGS, Arm, Shape, build, race
 from judge_server import serving
 
 from dyme_core import config
-from dyme_core.data.schema import mini_records
+from dyme_core.data.datasets import mini_records
+from dyme_core.pipeline.methods import supervise_online
 from dyme_core.supervision.checker import RuleChecker
 from dyme_core.supervision.factory import Experts
 from dyme_core.trainer.rewards import reward_functions
@@ -42,7 +43,7 @@ def compare(shape: Shape, warm_up: int, steps: int) -> list[dict]:
                 def build_arm(arm: Arm, shape: Shape, steps: int, full=full, stack=stack, settings=settings):
                     chosen = config.Supervision() if arm is PURE else settings
                     experts = stack.enter_context(Experts(chosen, config.Paths(ROOT, "mini"), Path(place) / arm.name))
-                    supervision = experts.online(training) if arm is full else {
+                    supervision = supervise_online(experts, training) if arm is full else {
                         "reward_funcs": reward_functions(RuleChecker()), "refine": experts.offline(records)}
                     if arm is LATE:
                         supervision["watch"] = None

@@ -22,6 +22,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from dyme_core import config, utils
 from dyme_core.pipeline.checkpointing import Keeper
+from dyme_core.pipeline.methods import supervise_online
 from dyme_core.supervision.factory import Experts
 
 SHAPE, QUESTIONS, SETTLED = Shape(generations=4, prompts=2), 512, 1000  # the first steps fill caches and heap
@@ -50,7 +51,8 @@ def measure(steps: int, settled: int = SETTLED) -> dict[str, Any]:
     """Train so many steps; slopes and ratios after the warm-up, memory over the whole run."""
     with tempfile.TemporaryDirectory() as place:
         with Experts(config.Supervision(), config.Paths(ROOT, "mini"), Path(place)) as experts:
-            trainer = build(FULL, SHAPE, steps, **experts.online(config.Training()), questions=QUESTIONS, learning_rate=1e-4)
+            trainer = build(FULL, SHAPE, steps, **supervise_online(experts, config.Training()), questions=QUESTIONS,
+                            learning_rate=1e-4)
             trainer.args.output_dir, trainer.args.save_strategy, trainer.args.save_steps = place, "steps", 200
             trainer.args.save_total_limit = 2
             gauge = Gauge()

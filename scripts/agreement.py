@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dyme_core.supervision.checker import SCORES, Item, VisualChecker
-from dyme_core.supervision.facts import facts_to_rows
+from dyme_core.data.schema import Item, facts_to_rows
+from dyme_core.supervision.checker import SCORES, VisualChecker
 from scripts.labelled import LabelledTrace
 
 TOTAL = "all"  # the label of the last row of a confusion matrix
@@ -52,7 +52,7 @@ def confusion(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def record_of(item: Item, name: str) -> dict[str, Any]:
-    """The data record called `name` that `checker.item_of` reads `item` from."""
+    """The data record called `name` that `schema.item_of` reads `item` from."""
     supervision = {"facts": facts_to_rows(item.facts), "evidence": facts_to_rows(item.evidence), "labels": item.labels,
                    "working": item.working, "conclusion": item.conclusion}
     return {"question": item.question, "answer": item.answer, "item": name, "kind": "", "supervision": json.dumps(supervision)}

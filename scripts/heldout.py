@@ -5,8 +5,7 @@ checker fails on: it would then measure nothing.
 """
 from __future__ import annotations
 
-from dyme_core.supervision.checker import Item
-from dyme_core.supervision.facts import Fact
+from dyme_core.data.schema import Fact, Item
 from scripts.labelled import EXPECTED, LabelledTrace
 
 

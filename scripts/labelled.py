@@ -10,9 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from dyme_core.data.chart_tables import COUNTRIES, MONTHS
-from dyme_core.data.schema import mini_records
-from dyme_core.supervision.checker import Item, item_of
-from dyme_core.supervision.facts import Fact
+from dyme_core.data.datasets import mini_records
+from dyme_core.data.schema import Fact, Item, item_of
 from dyme_core.supervision.refiner import DEFAULT_TEMPLATES
 from scripts.phrasings import WRITERS
 

@@ -9,8 +9,8 @@ import random
 
 from dyme_core.data import chart_images, chart_tables, prompt_format
 from dyme_core.data.chart_questions import KINDS, Question, draw_question
-from dyme_core.supervision.checker import Item
-from dyme_core.supervision.facts import facts_of, write_facts
+from dyme_core.data.chart_tables import facts_of
+from dyme_core.data.schema import Item, write_facts
 from dyme_core.supervision.refiner import FIRST_TEMPLATE
 
 OTHER_KINDS = tuple(kind for kind in KINDS if kind != "lookup")

@@ -5,8 +5,7 @@ import random
 import re
 from collections.abc import Callable
 
-from dyme_core.supervision.checker import Item
-from dyme_core.supervision.facts import Fact, write_number
+from dyme_core.data.schema import Fact, Item, write_number
 from dyme_core.supervision.refiner import DEFAULT_TEMPLATES
 
 Writer = Callable[[Item, random.Random], str]

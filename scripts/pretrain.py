@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from dyme_core import config, utils
 from dyme_core.data import chart_images, prompt_format
 from dyme_core.data.chart_questions import KINDS
-from dyme_core.data.schema import mini_records
+from dyme_core.data.datasets import mini_records
 from dyme_core.models import loading, processors, tiny_onevision
 from dyme_core.models.generation import caption_match, decode
 from dyme_core.models.tiny_onevision import PATCH

@@ -17,7 +17,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, ProcessorMixin
 from trl import GRPOConfig, GRPOTrainer
 
-from dyme_core.data.schema import Record, to_dataset
+from dyme_core.data.datasets import to_dataset
+from dyme_core.data.schema import Record
 from dyme_core.models.generation import prompt_inputs
 from dyme_core.trainer.rewards import format_reward
 

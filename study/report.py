@@ -22,7 +22,7 @@ import pandas as pd
 from PIL import Image
 
 from dyme_core import config
-from dyme_core.data.schema import mini_records
+from dyme_core.data.datasets import mini_records
 from dyme_core.utils import write_atomic
 from study import contrasts, findings, statistics, tables
 from study.figures import mechanism, plots, sweeps, traces

@@ -10,30 +10,31 @@ from tiny_families import PREPROCESSOR
 from torch.nn import functional
 from transformers import TrainerCallback
 
-from dyme_core.data import schema
+from dyme_core.data import prompt_format, schema
+from dyme_core.data.datasets import mini_records, to_dataset
 from dyme_core.models import generation, processors
 from dyme_core.pipeline import evaluate
 from dyme_core.supervision.checker import RuleChecker
-from dyme_core.supervision.refiner import RuleRefiner
+from dyme_core.supervision.refiner import RuleRefiner, target_writer
 from dyme_core.trainer import rewards
 from dyme_core.trainer.dyme_trainer import DyMEConfig, DyMETrainer
 
 G = 4
 WRONG = "We look.\n<answer>no idea</answer>"
-refine = schema.target_writer(RuleRefiner())
+refine = target_writer(RuleRefiner())
 
 
 def records_for(family: str) -> list[schema.Record]:
     """Two questions: on charts, or for the text model the same without them."""
-    records = schema.mini_records("train", 2, seed=0)
+    records = mini_records("train", 2, seed=0)
     return records if family in PREPROCESSOR else [replace(record, image=None) for record in records]
 
 
 def dataset_for(family: str) -> datasets.Dataset:
     records = records_for(family)
     if family in PREPROCESSOR:
-        return schema.to_dataset(records)
-    return datasets.Dataset.from_list([{**record.row, "prompt": schema.messages(record.question)} for record in records])
+        return to_dataset(records)
+    return datasets.Dataset.from_list([{**record.row, "prompt": prompt_format.messages(record.question)} for record in records])
 
 
 class Scripted(DyMETrainer):

@@ -8,9 +8,7 @@ from typing import Any
 
 from scripted_server import Act, ScriptedServer, answer
 
-from dyme_core.data.schema import Record
-from dyme_core.supervision.checker import Item, item_of
-from dyme_core.supervision.facts import Fact, facts_to_rows
+from dyme_core.data.schema import Fact, Item, Record, facts_to_rows, item_of
 from dyme_core.supervision.llm.client import Client, Endpoint, Recording
 from dyme_core.supervision.refiner import RuleRefiner
 

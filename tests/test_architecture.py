@@ -11,19 +11,6 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("dyme_core", "study", "scripts")
 # A module may import what stands in its own layer or in an earlier one. `study` and `scripts` do not know each other.
 LAYERS = ("utils", "data", "models", "supervision", "trainer", "pipeline", "study")
-# Imports that still point the other way; this list must only get shorter.
-WRONG_WAY = {
-    ("dyme_core/data/benchmarks/tabular", "dyme_core/supervision/facts"),
-    ("dyme_core/data/chart_questions", "dyme_core/supervision/facts"),
-    ("dyme_core/data/jsonl", "dyme_core/supervision/facts"),
-    ("dyme_core/data/metrics", "dyme_core/trainer/rewards"),
-    ("dyme_core/data/schema", "dyme_core/supervision/facts"),
-    ("dyme_core/data/schema", "dyme_core/supervision/refiner"),
-    ("dyme_core/data/splits", "dyme_core/trainer/rewards"),
-    ("dyme_core/models/generation", "dyme_core/supervision/facts"),
-    ("dyme_core/models/generation", "dyme_core/supervision/checker"),
-    ("dyme_core/supervision/factory", "dyme_core/trainer/rewards"),
-}
 TORCH_LAYERS = {"models", "trainer", "pipeline"}
 # Modules of the other layers that load torch themselves.
 TORCH_ELSEWHERE = {"dyme_core/ranks", "study/gradients", "scripts/batches", "scripts/pretrain", "scripts/weights"}
@@ -100,8 +87,7 @@ def test_every_folder_of_dyme_core_is_a_layer() -> None:
 def test_imports_point_to_the_same_layer_or_an_earlier_one() -> None:
     found = {(name, target) for name, path in SOURCES.items() for target in own_imports(tree(path))
              if LAYERS.index(layer(target)) > LAYERS.index(layer(name))}
-    assert found - WRONG_WAY == set(), "new imports that point the wrong way"
-    assert WRONG_WAY - found == set(), "these are gone: take them off the list"
+    assert found == set()
 
 
 @every_module

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from dyme_core import config, store
-from dyme_core.data import schema
+from dyme_core.data import datasets, schema
 from dyme_core.data.bad_rows import BadRows
 from dyme_core.data.benchmarks import rows
 from dyme_core.data.benchmarks.tabular import csv_facts
@@ -379,7 +379,7 @@ def test_hostile_text_in_a_row_stays_text(text: str, tmp_path: Path, monkeypatch
     [record] = own_records(folder)
     assert (record.question, record.answer) == (text.strip(), text.strip())
     before = sorted(tmp_path.rglob("*"))
-    written = schema.write_jsonl([record], folder / "again")
+    written = datasets.write_jsonl([record], folder / "again")
     made = {path.relative_to(folder).as_posix() for path in set(tmp_path.rglob("*")) - set(before)}
     assert made == {"again", "again/data.jsonl", "again/images", "again/images/a.png"}
     assert own_records(written)[0].question == record.question

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from dyme_core.data.chart_tables import Table
-from dyme_core.supervision.facts import Fact
+from dyme_core.data.schema import Fact
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ import random
 from collections import defaultdict
 from dataclasses import dataclass, replace
 
+from dyme_core.data.schema import Fact
+
 COUNTRIES = {"ARG": "Argentina", "BGD": "Bangladesh", "BOL": "Bolivia", "BRA": "Brazil", "CHN": "China", "CUB": "Cuba",
              "EGY": "Egypt", "ETH": "Ethiopia", "GHA": "Ghana", "HTI": "Haiti", "IND": "India", "IDN": "Indonesia",
              "IRN": "Iran", "JPN": "Japan", "KEN": "Kenya", "MEX": "Mexico", "NPL": "Nepal", "NGA": "Nigeria",
@@ -53,6 +55,12 @@ class Table:
 
     def value(self, group: str, series: str) -> int:
         return self.values[self.series.index(series)][self.groups.index(group)]
+
+
+def facts_of(table: Table) -> tuple[Fact, ...]:
+    """All facts of a chart, group by group."""
+    return tuple(Fact(group, series, float(table.value(group, series)), table.unit)
+                 for group in table.groups for series in table.series)
 
 
 def split_of(key: str) -> str:

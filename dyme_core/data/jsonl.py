@@ -10,7 +10,7 @@
 | facts | what the picture shows, a list of {"entity", "attribute", "value", "unit"}: value a number, the others text |
 | trace | thinking to memorize, at least four words, without the answer tag |
 
-What `schema.write_jsonl` writes loads back, too: it calls the id `item`, and has `table_key` and `supervision` (facts,
+What `datasets.write_jsonl` writes loads back, too: it calls the id `item`, and has `table_key` and `supervision` (facts,
 evidence, labels, working, conclusion) in place of facts and trace. A field of any other name is refused: it would be misspelt.
 Texts have at most 20,000 characters, none of them control characters, and no special tokens (bad_rows.py).
 """
@@ -23,8 +23,7 @@ from dyme_core.config import SPLITS
 from dyme_core.data.bad_rows import MAX_VALUE, BadRows
 from dyme_core.data.benchmarks.rows import Row, list_of, picture_of, read_json, text_of
 from dyme_core.data.prompt_format import ANSWER_CLOSE, ANSWER_OPEN, MIN_THINKING_WORDS, is_well_formed, write_response
-from dyme_core.data.schema import NO_SUPERVISION, DataError, Record, known
-from dyme_core.supervision.facts import Fact
+from dyme_core.data.schema import NO_SUPERVISION, DataError, Fact, Record, known
 
 FIELDS = ("question", "answer", "image", "id", "split", "kind", "source", "facts", "trace", "item", "table_key", "supervision")
 FACT_FIELDS = ("entity", "attribute", "value", "unit")

@@ -11,16 +11,70 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from dyme_core.data.prompt_format import split_response
-from dyme_core.trainer.rewards import Completion, completion_text, lenient_accuracy, score_answer, strict_accuracy
+from dyme_core.data.prompt_format import Completion, completion_text, split_response
 
 Scores = dict[str, float | None]
 Row = Mapping[str, Any]
+RELAXED_TOLERANCE = 0.05  # ChartQA's common rule, used in evaluation
+STRICT_TOLERANCE = 0.0  # public code: trains with 0 and evaluates with 5 %
+YEARS = range(1800, 2101)  # a target written as one of these integers is a year
 WHOLE_RESPONSE = ("gsm8k",)  # tasks whose official rules look for the answer themselves
 
+_NUMBER_WITH_UNIT = re.compile(r"([-+]?)([$€£¥]?)\s*([-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[-+]?\d+)?%?)\s*([a-z][a-z /]*)?")
+_THOUSANDS_COMMA = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _STRICT = re.compile(r"#### (-?[0-9.,]+)")
 _FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
 _LETTER = re.compile(r"(?:option|choice)?\s*\(?([a-h])\)?(?:[:.)].*)?", re.IGNORECASE | re.DOTALL)
+
+
+def relaxed_accuracy(prediction: str, target: str, tolerance: float = RELAXED_TOLERANCE) -> float:
+    """Score one answer by ChartQA's common rule (docs/evaluation.md): 1.0 correct, 0.0 not.
+
+    Args:
+        prediction: the parsed answer; `x%` reads as x / 100, commas and units do not parse.
+        target: the data set's answer.
+        tolerance: allowed |p - t| / |t|; with 0 numbers must be equal ("26" equals "26.0").
+    Returns:
+        1.0 or 0.0. Numbers are compared where both parse and the target is not 0, else stripped strings, case aside.
+    """
+    prediction, target = prediction.strip(), target.strip()
+    number, wanted = _to_float(prediction), _to_float(target)
+    if number is not None and wanted:
+        return float(abs(number - wanted) / abs(wanted) <= tolerance)
+    return float(prediction.lower() == target.lower())
+
+
+def strict_accuracy(prediction: str, target: str) -> float:
+    """Score by the common rule with tolerance 0 (the accuracy that is trained on)."""
+    return relaxed_accuracy(prediction, target, STRICT_TOLERANCE)
+
+
+def year_exact_accuracy(prediction: str, target: str) -> float:
+    """Score by the common rule, but with tolerance 0 where the target is a year (2008 is not 2010)."""
+    return relaxed_accuracy(prediction, target, STRICT_TOLERANCE if _is_year(target) else RELAXED_TOLERANCE)
+
+
+def lenient_accuracy(prediction: str, target: str, tolerance: float = RELAXED_TOLERANCE) -> float:
+    """Score as the common rule does, but forgive thousands commas, currency, a trailing dot and a unit on one side.
+
+    Never to be given as the common rule's figure. Two different units never match ("5 million" is not "5 thousand").
+    """
+    if relaxed_accuracy(prediction, target, tolerance):
+        return 1.0
+    number, unit, wanted, wanted_unit = *_parse_lenient(prediction), *_parse_lenient(target)
+    if unit and wanted_unit and unit != wanted_unit:
+        return 0.0
+    return relaxed_accuracy(number, wanted, tolerance)
+
+
+def score_answer(prediction: str | None, target: str) -> dict[str, int]:
+    """Score one answer by the three rules that are always reported together.
+
+    Returns:
+        {"relaxed", "strict", "year_exact"}, each 0 or 1; all 0 where no answer could be parsed (None).
+    """
+    rules = {"relaxed": relaxed_accuracy, "strict": strict_accuracy, "year_exact": year_exact_accuracy}
+    return {name: 0 if prediction is None else int(rule(prediction, target)) for name, rule in rules.items()}
 
 
 def chartqa_scores(prediction: str | None, row: Row) -> Scores:
@@ -111,6 +165,17 @@ def training_accuracy(task: str, answer: str | None, row: Row) -> float:
     return float(SCORERS[task](answer, row)[name])
 
 
+def accuracy_reward(completions: Sequence[Completion], answer: Sequence[str], **kwargs: Any) -> list[float]:
+    """Give 1.0 to each completion whose parsed answer equals the target strictly, else 0.0 (also where none is parsed).
+
+    Args:
+        completions: one per rollout.
+        answer: the data column of targets, repeated by TRL to one per rollout.
+    """
+    return [float(score_answer(split_response(completion_text(completion))[1], target)["strict"])
+            for completion, target in zip(completions, answer, strict=True)]
+
+
 def accuracy_of(task: str) -> Callable[..., list[float]]:
     """The accuracy reward of a task, as a TRL reward function for `rewards.reward_functions`.
 
@@ -120,15 +185,19 @@ def accuracy_of(task: str) -> Callable[..., list[float]]:
     if task not in SCORERS:
         raise ValueError(f"expected one of the tasks {', '.join(SCORERS)}: got {task!r}")
 
-    def accuracy_reward(completions: Sequence[Completion], answer: Sequence[str], kind: Sequence[str],
-                        supervision: Sequence[str], **kwargs: Any) -> list[float]:
+    if task == "chartqa":
+        return accuracy_reward
+
+    def task_accuracy(completions: Sequence[Completion], answer: Sequence[str], kind: Sequence[str],
+                      supervision: Sequence[str], **kwargs: Any) -> list[float]:
         """Give each completion the training accuracy of its parsed answer; TRL repeats the columns to one a rollout."""
         rows = [dict(zip(("answer", "kind", "supervision"), values, strict=True))
                 for values in zip(answer, kind, supervision, strict=True)]
         return [training_accuracy(task, split_response(completion_text(completion))[1], row)
                 for completion, row in zip(completions, rows, strict=True)]
 
-    return accuracy_reward
+    task_accuracy.__name__ = accuracy_reward.__name__  # TRL names its metrics by it
+    return task_accuracy
 
 
 def _scoring(row: Row) -> dict[str, Any]:
@@ -158,3 +227,25 @@ def _plain_value(text: str) -> str:
     r"""A value without spaces, case, degree signs, `$` and \text{...}, and without a trailing dot."""
     text = re.sub(r"\\text\s*{([^{}]*)}", r"\1", unicodedata.normalize("NFKC", text))
     return re.sub(r"\s|\$|°|\^?{?\\circ}?|(?:degrees?\b)|\.\s*$", "", text).lower()
+
+
+def _to_float(text: str) -> float | None:
+    try:
+        return float(text.rstrip("%")) / 100.0 if text.endswith("%") else float(text)
+    except ValueError:
+        return None
+
+
+def _is_year(target: str) -> bool:
+    text = target.strip()
+    return len(text) == 4 and text.isdecimal() and int(text) in YEARS
+
+
+def _parse_lenient(text: str) -> tuple[str, str]:
+    """Split a text into (number or cleaned text, unit or '')."""
+    text = _THOUSANDS_COMMA.sub("", text.strip().rstrip(".").strip().lower())
+    match = _NUMBER_WITH_UNIT.fullmatch(text)
+    if match is None:
+        return text, ""
+    sign, currency, number, unit = match.groups()
+    return sign + number, currency + (unit or "").strip()

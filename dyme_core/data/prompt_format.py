@@ -5,6 +5,8 @@ A response is `thinking`, a newline, and one answer line `<answer>...</answer>` 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
 THINK_INSTRUCTION = (f"Output the thinking process and then give the final answer in {ANSWER_OPEN} {ANSWER_CLOSE} tag.")
@@ -12,12 +14,28 @@ ANSWER_INSTRUCTION = f"Give the final answer in {ANSWER_OPEN} {ANSWER_CLOSE} tag
 CAPTION_INSTRUCTION = "Describe the chart."
 MIN_THINKING_WORDS = 4  # fewer words before the answer are no thinking: without it, lucky answers crowd it out
 
+Completion = str | Sequence[Mapping[str, Any]]  # as TRL gives it: a text, or messages
+
 _FLAG = re.compile(rf"{re.escape(ANSWER_OPEN)}(.*?){re.escape(ANSWER_CLOSE)}", re.DOTALL)
 
 
 def question_text(question: str, instruction: str = THINK_INSTRUCTION) -> str:
     """The user's turn: question, then what to output (the poster's wording)."""
     return f"{question.strip()} {instruction}".rstrip()
+
+
+def messages(question: str, instruction: str = THINK_INSTRUCTION) -> list[dict[str, str]]:
+    """The conversation that asks `question`; TRL and `generation` put the picture before its text."""
+    return [{"role": "user", "content": question_text(question, instruction)}]
+
+
+def completion_text(completion: Completion) -> str:
+    """Give the text of a completion: a plain string (Unsloth) or messages (TRL), whose content may be parts."""
+    if isinstance(completion, str):
+        return completion
+    contents = (message["content"] for message in completion)
+    return "".join(content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
+                   for content in contents)
 
 
 def split_response(text: str) -> tuple[str, str | None]:

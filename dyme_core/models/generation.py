@@ -11,11 +11,9 @@ from typing import Any
 import torch
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
-from dyme_core.data.prompt_format import CAPTION_INSTRUCTION, THINK_INSTRUCTION
-from dyme_core.data.schema import Record, messages
+from dyme_core.data.prompt_format import CAPTION_INSTRUCTION, THINK_INSTRUCTION, messages
+from dyme_core.data.schema import Record, item_of, write_facts
 from dyme_core.models import processors
-from dyme_core.supervision.checker import item_of
-from dyme_core.supervision.facts import write_facts
 
 logger = logging.getLogger(__name__)
 REPORT_EVERY_S = 10.0

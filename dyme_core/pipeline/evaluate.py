@@ -18,17 +18,18 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from dyme_core import ranks, utils
 from dyme_core.config import METHODS, SPLITS
-from dyme_core.data import metrics, prompt_format, splits
+from dyme_core.data import datasets, metrics, prompt_format
 from dyme_core.data.bad_rows import BadRows
 from dyme_core.data.benchmarks import sources
-from dyme_core.data.schema import Record, no_target
+from dyme_core.data.datasets import no_target
+from dyme_core.data.metrics import RELAXED_TOLERANCE, score_answer
+from dyme_core.data.schema import Item, Record, item_of
 from dyme_core.engine import BAD_ROWS
 from dyme_core.models import loading, processors
 from dyme_core.models.generation import Decoded, decode
 from dyme_core.pipeline.preflight import without_bad_rows
 from dyme_core.store import write_rows
-from dyme_core.supervision.checker import Item, Judgement, RuleChecker, item_of
-from dyme_core.trainer.rewards import RELAXED_TOLERANCE, score_answer
+from dyme_core.supervision.checker import Judgement, RuleChecker
 
 logger = logging.getLogger(__name__)
 RUN_COLUMNS = ("run", "method", "variant", "model", "seed", "step")
@@ -159,13 +160,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     bad = BadRows(options.on_bad_row)
-    records = splits.limited(splits.load(options.data, options.source, options.split, bad, **options.options), options.limit)
+    records = datasets.load_records(options.data, options.source, options.split, bad, **options.options)
+    records = datasets.limited(records, options.limit)
     model, processor = loading.load_policy(options.model)
     records = without_bad_rows(records, processor, bad, no_target, options.max_new_tokens)
     model = model if model.device.type != "cpu" else model.to(ranks.device())
     logger.info("%d questions of %s, model %s", len(records), options.data, options.model)
     rows = evaluate(model, processor, records, batch_size=options.batch_size, max_new_tokens=options.max_new_tokens,
-                    run_columns=_run_columns(Path(options.model).name), task=splits.task_of(options.data))
+                    run_columns=_run_columns(Path(options.model).name), task=datasets.task_of(options.data))
     report = score_report(rows)
     _write(options.out, rows, report, {"model": options.model, "data": options.data, "split": options.split,
                                         "skipped_rows": bad.summary()})

@@ -9,13 +9,15 @@ import torch
 from transformers import Trainer
 from trl import GRPOConfig, SFTConfig, SFTTrainer
 
-from dyme_core import ranks
-from dyme_core.data.schema import Record, sft_dataset, to_dataset
+from dyme_core import config, ranks
+from dyme_core.data.datasets import sft_dataset, to_dataset
+from dyme_core.data.schema import Record
 from dyme_core.models import processors
 from dyme_core.pipeline.runs import Run, phase_steps
 from dyme_core.pipeline.step_log import StepLog
 from dyme_core.supervision.checker import RuleChecker
 from dyme_core.supervision.factory import Experts
+from dyme_core.supervision.refiner import LearningChecker, TracesFirst, target_writer
 from dyme_core.trainer.dyme_trainer import DyMEConfig, DyMETrainer
 from dyme_core.trainer.grpo_trainer import MeasuredGRPOTrainer
 from dyme_core.trainer.rewards import reward_functions
@@ -76,10 +78,26 @@ def dyme_trainer(run: Run, experts: Experts, model, processor, records: list[Rec
                            thinking_weight=training.thinking_weight, probe_every=training.probe_every,
                            memorize_weight=training.memorize_weight, mastered=training.mastered,
                            reward_gate=training.reward_gate, correct_needs_format=training.correct_needs_format)
-    supervision = experts.online(training) if run.method == "full_dyme" else {
+    supervision = supervise_online(experts, training) if run.method == "full_dyme" else {
         "reward_funcs": reward_functions(RuleChecker(), experts.accuracy), "refine": experts.offline(records)}
     return DyMETrainer(model, args=arguments, train_dataset=to_dataset(records), processing_class=processor, **supervision,
                        callbacks=[log])
+
+
+def supervise_online(experts: Experts, training: config.Training) -> dict[str, Any]:
+    """Full DyME: `reward_funcs`, `refine`, `watch` and `on_scored` of a DyMETrainer, which supervise during training.
+
+    A language model is asked about mixed groups alone, and writes targets meanwhile, both as rollouts end; rules cost
+    nothing, score every thinking and so measure it, too. Each process asks about its own rollouts; the bank is of all.
+    """
+    checker, targets = LearningChecker(experts.checker, experts.bank), TracesFirst(experts.refiner)
+    refine = target_writer(targets)
+    if experts.client is None:
+        return {"reward_funcs": reward_functions(checker, experts.accuracy), "refine": refine, "watch": None,
+                "on_scored": experts.share_bank}
+    rewards = reward_functions(checker, experts.accuracy, group_size=training.num_generations, mastered=training.mastered,
+                               correct_needs_format=training.correct_needs_format, on_all_wrong=targets.prefetch)
+    return {"reward_funcs": rewards, "refine": refine, "watch": rewards[-1].watch, "on_scored": experts.share_bank}
 
 
 def phases(run: Run) -> list[tuple[Callable, int, float]]:

@@ -12,11 +12,12 @@ import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
 from dyme_core.data.bad_rows import BadRows
+from dyme_core.data.datasets import Refine
 from dyme_core.data.prompt_format import is_well_formed
-from dyme_core.data.schema import DataError, Record, Refine, target_writer
+from dyme_core.data.schema import DataError, Record
 from dyme_core.models.generation import decode, prompt_inputs, render_prompt
 from dyme_core.models.processors import tokenizer_of
-from dyme_core.supervision.refiner import RuleRefiner
+from dyme_core.supervision.refiner import RuleRefiner, target_writer
 
 ROLLOUT_SEED = 0
 NO_SIZE = (0, 0)  # of a record without a picture

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from dyme_core import ranks
-from dyme_core.data import splits
+from dyme_core.data import datasets
 from dyme_core.data.schema import Record
 from dyme_core.pipeline.evaluate import evaluate, summarise
 from dyme_core.pipeline.runs import Run
@@ -94,7 +94,7 @@ class StepLog(TrainerCallback):
         """Evaluate greedily on validation and log it."""
         start, cpu_start = time.perf_counter(), time.process_time()
         rows = evaluate(model, self.processor, self.validation, max_new_tokens=self.run.profile.training.max_completion_tokens,
-                        run_columns={**self.run.columns, "step": step}, task=splits.task_of(self.run.profile.data.name))
+                        run_columns={**self.run.columns, "step": step}, task=datasets.task_of(self.run.profile.data.name))
         summary = summarise(rows)
         self.rows.append({"event": "eval", **self.run.columns, "step": step, **summary})
         self.evaluate_s += time.perf_counter() - start

@@ -19,9 +19,10 @@ import torch
 from transformers import PrinterCallback
 
 from dyme_core import config, ranks, utils
-from dyme_core.data import splits
+from dyme_core.data import datasets
 from dyme_core.data.bad_rows import BadRows
-from dyme_core.data.schema import DataError, Record, no_target, target_writer
+from dyme_core.data.datasets import no_target
+from dyme_core.data.schema import DataError, Record, item_of
 from dyme_core.disk import writing
 from dyme_core.engine import BAD_ROWS
 from dyme_core.models import loading, processors, tiny_onevision
@@ -50,10 +51,9 @@ from dyme_core.pipeline.runs import (
 )
 from dyme_core.pipeline.step_log import StepLog
 from dyme_core.store import run_file, write_rows
-from dyme_core.supervision.checker import item_of
 from dyme_core.supervision.factory import Experts, save_bank, too_long
 from dyme_core.supervision.missing_facts import backend_of, with_facts
-from dyme_core.supervision.refiner import TracesFirst
+from dyme_core.supervision.refiner import TracesFirst, target_writer
 from dyme_core.trainer import switches
 from dyme_core.trainer.dyme_trainer import DyMETrainer
 
@@ -88,7 +88,7 @@ def execute(run: Run, names: tuple[str, ...] = HELD_OUT, keep_policy: bool = Tru
     objection = too_long(processors.tokenizer_of(processor), run.profile.training.max_completion_tokens)
     folder = run.paths.runs / run.name
     with writing(folder), Experts(supervision_of(run), run.paths, folder, objection,
-                                  splits.accuracy_of(run.profile.data.name)) as experts:
+                                  datasets.accuracy_of(run.profile.data.name)) as experts:
         return _execute(run, tuple(split for split in run.profile.data.held_out if split in names), keep_policy, experts,
                         model, processor)
 
@@ -158,9 +158,9 @@ def _execute(run: Run, names: tuple[str, ...], keep_policy: bool, experts: Exper
     started, training, data = datetime.now(UTC), run.profile.training, run.profile.data
     refine = no_target if run.method in UNSUPERVISED else target_writer(TracesFirst(experts.rules))
     bad, longest = BadRows(data.on_bad_row), training.max_completion_tokens
-    records = look(run, experts, splits.of_profile(run.profile, "train", run.seed, bad))
+    records = look(run, experts, datasets.of_profile(run.profile, "train", run.seed, bad))
     records = without_bad_rows(experts.supposed(records), processor, bad, refine, longest)
-    held_out = {split: without_bad_rows(splits.of_profile(run.profile, split, run.seed, bad), processor, bad, no_target,
+    held_out = {split: without_bad_rows(datasets.of_profile(run.profile, split, run.seed, bad), processor, bad, no_target,
                                         longest) for split in data.held_out}
     watched = held_out[data.held_out[0]]
     checked = preflight(records, processor, model, others=[record for rest in held_out.values() for record in rest],
@@ -192,7 +192,7 @@ def _execute(run: Run, names: tuple[str, ...], keep_policy: bool, experts: Exper
     # Every process answers every question: none is waited for, and a model that is dealt over cards needs all of them.
     rows = [row for split in names for row in
             evaluate(model, processor, held_out[split], max_new_tokens=training.max_completion_tokens,
-                     run_columns={**run.columns, "step": log.steps_before}, task=splits.task_of(data.place(split)[0]))]
+                     run_columns={**run.columns, "step": log.steps_before}, task=datasets.task_of(data.place(split)[0]))]
     captions = caption_match(model, processor, watched[:CAPTIONS]) if data.name == "mini" else None
     steps = [row for row in log.rows if row["event"] == "step"]
     manifest = {**run.columns, "profile": run.profile.name, "base": base_name(run),

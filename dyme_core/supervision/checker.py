@@ -5,13 +5,13 @@ model and is deterministic; `llm.judge` asks a language model.
 """
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from dyme_core.data.numbers import same_answer
-from dyme_core.supervision.facts import Fact, Reading, facts_from_rows, read_trace, write_facts
+from dyme_core.data.schema import Item, item_of, write_facts
+from dyme_core.supervision.facts import Reading, read_trace
 
 SCORES = {"low": 0.0, "medium": 0.5, "high": 1.0}  # the rubric's three grades
 
@@ -29,19 +29,6 @@ class Judgement:
         return SCORES[self.rating]
 
 
-@dataclass(frozen=True)
-class Item:
-    """What supervision knows of one question; built from a data record by `item_of`."""
-
-    question: str
-    answer: str
-    facts: tuple[Fact, ...]
-    evidence: tuple[Fact, ...]
-    labels: tuple[str, ...] = ()
-    working: str = ""
-    conclusion: str = ""
-
-
 class VisualChecker(Protocol):
     """Scores the thinking of a rollout against the visual facts."""
 
@@ -49,13 +36,6 @@ class VisualChecker(Protocol):
 
     def score_all(self, thinkings: Sequence[str], records: Sequence[dict[str, Any]]) -> list[float]:
         """A score in {0, 0.5, 1} per trace, in order; NaN where none could be had (never a 0 for a failure)."""
-
-
-def item_of(record: dict[str, Any]) -> Item:
-    """Read an item out of a data record, whose `supervision` field is JSON (schema.py writes it)."""
-    stored = json.loads(record["supervision"])
-    return Item(record["question"], record["answer"], facts_from_rows(stored["facts"]), facts_from_rows(stored["evidence"]),
-                tuple(stored.get("labels", ())), stored.get("working", ""), stored.get("conclusion", ""))
 
 
 class RuleChecker:

@@ -15,9 +15,8 @@ from typing import Any
 from dyme_core.config import QUALITIES
 from dyme_core.data.chart_questions import KINDS, Question
 from dyme_core.data.chart_tables import LARGEST_VALUE, Table
-from dyme_core.data.schema import Record, write_supervision
-from dyme_core.supervision.checker import Item, item_of
-from dyme_core.supervision.facts import Fact
+from dyme_core.data.datasets import write_supervision
+from dyme_core.data.schema import Fact, Item, Record, item_of
 from dyme_core.supervision.refiner import FIRST_TEMPLATE, RuleRefiner
 
 # The poster's pseudo thinking, in words of the mini tokenizer; no figure but an answer that is one.

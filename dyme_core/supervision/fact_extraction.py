@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dyme_core.data.benchmarks.tabular import csv_facts
-from dyme_core.supervision.facts import Fact, facts_from_rows, facts_to_rows
+from dyme_core.data.schema import Fact, facts_from_rows, facts_to_rows
 from dyme_core.utils import hash_json, write_json
 
 MAX_STORED = 2**24  # bytes of a picture's facts

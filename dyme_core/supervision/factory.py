@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from dyme_core import config, ranks, utils
-from dyme_core.data.schema import Record, Refine, target_writer
+from dyme_core.data.datasets import Refine
+from dyme_core.data.metrics import accuracy_reward
+from dyme_core.data.schema import Record
 from dyme_core.supervision.checker import RuleChecker
 from dyme_core.supervision.corruption import GradedRefiner, corrupt
 from dyme_core.supervision.llm.attempts import LEDGER_FILE, Attempts
@@ -18,8 +20,7 @@ from dyme_core.supervision.llm.client import Client, Endpoint, Recording
 from dyme_core.supervision.llm.judge import LLMChecker
 from dyme_core.supervision.llm.refiner import LLMRefiner
 from dyme_core.supervision.llm.usage import add_up
-from dyme_core.supervision.refiner import LearningChecker, RuleRefiner, TemplateBank, TracesFirst
-from dyme_core.trainer.rewards import accuracy_reward, reward_functions
+from dyme_core.supervision.refiner import RuleRefiner, TemplateBank, TracesFirst, target_writer
 
 logger = logging.getLogger(__name__)
 CHUNK = 256  # records refined together before training: memory stays flat and progress is seen
@@ -42,7 +43,7 @@ class Experts:
         paths: of the profile; the recording lies in its `runs` folder unless one is named.
         folder: of the run; the ledger of calls is kept there.
         objection: what is wrong with a drafted response, None for nothing (see `too_long`).
-        accuracy: the accuracy that is trained on (`splits.accuracy_of`).
+        accuracy: the accuracy that is trained on (`datasets.accuracy_of`).
     """
 
     def __init__(self, settings: config.Supervision, paths: config.Paths, folder: Path,
@@ -72,21 +73,6 @@ class Experts:
     def supposed(self, records: Sequence[Record]) -> list[Record]:
         """The training records with the facts that supervision believes in: a share of them is wrong (`corruption.corrupt`)."""
         return corrupt(records, self.settings.corruption)
-
-    def online(self, training: config.Training) -> dict[str, Any]:
-        """Full DyME: `reward_funcs`, `refine`, `watch` and `on_scored` of a DyMETrainer, which supervise during training.
-
-        A language model is asked about mixed groups alone, and writes targets meanwhile, both as rollouts end; rules cost
-        nothing, score every thinking and so measure it, too. Each process asks about its own rollouts; the bank is of all.
-        """
-        checker, targets = LearningChecker(self.checker, self.bank), TracesFirst(self.refiner)
-        refine = target_writer(targets)
-        if self.client is None:
-            return {"reward_funcs": reward_functions(checker, self.accuracy), "refine": refine, "watch": None,
-                    "on_scored": self.share_bank}
-        rewards = reward_functions(checker, self.accuracy, group_size=training.num_generations, mastered=training.mastered,
-                                   correct_needs_format=training.correct_needs_format, on_all_wrong=targets.prefetch)
-        return {"reward_funcs": rewards, "refine": refine, "watch": rewards[-1].watch, "on_scored": self.share_bank}
 
     def share_bank(self) -> None:
         """Give every process the structures that the others have seen since the last call, in the order of ranks, so that all

@@ -7,23 +7,13 @@ in 2010"), and pairs lists ("for Latvia, Portugal and Romania: 3.0, 8.9 and 13.0
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 
-from dyme_core.data.chart_tables import Table
 from dyme_core.data.numbers import decimals
+from dyme_core.data.schema import Fact
 from dyme_core.supervision.arithmetic import check, find_chains, into_signs
 from dyme_core.supervision.conclusion import closing_place, conclusion, is_no_claim
 from dyme_core.supervision.mentions import Word, ends_sentence, find_words, owners_after
-
-
-@dataclass(frozen=True)
-class Fact:
-    """One value that the picture shows, e.g. Fact("2010", "FAV", 62.0, "percent")."""
-
-    entity: str
-    attribute: str
-    value: float
-    unit: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,34 +50,6 @@ class Reading:
     def groundedness(self) -> float:
         """Share of the claims that are right, 0 where nothing is claimed."""
         return sum(claim.is_right for claim in self.claims) / len(self.claims) if self.claims else 0.0
-
-
-def facts_of(table: Table) -> tuple[Fact, ...]:
-    """All facts of a chart, group by group."""
-    return tuple(Fact(group, series, float(table.value(group, series)), table.unit)
-                 for group in table.groups for series in table.series)
-
-
-def facts_to_rows(facts: tuple[Fact, ...]) -> list[dict]:
-    """Facts as plain rows (JSON, data sets); `facts_from_rows` reads them back."""
-    return [asdict(fact) for fact in facts]
-
-
-def facts_from_rows(rows: list[dict]) -> tuple[Fact, ...]:
-    return tuple(Fact(str(row["entity"]), str(row["attribute"]), float(row["value"]), row.get("unit") or "") for row in rows)
-
-
-def write_number(value: float) -> str:
-    """62.0 -> "62", 8.90 -> "8.9": one spelling a value."""
-    return f"{value:.6f}".rstrip("0").rstrip(".")
-
-
-def write_facts(facts: tuple[Fact, ...]) -> str:
-    """Facts as the poster's trace states them: "2010 has 62 and 36, 2012 has 65 and 35", values in the legend's order."""
-    by_entity: dict[str, list[str]] = {}
-    for fact in facts:
-        by_entity.setdefault(fact.entity, []).append(write_number(fact.value))
-    return ", ".join(f"{entity} has {' and '.join(values)}" for entity, values in by_entity.items())
 
 
 def read_trace(text: str, facts: tuple[Fact, ...], question: str = "") -> Reading:

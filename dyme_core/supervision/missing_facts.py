@@ -10,11 +10,10 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from dyme_core.data.schema import Record, png_bytes
-from dyme_core.supervision.checker import item_of
+from dyme_core.data.datasets import png_bytes
+from dyme_core.data.schema import Record, facts_to_rows, item_of
 from dyme_core.supervision.fact_extraction import FactBackend, FactsError, FactStore, Picture
 from dyme_core.supervision.fact_readers import ImageFacts
-from dyme_core.supervision.facts import facts_to_rows
 from dyme_core.supervision.llm.client import Client, SupervisionError
 
 logger = logging.getLogger(__name__)

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from dyme_core.data.datasets import Refine
 from dyme_core.data.prompt_format import MIN_THINKING_WORDS, is_well_formed, write_response
-from dyme_core.supervision.checker import SCORES, Item, Judgement, RuleChecker, VisualChecker, item_of
-from dyme_core.supervision.facts import write_facts
+from dyme_core.data.schema import Item, item_of, write_facts
+from dyme_core.supervision.checker import SCORES, Judgement, RuleChecker, VisualChecker
 
 SLOTS = ("labels", "facts", "working", "conclusion")
 
@@ -24,6 +25,13 @@ class VisualRefiner(Protocol):
 
     def refine_all(self, records: Sequence[dict[str, Any]]) -> list[str | None]:
         """A target per data record, in order; None where there is none to be had."""
+
+
+def target_writer(refiner: VisualRefiner) -> Refine:
+    """Give the function from data rows to their targets' texts (thinking, newline, answer line; None for none) that
+    trainers take."""
+    return lambda rows: [None if thinking is None else write_response(thinking, row["answer"])
+                         for thinking, row in zip(refiner.refine_all(rows), rows, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from trl import GRPOTrainer
 
-from dyme_core.data.prompt_format import split_response
+from dyme_core.data.prompt_format import completion_text, split_response
 from dyme_core.trainer import advantages
-from dyme_core.trainer.rewards import completion_text
 
 
 class MeasuredGRPOTrainer(GRPOTrainer):

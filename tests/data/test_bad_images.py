@@ -16,7 +16,7 @@ from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dyme_core.data import pictures, schema
+from dyme_core.data import datasets, pictures
 from dyme_core.data.schema import DataError, Record
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8))
@@ -159,7 +159,7 @@ def test_a_variant_is_seen_as_people_see_it_in_training_and_in_evaluation(varian
     assert (image.getpixel((0, height // 2)), image.getpixel((width - 1, height // 2))) == (left, right)
     same = [record_of(tmp_path / "7.png"), record_of(content), record_of(Image.open(tmp_path / "7.png"))]
     assert {record.load_image().tobytes() for record in same} == {image.tobytes()}
-    trained = schema.to_dataset(same)
+    trained = datasets.to_dataset(same)
     assert [row["image"].tobytes() for row in trained] == [image.tobytes()] * 3
     assert {row["image"].mode for row in trained} == {"RGB"}
 
@@ -227,7 +227,7 @@ def test_a_folder_that_is_itself_a_link_is_no_way_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("make",
-                         [schema.to_dataset, lambda records: schema.sft_dataset(records, lambda rows: ["t"] * len(rows))])
+                         [datasets.to_dataset, lambda records: datasets.sft_dataset(records, lambda rows: ["t"] * len(rows))])
 def test_a_broken_picture_never_reaches_a_data_set(make: Callable, tmp_path: Path) -> None:
     (tmp_path / "7.png").write_bytes(BROKEN["EPS"])
     assert_says(catch(lambda: make([record_of(tmp_path / "7.png")]), DataError), "item 'chart-7'")

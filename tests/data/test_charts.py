@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dyme_core.config import SPLITS
-from dyme_core.data import chart_images, chart_questions, chart_tables, schema
+from dyme_core.data import chart_images, chart_questions, chart_tables, datasets
 from dyme_core.data.chart_tables import Table
 
 
@@ -158,7 +158,7 @@ def test_unseen_styles_share_no_palette_and_no_background_with_the_others() -> N
 
 
 def test_records_are_reproducible_unique_and_hold_every_kind() -> None:
-    records, again = schema.mini_records("test", 28, seed=1), schema.mini_records("test", 35, seed=1)
+    records, again = datasets.mini_records("test", 28, seed=1), datasets.mini_records("test", 35, seed=1)
     assert [record.row for record in records] == [record.row for record in again[:28]]
     assert all(left.image.tobytes() == right.image.tobytes() for left, right in zip(records, again, strict=False))
     assert len({record.item for record in records}) == 28

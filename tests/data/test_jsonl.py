@@ -8,12 +8,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dyme_core.data import schema
+from dyme_core.data import datasets, schema
 from dyme_core.data.jsonl import own_records
-from dyme_core.data.schema import DataError
-from dyme_core.supervision.checker import item_of
-from dyme_core.supervision.facts import Fact
-from dyme_core.supervision.refiner import RuleRefiner, TraceRefiner
+from dyme_core.data.schema import DataError, Fact, item_of
+from dyme_core.supervision.refiner import RuleRefiner, TraceRefiner, target_writer
 
 GOOD = {"question": "Which is taller?", "answer": "May", "image": "charts/1.png"}
 FACTS = [{"entity": "May", "attribute": "rain", "value": 45, "unit": "mm"}, {"entity": "June", "value": 3.5}]
@@ -89,13 +87,13 @@ def test_a_missing_file_is_said(tmp_path: Path) -> None:
 
 
 def test_written_records_load_back(tmp_path: Path) -> None:
-    mine = [*schema.mini_records("train", 7, 0), *schema.mini_records("test", 7, 0)]
+    mine = [*datasets.mini_records("train", 7, 0), *datasets.mini_records("test", 7, 0)]
     mine.append(replace(mine[0], item="bare", image=None))
-    schema.write_jsonl(mine, tmp_path)
+    datasets.write_jsonl(mine, tmp_path)
     again = [*own_records(tmp_path, "train"), *own_records(tmp_path, "test")]
     assert {replace(record, image=None) for record in again} == {replace(record, image=None) for record in mine}
     pictures = {record.item: record for record in again}
     assert pictures["bare"].image is None
     assert all(pictures[record.item].load_image().tobytes() == record.image.tobytes() for record in mine[:-1])
-    write = schema.target_writer(RuleRefiner())
+    write = target_writer(RuleRefiner())
     assert write([record.row for record in again[:7]]) == write([record.row for record in mine[:7]])

@@ -16,12 +16,13 @@ from PIL import Image
 from trl import SFTConfig, SFTTrainer
 
 from dyme_core.config import SPLITS
-from dyme_core.data import chart_tables, prompt_format, schema
+from dyme_core.data import chart_tables, datasets, prompt_format, schema
 from dyme_core.data.benchmarks.chartqa import chartqa_records
 from dyme_core.data.chart_questions import KINDS
+from dyme_core.data.schema import item_of
 from dyme_core.models import generation, processors, tiny_onevision
-from dyme_core.supervision.checker import RuleChecker, item_of
-from dyme_core.supervision.refiner import RuleRefiner
+from dyme_core.supervision.checker import RuleChecker
+from dyme_core.supervision.refiner import RuleRefiner, target_writer
 from dyme_core.trainer import batching
 from dyme_core.trainer.dyme_trainer import DyMETrainer
 
@@ -31,7 +32,7 @@ needs_chartqa = pytest.mark.skipif(not CHARTQA.is_dir(), reason=f"real ChartQA q
 
 @pytest.fixture(scope="module")
 def splits() -> dict[str, list[schema.Record]]:
-    return {split: schema.mini_records(split, 140, seed=0) for split in SPLITS}
+    return {split: datasets.mini_records(split, 140, seed=0) for split in SPLITS}
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +42,11 @@ def processor() -> processors.MiniProcessor:
 
 def test_the_same_seed_draws_the_same_records_and_a_larger_count_only_adds(splits) -> None:
     random.seed(99)  # the global generator must not matter
-    again = schema.mini_records("train", 20, seed=0)
+    again = datasets.mini_records("train", 20, seed=0)
     for first, second in zip(splits["train"], again, strict=False):
         assert first.image.tobytes() == second.image.tobytes()
         assert replace(first, image=None) == replace(second, image=None)
-    other = schema.mini_records("train", 20, seed=1)
+    other = datasets.mini_records("train", 20, seed=1)
     assert not {record.question + record.table_key for record in other} & {r.question + r.table_key for r in again}
 
 
@@ -59,7 +60,7 @@ def test_kinds_are_balanced_and_ids_and_questions_unique(splits) -> None:
 
 
 def test_a_question_is_never_asked_twice_on_one_table_even_where_tables_are_few() -> None:
-    records = schema.mini_records("validation", 700, seed=0, real_share=1.0)
+    records = datasets.mini_records("validation", 700, seed=0, real_share=1.0)
     assert len({record.table_key for record in records}) < 650  # tables come again, so the rule is put to use
     assert len({(record.table_key, record.question) for record in records}) == 700
 
@@ -74,7 +75,7 @@ def test_no_two_splits_share_a_table_and_only_unseen_has_the_unseen_values(split
 
 
 def test_every_record_carries_facts_and_a_target_that_the_checker_rates_high(splits) -> None:
-    write = schema.target_writer(RuleRefiner())
+    write = target_writer(RuleRefiner())
     for record in sum(splits.values(), []):
         item, target = item_of(record.row), write([record.row])[0]
         assert set(item.evidence) <= set(item.facts)
@@ -84,20 +85,20 @@ def test_every_record_carries_facts_and_a_target_that_the_checker_rates_high(spl
 
 
 def test_real_share_decides_where_tables_come_from() -> None:
-    assert {record.source for record in schema.mini_records("train", 14, 0, real_share=0.0)} == {"generated"}
-    assert "generated" not in {record.source for record in schema.mini_records("train", 14, 0, real_share=1.0)}
+    assert {record.source for record in datasets.mini_records("train", 14, 0, real_share=0.0)} == {"generated"}
+    assert "generated" not in {record.source for record in datasets.mini_records("train", 14, 0, real_share=1.0)}
 
 
 @pytest.mark.parametrize("left_out", [("gap", "count"), ["gap", "count"]])
 def test_kinds_can_be_left_out_and_the_others_take_their_turns(left_out) -> None:
-    records = schema.mini_records("train", 15, 0, left_out_kinds=left_out)
+    records = datasets.mini_records("train", 15, 0, left_out_kinds=left_out)
     assert Counter(record.kind for record in records) == dict.fromkeys(("lookup", "peak", "sum", "difference", "compare"), 3)
 
 
 @pytest.mark.parametrize("left_out", [("gaps",), tuple(KINDS), "gap"])
 def test_left_out_kinds_must_be_known_and_leave_one(left_out) -> None:
     with pytest.raises(ValueError, match="lookup, gap, peak, sum, difference, count, compare"):
-        schema.mini_records("train", 7, 0, left_out_kinds=left_out)
+        datasets.mini_records("train", 7, 0, left_out_kinds=left_out)
 
 
 def test_nothing_left_out_draws_the_records_of_ever(splits) -> None:
@@ -109,18 +110,18 @@ def test_nothing_left_out_draws_the_records_of_ever(splits) -> None:
 
 def test_the_grpo_data_set_asks_the_question_and_carries_the_reward_columns(splits) -> None:
     records = splits["train"][:3]
-    row = schema.to_dataset(records)[2]
+    row = datasets.to_dataset(records)[2]
     assert row["prompt"] == [{"role": "user", "content": f"{records[2].question} {prompt_format.THINK_INSTRUCTION}"}]
     assert row["image"].tobytes() == records[2].image.tobytes()
     assert {name: row[name] for name in schema.COLUMNS} == records[2].row
 
 
 def test_sft_trains_on_exactly_the_ids_that_dyme_memorizes(splits, processor, tmp_path: Path) -> None:
-    records, write = splits["train"][:4], schema.target_writer(RuleRefiner())
+    records, write = splits["train"][:4], target_writer(RuleRefiner())
     settings = SFTConfig(output_dir=str(tmp_path), per_device_train_batch_size=4, report_to=[], use_cpu=True,
                          max_length=None, bf16=False, gradient_checkpointing=False)
     trainer = SFTTrainer(tiny_onevision.build_model("svlm", processor, seed=0), args=settings, processing_class=processor,
-                         train_dataset=schema.sft_dataset(records, write))
+                         train_dataset=datasets.sft_dataset(records, write))
     batch = trainer.data_collator([trainer.train_dataset[place] for place in range(4)])
     for place, record in enumerate(records):
         rollout = {name: torch.ones(1, 1, dtype=torch.long) for name in ("prompt_ids", "completion_ids", "completion_mask")}
@@ -135,7 +136,7 @@ def test_sft_trains_on_exactly_the_ids_that_dyme_memorizes(splits, processor, tm
 
 
 def test_the_written_training_set_can_be_read_back(splits, tmp_path: Path) -> None:
-    path = schema.write_jsonl(splits["train"][:2], tmp_path)
+    path = datasets.write_jsonl(splits["train"][:2], tmp_path)
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     assert [row["item"] for row in rows] == ["train-0-00000", "train-0-00001"]
     record = splits["train"][1]
@@ -145,7 +146,7 @@ def test_the_written_training_set_can_be_read_back(splits, tmp_path: Path) -> No
 
 
 def test_the_data_card_counts_splits_kinds_and_sources_and_names_licences(splits) -> None:
-    card = schema.data_card(splits["train"] + splits["unseen"])
+    card = datasets.data_card(splits["train"] + splits["unseen"])
     assert "| train | 140 |" in card and "| lookup | 20 | 20 |" in card
     sources = Counter(record.source for record in splits["train"])
     assert f"| generated | {sources['generated']} |" in card
@@ -163,20 +164,20 @@ def test_a_picture_that_cannot_be_read_is_refused_with_its_row(splits, tmp_path:
 
 def test_a_cut_off_picture_is_refused(splits, tmp_path: Path) -> None:
     record = splits["train"][0]
-    (tmp_path / "half.png").write_bytes(schema.png_bytes(record.image)[:120])
+    (tmp_path / "half.png").write_bytes(datasets.png_bytes(record.image)[:120])
     with pytest.raises(schema.DataError, match="half.png"):
         replace(record, image=tmp_path / "half.png").load_image()
 
 
 def test_questions_without_pictures_have_no_image_column(splits) -> None:
     bare = [replace(record, image=None) for record in splits["train"][:2]]
-    assert schema.to_dataset(bare).column_names == ["prompt", *schema.COLUMNS]
-    assert schema.sft_dataset(bare, schema.target_writer(RuleRefiner())).column_names == ["prompt", "completion",
+    assert datasets.to_dataset(bare).column_names == ["prompt", *schema.COLUMNS]
+    assert datasets.sft_dataset(bare, target_writer(RuleRefiner())).column_names == ["prompt", "completion",
                                                                                           *schema.COLUMNS]
 
 
 @pytest.mark.parametrize("make",
-                         [schema.to_dataset, lambda records: schema.sft_dataset(records, lambda rows: ["t"] * len(rows))])
+                         [datasets.to_dataset, lambda records: datasets.sft_dataset(records, lambda rows: ["t"] * len(rows))])
 def test_questions_with_and_without_pictures_do_not_mix(splits, make) -> None:
     first, second = splits["train"][:2]
     with pytest.raises(schema.DataError, match="train-0-00001.*picture"):
@@ -190,9 +191,9 @@ def test_a_question_without_a_picture_has_none_to_load(splits) -> None:
 
 def test_pictures_in_memory_in_bytes_and_in_files_are_the_same_to_a_data_set(splits, tmp_path: Path) -> None:
     record = splits["train"][0]
-    stored = schema.png_bytes(record.image)
+    stored = datasets.png_bytes(record.image)
     (tmp_path / "a.png").write_bytes(stored)
-    rows = schema.to_dataset([record, replace(record, image=stored), replace(record, image=tmp_path / "a.png")])
+    rows = datasets.to_dataset([record, replace(record, image=stored), replace(record, image=tmp_path / "a.png")])
     assert {row["image"].tobytes() for row in rows} == {record.image.tobytes()}
     assert replace(record, image=stored).load_image().tobytes() == record.image.tobytes()
     with pytest.raises(schema.DataError, match="train-0-00000.*120 bytes"):
@@ -241,5 +242,5 @@ def test_real_chartqa_is_read_whole() -> None:
     assert records[0].answer == "28.6"
     assert sum(bool(item_of(record.row).facts) for record in records) > 0
     assert all(min(record.load_image().size) > 0 for record in records[:20])
-    row = schema.to_dataset(records[:2])[0]
-    assert row["image"].mode == "RGB" and io.BytesIO(schema.png_bytes(row["image"])).read(4) == b"\x89PNG"
+    row = datasets.to_dataset(records[:2])[0]
+    assert row["image"].mode == "RGB" and io.BytesIO(datasets.png_bytes(row["image"])).read(4) == b"\x89PNG"

@@ -10,13 +10,14 @@ from hostile import ROWS, assert_says, catch, folder_of, read, with_text
 from PIL import Image
 
 from dyme_core import config
-from dyme_core.data import splits
+from dyme_core.data import datasets
 from dyme_core.data.bad_rows import SHOWN, BadRows
+from dyme_core.data.datasets import mini_records
 from dyme_core.data.jsonl import own_records
-from dyme_core.data.schema import DataError, mini_records, target_writer
+from dyme_core.data.schema import DataError
 from dyme_core.models import tiny_onevision
 from dyme_core.pipeline import evaluate, preflight, train
-from dyme_core.supervision.refiner import RuleRefiner
+from dyme_core.supervision.refiner import RuleRefiner, target_writer
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -87,9 +88,9 @@ def test_a_profile_says_what_becomes_of_bad_rows(tmp_path: Path) -> None:
     settings = {"data": config.DataSource("chartqa", str(tmp_path), ("validation",))}
     profile = config.load_profile("smoke", **settings)
     with pytest.raises(DataError, match="train_human-00002.*special tokens"):
-        splits.of_profile(profile, "train", 0)
+        datasets.of_profile(profile, "train", 0)
     bad = BadRows(config.load_profile("smoke", **settings, **{"data.on_bad_row": "skip"}).data.on_bad_row)
-    assert [len(splits.of_profile(profile, split, 0, bad)) for split in ("train", "validation")] == [5, 5]
+    assert [len(datasets.of_profile(profile, split, 0, bad)) for split in ("train", "validation")] == [5, 5]
     assert bad.summary()["count"] == 2
 
 

@@ -10,11 +10,11 @@ import datasets
 import pytest
 from PIL import Image
 
-from dyme_core.data import metrics, prompt_format, schema
+from dyme_core.data import metrics, prompt_format
 from dyme_core.data.benchmarks import sources
-from dyme_core.data.schema import DataError
-from dyme_core.supervision.checker import item_of
-from dyme_core.supervision.refiner import TraceRefiner
+from dyme_core.data.datasets import data_card, to_dataset
+from dyme_core.data.schema import DataError, item_of
+from dyme_core.supervision.refiner import TraceRefiner, target_writer
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"real rows are not at {SHARED}")
@@ -97,7 +97,7 @@ def test_pictures_of_the_hub_stay_compressed_until_they_are_looked_at(tmp_path: 
     save(tmp_path, "data/test-00000-of-00001.parquet", CHARTQA, "test")
     records = sources.load("chartqa", tmp_path, "test")
     assert [type(record.image) for record in records] == [bytes, bytes]
-    assert schema.to_dataset(records)[1]["image"].tobytes() == GREEN.tobytes()
+    assert to_dataset(records)[1]["image"].tobytes() == GREEN.tobytes()
 
 
 @pytest.mark.parametrize(("change", "reason"), [
@@ -189,7 +189,7 @@ def test_gsm8k_without_a_gold_number_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("split", "count"), [("train", 300), ("test", 200)])
 def test_real_gsm8k_rows_are_read_and_their_solutions_become_targets(split: str, count: int) -> None:
     records = sources.load("gsm8k", SHARED / "gsm8k", split)
-    targets = schema.target_writer(TraceRefiner())([record.row for record in records])
+    targets = target_writer(TraceRefiner())([record.row for record in records])
     assert len(records) == count
     for record, target in zip(records, targets, strict=True):
         assert "<<" not in target and "####" not in target
@@ -278,5 +278,5 @@ def test_facts_of_text_alone_are_empty_and_its_card_counts_no_pictures(tmp_path:
     (tmp_path / "test.jsonl").write_text(json.dumps({name: values[0] for name, values in GSM8K.items()}))
     records = sources.load("gsm8k", tmp_path, "test")
     assert item_of(records[0].row).facts == ()
-    card = schema.data_card(records)
+    card = data_card(records)
     assert "1 of them without a picture" in card and "| test | 1 | 0 |" in card and "Cobbe et al. 2021): MIT" in card

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dyme_core.data.benchmarks.tabular import csv_facts, table_facts
-from dyme_core.supervision.facts import Fact
+from dyme_core.data.schema import Fact
 
 SHARED = Path(os.environ.get("DYME_SHARED", Path(__file__).resolve().parents[3] / "shared"))
 TABLES = sorted((SHARED / "data" / "chartqa" / "tables").glob("*.csv"))

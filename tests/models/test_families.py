@@ -13,7 +13,7 @@ from safetensors import safe_open
 from tiny_families import PREPROCESSOR, SPECIAL, TEMPLATES, make_checkpoint
 
 from dyme_core.config import Engine
-from dyme_core.data import schema
+from dyme_core.data import datasets
 from dyme_core.models import generation, loading, prefix_sharing, processors, vision_cache
 from dyme_core.models.loading import FAMILIES, freeze_vision
 from dyme_core.pipeline.headroom import try_longest
@@ -129,7 +129,7 @@ def test_a_model_that_reads_pictures_is_also_asked_without_one(tmp_path: Path, f
 def test_a_text_model_refuses_a_picture(tmp_path: Path) -> None:
     _, tokenizer = loading.load_policy(make_checkpoint("qwen2", tmp_path / "hub"))
     with pytest.raises(ValueError, match="train-.* has a picture, and this model reads text alone"):
-        generation.prompt_inputs(tokenizer, schema.mini_records("train", 1, seed=0))
+        generation.prompt_inputs(tokenizer, datasets.mini_records("train", 1, seed=0))
 
 
 @pytest.mark.parametrize("family", ["llava_onevision", "qwen2_5_vl", "qwen2"])

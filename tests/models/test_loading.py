@@ -8,12 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dyme_core.data import chart_tables, prompt_format, schema
+from dyme_core.data import chart_tables, datasets, prompt_format, schema
 from dyme_core.models import loading, processors, tiny_onevision
 
 PROCESSOR = tiny_onevision.build_processor()
 TOKENIZER = PROCESSOR.tokenizer
-RECORDS = schema.mini_records("train", 3, seed=0)
+RECORDS = datasets.mini_records("train", 3, seed=0)
 
 
 def ids_of(text: str) -> list[int]:

@@ -9,16 +9,16 @@ import pytest
 import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from dyme_core.data import schema
+from dyme_core.data import datasets
 from dyme_core.models import generation, loading, processors, tiny_onevision
 from dyme_core.models.prefix_sharing import share_prefixes
 from dyme_core.supervision.checker import RuleChecker
-from dyme_core.supervision.refiner import RuleRefiner
+from dyme_core.supervision.refiner import RuleRefiner, target_writer
 from dyme_core.trainer.dyme_trainer import DyMEConfig, DyMETrainer
 from dyme_core.trainer.rewards import reward_functions
 
 PROCESSOR = tiny_onevision.build_processor()
-RECORDS = schema.mini_records("train", 4, seed=0)
+RECORDS = datasets.mini_records("train", 4, seed=0)
 SUPPRESSED = processors.suppressed_ids(PROCESSOR)
 LENGTH = 9
 
@@ -185,8 +185,8 @@ def test_training_with_it_has_the_same_losses(accumulation: int, tmp_path: Path)
                                per_device_train_batch_size=16 // accumulation, gradient_accumulation_steps=accumulation,
                                max_completion_length=64, learning_rate=1e-3, report_to="none", save_strategy="no",
                                logging_steps=1, disable_tqdm=True, gradient_checkpointing=False)
-        trainer = Scripted(policy, args=arguments, train_dataset=schema.to_dataset(RECORDS), processing_class=PROCESSOR,
-                         refine=schema.target_writer(RuleRefiner()), reward_funcs=reward_functions(RuleChecker()))
+        trainer = Scripted(policy, args=arguments, train_dataset=datasets.to_dataset(RECORDS), processing_class=PROCESSOR,
+                         refine=target_writer(RuleRefiner()), reward_funcs=reward_functions(RuleChecker()))
         trainer.train()
         names = ("loss", "grad_norm", "entropy")[: 3 if accumulation == 1 else 2]  # TRL's entropy is a mean of parts' means
         losses.append([tuple(entry[name] for name in names) for entry in trainer.state.log_history if "loss" in entry])
@@ -203,8 +203,8 @@ def test_a_prompt_goes_through_once_however_many_micro_batches_there_are(accumul
                            per_device_train_batch_size=16 // accumulation, gradient_accumulation_steps=accumulation,
                            max_completion_length=64, report_to="none", save_strategy="no", disable_tqdm=True,
                            gradient_checkpointing=False, drop_idle_rows=False)
-    trainer = Scripted(policy, args=arguments, train_dataset=schema.to_dataset(RECORDS), processing_class=PROCESSOR,
-                       refine=schema.target_writer(RuleRefiner()), reward_funcs=reward_functions(RuleChecker()))
+    trainer = Scripted(policy, args=arguments, train_dataset=datasets.to_dataset(RECORDS), processing_class=PROCESSOR,
+                       refine=target_writer(RuleRefiner()), reward_funcs=reward_functions(RuleChecker()))
     counts, batches = seen_by_text_model(policy), []
     loss = trainer._compute_loss
     trainer._compute_loss = lambda model, inputs: batches.append(inputs) or loss(model, inputs)

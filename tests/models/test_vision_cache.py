@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from dyme_core.data import schema
+from dyme_core.data import datasets
 from dyme_core.models import generation, loading, tiny_onevision
 from dyme_core.models.vision_cache import _Memory, cache_vision_features
 
-RECORDS = schema.mini_records("train", 4, seed=0)
+RECORDS = datasets.mini_records("train", 4, seed=0)
 ROWS = [record for record in RECORDS for _ in range(3)]  # 4 pictures, 12 rows
 
 
@@ -100,7 +100,7 @@ def test_gradients_are_the_same_after_looks_taken_in_inference_mode() -> None:
 
 def test_features_do_not_depend_on_who_is_encoded_along() -> None:
     _, shared, processor, _ = pair()
-    pixels = generation.prompt_inputs(processor, schema.mini_records("train", 64, seed=0))["pixel_values"][:, 0]
+    pixels = generation.prompt_inputs(processor, datasets.mini_records("train", 64, seed=0))["pixel_values"][:, 0]
     tower = shared.model.vision_tower
     all_at_once = tower(pixels, output_hidden_states=True, return_dict=True).hidden_states[-1]
     shared.load_state_dict(shared.state_dict())  # forgets

@@ -21,7 +21,7 @@ from scripted_server import ScriptedServer
 from transformers import Trainer
 
 from dyme_core import config
-from dyme_core.data import schema
+from dyme_core.data import datasets
 from dyme_core.models import loading
 from dyme_core.pipeline import checkpointing, step_log, train
 from dyme_core.pipeline.checkpointing import CHECKSUMS, Keeper
@@ -150,7 +150,7 @@ def _fork(run: train.Run, rank: int, processes: int, port: int, reached: int | N
 @pytest.fixture(scope="module")
 def judged(root: Path) -> Iterator[Callable[[str], train.Run]]:
     """Runs of Full DyME behind an API, each with a recording of its own: none is served what another has paid for."""
-    script = judge("high", rule_draft(schema.mini_records("train", 24, 0)))
+    script = judge("high", rule_draft(datasets.mini_records("train", 24, 0)))
     with ScriptedServer(script) as server, pytest.MonkeyPatch.context() as patch:
         patch.setenv("OPENAI_BASE_URL", server.base_url)
         patch.setenv("OPENAI_MODEL", "m")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dyme_core import config
-from dyme_core.data import schema
+from dyme_core.data import datasets
 from dyme_core.models import tiny_onevision
 from dyme_core.pipeline.collapse import Collapsed, CollapseWatch
 from dyme_core.store import read_rows
@@ -20,7 +20,7 @@ from dyme_core.trainer.rewards import reward_functions
 
 LOGS = sorted((Path(__file__).resolve().parents[2] / "results" / "mini" / "logs").glob("*.jsonl.xz"))
 PROCESSOR = tiny_onevision.build_processor(96, 24)
-RECORDS = schema.mini_records("train", 4, seed=0)
+RECORDS = datasets.mini_records("train", 4, seed=0)
 HEALTHY = "We look at the chart and see much.\n<answer>no idea</answer>"
 SICK = {"truncated": HEALTHY, "repeated": " value" * 12, "format": "no idea of what the chart shows", "thinking_tokens":
         "<answer>no idea</answer>", "loss": HEALTHY}
@@ -53,7 +53,7 @@ def train(folder: Path, sign: str, action: str) -> Sickening:
                            gradient_checkpointing=False, logging_nan_inf_filter=False, seed=0)
     trainer = Sickening(tiny_onevision.build_model("svlm", PROCESSOR, 0, 96, 24), args=arguments, sign=sign,
                         processing_class=PROCESSOR,
-                        train_dataset=schema.to_dataset(RECORDS), refine=lambda rows: [None] * len(rows),
+                        train_dataset=datasets.to_dataset(RECORDS), refine=lambda rows: [None] * len(rows),
                         reward_funcs=reward_functions(RuleChecker()), callbacks=[CollapseWatch(action)])
     try:
         trainer.train()

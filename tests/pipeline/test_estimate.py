@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from dyme_core import config
-from dyme_core.data.schema import mini_records
+from dyme_core.data.datasets import mini_records
 from dyme_core.engine import Engine
 from dyme_core.models import loading, tiny_onevision
 from dyme_core.models.generation import prompt_inputs

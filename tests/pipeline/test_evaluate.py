@@ -8,15 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from dyme_core.data import prompt_format, splits
+from dyme_core.data import datasets, prompt_format
 from dyme_core.data.chart_questions import KINDS
-from dyme_core.data.schema import NO_SUPERVISION, Record, mini_records, target_writer
+from dyme_core.data.datasets import mini_records
+from dyme_core.data.schema import NO_SUPERVISION, Record, item_of, write_facts
 from dyme_core.models import generation, loading, processors, tiny_onevision
 from dyme_core.models.generation import Decoded
 from dyme_core.pipeline import evaluate
-from dyme_core.supervision.checker import item_of
-from dyme_core.supervision.facts import write_facts
-from dyme_core.supervision.refiner import RuleRefiner
+from dyme_core.supervision.refiner import RuleRefiner, target_writer
 
 CHARTQA = Path(__file__).resolve().parents[3] / "shared" / "data" / "chartqa"
 RUN = {"run": "svlm-base-s0", "method": "base", "variant": "", "model": "svlm", "seed": 0, "step": 0}
@@ -158,15 +157,15 @@ def test_means_are_over_the_rows_that_have_a_measure() -> None:
 
 
 def test_a_limit_keeps_kinds_in_equal_numbers() -> None:
-    records = splits.load("mini", "", "test")
-    assert [record.kind for record in splits.limited(records, 7)] == list(KINDS)
-    assert splits.limited(records, None) == records
+    records = datasets.load_records("mini", "", "test")
+    assert [record.kind for record in datasets.limited(records, 7)] == list(KINDS)
+    assert datasets.limited(records, None) == records
     with pytest.raises(ValueError, match="expected one of the data sets chartqa, .*got 'somewhere'"):
-        splits.load("somewhere", "", "test")
+        datasets.load_records("somewhere", "", "test")
     with pytest.raises(ValueError, match=r"expected a split that chartqa has \(train, validation, test\): got 'unseen'"):
-        splits.load("chartqa", "folder", "unseen")
+        datasets.load_records("chartqa", "folder", "unseen")
     with pytest.raises(ValueError, match="'chartqa' needs a source"):
-        splits.load("chartqa", "", "test")
+        datasets.load_records("chartqa", "", "test")
 
 
 def test_the_command_leaves_a_folder_that_says_what_was_asked(processor, model, tmp_path: Path, capsys) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dyme_core.data.schema import mini_records
+from dyme_core.data.datasets import mini_records
 from dyme_core.engine import Engine
 from dyme_core.models import tiny_onevision
 from dyme_core.pipeline import headroom

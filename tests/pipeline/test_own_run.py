@@ -12,13 +12,13 @@ from scripted_judge import client_of
 from scripted_server import ScriptedServer, answer, status
 
 from dyme_core import config
-from dyme_core.data import schema
+from dyme_core.data import datasets, schema
+from dyme_core.data.schema import item_of
 from dyme_core.models import tiny_onevision
 from dyme_core.models.generation import Decoded
 from dyme_core.pipeline import evaluate, train
 from dyme_core.store import read_rows
 from dyme_core.supervision import missing_facts
-from dyme_core.supervision.checker import item_of
 from dyme_core.supervision.refiner import RuleRefiner
 
 
@@ -26,7 +26,7 @@ def write_own(folder: Path) -> list[str]:
     """Mini charts as a user would write them: a picture and a trace, half of them with facts; the traces."""
     lines, traces = [], []
     for split, count in (("train", 16), ("validation", 4), ("test", 4)):
-        for number, record in enumerate(schema.mini_records(split, count, seed=0)):
+        for number, record in enumerate(datasets.mini_records(split, count, seed=0)):
             name = f"charts/{split}{number}.png"
             (folder / "charts").mkdir(parents=True, exist_ok=True)
             record.load_image().save(folder / name)
@@ -64,7 +64,7 @@ def test_a_folder_of_ones_own_is_trained_on_and_scored(root: Path, monkeypatch, 
 def test_rows_of_another_task_have_its_own_scores(monkeypatch) -> None:
     scoring = json.dumps({"facts": [], "evidence": [], "scoring": {
         "direct_answers": ["cat"] * 2 + ["dog"] * 8, "difficult_direct_answer": False, "choices": [], "correct_choice_idx": 0}})
-    record = schema.mini_records("test", 1, seed=0)[0]
+    record = datasets.mini_records("test", 1, seed=0)[0]
     record = schema.Record("q1", "What is it?", "dog", "direct", "A-OKVQA", "test", record.image, scoring)
     processor = tiny_onevision.build_processor(48, 24)
     monkeypatch.setattr(evaluate, "decode", lambda *args, **settings: [
@@ -80,14 +80,14 @@ def test_rows_of_another_task_have_its_own_scores(monkeypatch) -> None:
 
 def test_pictures_without_facts_are_looked_at_once_by_a_model_that_sees(tmp_path: Path, caplog) -> None:
     records = [dataclasses.replace(record, supervision=schema.NO_SUPERVISION if number else record.supervision)
-               for number, record in enumerate(schema.mini_records("train", 3, seed=0))]
+               for number, record in enumerate(datasets.mini_records("train", 3, seed=0))]
 
     shown: list[int] = []
 
     def sees(body: dict):
         [part] = [part for part in body["messages"][-1]["content"] if part["type"] == "image_url"]
         place = next(place for place, record in enumerate(records) if part["image_url"]["url"].endswith(
-            base64.b64encode(schema.png_bytes(record.load_image())).decode()))
+            base64.b64encode(datasets.png_bytes(record.load_image())).decode()))
         shown.append(place)
         return status(400) if place == 2 else answer(json.dumps({"facts": [
             {"entity": "May", "attribute": "rain", "value": 45, "unit": "mm"}]}))

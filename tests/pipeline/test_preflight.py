@@ -10,10 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from dyme_core.data.schema import DataError, Record, mini_records, target_writer
+from dyme_core.data.datasets import mini_records
+from dyme_core.data.schema import DataError, Record
 from dyme_core.models import processors, tiny_onevision
 from dyme_core.pipeline.preflight import preflight
-from dyme_core.supervision.refiner import RuleRefiner
+from dyme_core.supervision.refiner import RuleRefiner, target_writer
 
 RECORDS = 28
 

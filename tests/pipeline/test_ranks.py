@@ -22,14 +22,14 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from dyme_core import config, ranks
-from dyme_core.data import schema
+from dyme_core.data import datasets
 from dyme_core.data.prompt_format import write_response
+from dyme_core.data.schema import item_of
 from dyme_core.engine import Engine
 from dyme_core.models import loading, tiny_onevision
 from dyme_core.models.generation import decode
 from dyme_core.pipeline import train as training
 from dyme_core.store import read_rows
-from dyme_core.supervision.checker import item_of
 from dyme_core.supervision.refiner import DEFAULT_TEMPLATES, RuleRefiner
 from dyme_core.trainer.dyme_trainer import DyMETrainer
 
@@ -86,7 +86,7 @@ def train(folder: Path, server: ScriptedServer, prompts: int, *launcher: str, **
 
 def scripted() -> ScriptedServer:
     """A judge that rates all "high" and drafts what the rules write."""
-    return ScriptedServer(judge("high", rule_draft(schema.mini_records("train", 24, 0))))
+    return ScriptedServer(judge("high", rule_draft(datasets.mini_records("train", 24, 0))))
 
 
 def results(folder: Path) -> tuple[list[dict], dict, list[dict]]:
@@ -188,7 +188,7 @@ def dealt_out(folder: Path) -> None:
     model, processor = training.load_start(training.Run(config.load_profile("smoke"), "base"))
     for part in (*model.model.language_model.layers, model):
         fully_shard(part, mesh=init_device_mesh("cpu", (ranks.size(),)))
-    said = [each.text for each in decode(model, processor, schema.mini_records("test", 2, seed=0), max_new_tokens=4)]
+    said = [each.text for each in decode(model, processor, datasets.mini_records("test", 2, seed=0), max_new_tokens=4)]
     state = ranks.whole_state(model)
     if ranks.is_writer():
         training.keep(model, processor, folder / "policy", json.loads((folder / "manifest.json").read_text()), state)
@@ -209,7 +209,7 @@ def test_weights_that_are_dealt_out_answer_and_are_saved_whole(tmp_path: Path) -
     (model, processor), (plain, _) = loading.load_policy(tmp_path / "policy"), loading.load_policy(base)
     assert ranks.whole_state(model) is None, "every process holds these whole"
     assert all(tensor.equal(plain.state_dict()[name]) for name, tensor in model.state_dict().items())
-    said = [each.text for each in decode(plain, processor, schema.mini_records("test", 2, seed=0), max_new_tokens=4)]
+    said = [each.text for each in decode(plain, processor, datasets.mini_records("test", 2, seed=0), max_new_tokens=4)]
     assert json.loads((tmp_path / "said.json").read_text()) == said
 
 

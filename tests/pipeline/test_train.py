@@ -14,13 +14,13 @@ import torch
 from safetensors.torch import load_file
 
 from dyme_core import config, store
-from dyme_core.data import prompt_format, schema
+from dyme_core.data import datasets, prompt_format, schema
 from dyme_core.data.prompt_format import write_response
+from dyme_core.data.schema import item_of
 from dyme_core.models import loading, tiny_onevision
 from dyme_core.pipeline import methods, step_log
 from dyme_core.pipeline import train as training
 from dyme_core.pipeline.train import Run
-from dyme_core.supervision.checker import item_of
 from dyme_core.supervision.refiner import RuleRefiner
 from study import report, scheduler
 
@@ -127,12 +127,12 @@ def test_a_model_of_ones_own_is_estimated_tried_on_its_longest_sample_and_kept_w
 
 
 def test_methods_that_need_targets_refuse_questions_without_facts(root: Path, monkeypatch) -> None:
-    bare = [replace(record, supervision=schema.NO_SUPERVISION) for record in schema.mini_records("train", 8, 0)]
+    bare = [replace(record, supervision=schema.NO_SUPERVISION) for record in datasets.mini_records("train", 8, 0)]
     monkeypatch.setattr(training.splits, "of_profile", lambda profile, split, seed, bad: (
-        bare if split == "train" else schema.mini_records(split, 4, 0)))
+        bare if split == "train" else datasets.mini_records(split, 4, 0)))
     with pytest.raises(schema.DataError, match="none of 8 training questions has facts .* or train with grpo"):
         training.execute(smoke("full_dyme"))
-    training.check_facts([*bare, *schema.mini_records("train", 1, 1)])  # one is enough to begin
+    training.check_facts([*bare, *datasets.mini_records("train", 1, 1)])  # one is enough to begin
 
 
 def test_the_base_is_evaluated_and_trained_for_no_time(root: Path) -> None:
@@ -161,7 +161,7 @@ def test_a_run_learns_from_what_its_settings_spoil_and_is_measured_on_what_is_tr
     for split in ("validation", "test", "unseen"):
         records = next(records for records in reversed(measured) if records[0].split == split)
         assert [record.supervision for record in records] == [
-            record.supervision for record in schema.mini_records(split, 16, 0)], "never spoilt, and of all kinds"
+            record.supervision for record in datasets.mini_records(split, 16, 0)], "never spoilt, and of all kinds"
     assert manifest["captions"] == 0.016 and manifest["supervision"]["quality"] == "low"
     for path in (root / "results" / "local" / "smoke").glob(f"*/{run.name}.json*"):
         path.unlink()  # the report below shall see its own runs only
@@ -170,7 +170,7 @@ def test_a_run_learns_from_what_its_settings_spoil_and_is_measured_on_what_is_tr
 def test_grpo_is_measured_on_thinking_but_learns_nothing_from_it(root: Path, monkeypatch, tmp_path: Path) -> None:
     run = smoke("grpo")
     model, processor = loading.load_policy(root / "bases" / "svlm-s0")
-    records = schema.mini_records("train", 2, seed=0)
+    records = datasets.mini_records("train", 2, seed=0)
     log = step_log.StepLog(run, [], processor)
     experts = training.Experts(run.profile.supervision, run.paths, tmp_path)
     trainer = methods.grpo_trainer(run, experts, model, processor, records, log, steps=1, learning_rate=1e-4,

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dyme_core.data import chart_questions
-from dyme_core.supervision.checker import Item, RuleChecker, item_of
-from dyme_core.supervision.facts import Fact
+from dyme_core.data.schema import Fact, Item, item_of
+from dyme_core.supervision.checker import RuleChecker
 from dyme_core.supervision.llm.client import Client, Endpoint, Recording
 from dyme_core.supervision.llm.judge import LLMChecker
 from dyme_core.supervision.refiner import FIRST_TEMPLATE, RuleRefiner

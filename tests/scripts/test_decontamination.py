@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dyme_core.data import schema
+from dyme_core.data import datasets
 from dyme_core.data.benchmarks import sources
 from dyme_core.data.schema import DataError, Record
 from scripts.decontamination import Overlap, decontaminate, drop_overlaps, refuse_overlaps
@@ -20,12 +20,12 @@ LONG = "Tom buys three red apples for two dollars each and then he gives one of 
 
 @pytest.fixture(scope="module")
 def train() -> list[Record]:
-    return schema.mini_records("train", 100, 0)
+    return datasets.mini_records("train", 100, 0)
 
 
 @pytest.fixture(scope="module")
 def held_out() -> list[Record]:
-    return schema.mini_records("test", 100, 0)
+    return datasets.mini_records("test", 100, 0)
 
 
 def text(item: str, question: str) -> Record:
@@ -47,7 +47,7 @@ def test_two_hundred_mini_questions_share_nothing(train, held_out) -> None:
 
 
 def test_the_same_picture_is_found_whatever_is_asked(train, held_out) -> None:
-    planted = replace(train[7], item="planted", question="What is this?", image=schema.png_bytes(held_out[3].image))
+    planted = replace(train[7], item="planted", question="What is this?", image=datasets.png_bytes(held_out[3].image))
     overlaps = decontaminate([*train, planted], held_out)
     assert overlaps == [Overlap("planted", held_out[3].item, "same picture")]
 

@@ -16,8 +16,10 @@ from torch import nn
 
 from dyme_core import config
 from dyme_core.data import chart_images, chart_tables, prompt_format
+from dyme_core.data.chart_tables import facts_of
+from dyme_core.data.schema import Fact
 from dyme_core.models import loading, processors, tiny_onevision
-from dyme_core.supervision.facts import Fact, facts_of, read_trace
+from dyme_core.supervision.facts import read_trace
 from scripts import batches, lessons, pretrain
 
 PROCESSOR = tiny_onevision.build_processor()

@@ -9,22 +9,24 @@ from dataclasses import replace
 import pytest
 
 from dyme_core.config import QUALITIES, Supervision, load_profile
-from dyme_core.data import chart_tables, prompt_format, schema
+from dyme_core.data import chart_tables, datasets, prompt_format, schema
 from dyme_core.data.chart_questions import KINDS
+from dyme_core.data.chart_tables import facts_of
+from dyme_core.data.schema import item_of
 from dyme_core.models import tiny_onevision
 from dyme_core.supervision import corruption
-from dyme_core.supervision.checker import RuleChecker, item_of
+from dyme_core.supervision.checker import RuleChecker
 from dyme_core.supervision.corruption import GradedRefiner, corrupt, misread
-from dyme_core.supervision.facts import facts_of, read_trace
-from dyme_core.supervision.refiner import RuleRefiner
+from dyme_core.supervision.facts import read_trace
+from dyme_core.supervision.refiner import RuleRefiner, target_writer
 
-RECORDS = schema.mini_records("train", 420, seed=0)
+RECORDS = datasets.mini_records("train", 420, seed=0)
 WRONG = corrupt(RECORDS, 1.0)
 LIMIT = load_profile("mini").training.max_completion_tokens
 
 
 def targets(quality: str, records: list[schema.Record] = RECORDS) -> list[str]:
-    return schema.target_writer(GradedRefiner(quality))([record.row for record in records])
+    return target_writer(GradedRefiner(quality))([record.row for record in records])
 
 
 def thinkings(quality: str, records: list[schema.Record] = RECORDS) -> list[str]:
@@ -41,7 +43,7 @@ def test_targets_are_well_formed_answer_as_the_data_set_does_and_can_be_said(qua
 
 
 def test_high_targets_are_the_rule_refiners() -> None:
-    assert targets("high") == schema.target_writer(RuleRefiner())([record.row for record in RECORDS])
+    assert targets("high") == target_writer(RuleRefiner())([record.row for record in RECORDS])
 
 
 @pytest.mark.parametrize("quality", QUALITIES)
@@ -94,7 +96,7 @@ def test_a_language_model_is_not_degraded(setting: dict) -> None:
 
 
 def test_the_records_misread_at_a_smaller_share_are_among_those_at_a_larger_one() -> None:
-    many = RECORDS + schema.mini_records("train", 420, seed=1)
+    many = RECORDS + datasets.mini_records("train", 420, seed=1)
     chosen = [{record.item for record, before in zip(corrupt(many, share), many, strict=True)
                if record.supervision != before.supervision} for share in (0.0, 0.125, 0.25, 0.5, 1.0)]
     assert [len(items) / len(many) for items in chosen] == pytest.approx([0, 0.125, 0.25, 0.5, 1], abs=0.03)

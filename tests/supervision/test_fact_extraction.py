@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from dyme_core.data.schema import Fact
 from dyme_core.supervision.chart_ocr.matching import backend_rows, compare
 from dyme_core.supervision.fact_extraction import Extraction, FactsError, FactStore, Picture, TableFacts, store_key
-from dyme_core.supervision.facts import Fact
 
 SHOWN = (Fact("2010", "FAV", 62.0, "%"), Fact("2010", "UNF", 36.0, "%"))
 

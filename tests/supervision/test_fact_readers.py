@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 from scripted_server import ScriptedServer, answer, status
 
+from dyme_core.data.schema import Fact
 from dyme_core.supervision.chart_ocr.matching import compare
 from dyme_core.supervision.fact_extraction import FactsError, FactStore, Picture
 from dyme_core.supervision.fact_readers import HintFacts, ImageFacts
-from dyme_core.supervision.facts import Fact
 from dyme_core.supervision.llm.client import Client, Endpoint, InvalidReply, Recording, SupervisionError
 
 SAID = {"facts": [{"entity": " Latvia* ", "attribute": "", "value": 3, "unit": "percent"},

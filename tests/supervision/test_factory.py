@@ -14,27 +14,28 @@ from scripted_server import ScriptedServer
 from transformers import TrainerCallback
 
 from dyme_core import config
-from dyme_core.data import schema
+from dyme_core.data import datasets
 from dyme_core.data.prompt_format import write_response
+from dyme_core.data.schema import item_of
 from dyme_core.models import loading, processors, tiny_onevision
 from dyme_core.pipeline import train
 from dyme_core.pipeline.checkpointing import Keeper, train_from
+from dyme_core.pipeline.methods import supervise_online
 from dyme_core.store import read_rows
 from dyme_core.supervision import factory
-from dyme_core.supervision.checker import item_of
 from dyme_core.supervision.corruption import GradedRefiner
 from dyme_core.supervision.factory import Experts
 from dyme_core.supervision.llm.client import SupervisionError
 from dyme_core.supervision.llm.judge import LLMChecker
 from dyme_core.supervision.llm.refiner import LLMRefiner
-from dyme_core.supervision.refiner import DEFAULT_TEMPLATES, LearningChecker, RuleRefiner, TemplateBank
+from dyme_core.supervision.refiner import DEFAULT_TEMPLATES, LearningChecker, RuleRefiner, TemplateBank, target_writer
 from dyme_core.trainer.dyme_trainer import DyMEConfig, DyMETrainer
 from dyme_core.trainer.rewards import reward_functions
 
 SECRET = "sk-planted-0123456789abcdef"
 G = 4
 PROCESSOR = tiny_onevision.build_processor(96, 24)
-RECORDS = schema.mini_records("train", 6, seed=0)
+RECORDS = datasets.mini_records("train", 6, seed=0)
 TARGETS = {record.item: RuleRefiner().refine(item_of(record.row)) for record in RECORDS}
 WRONG = "We look at the chart.\n<answer>no idea</answer>"
 OWN = "So look: {facts}. Then {working}, {conclusion}."
@@ -80,11 +81,11 @@ def trainer_of(folder: Path, client, policy: str = "rule", callbacks=(), bank: T
                     generation_kwargs={"suppress_tokens": processors.suppressed_ids(PROCESSOR)})
     model = tiny_onevision.build_model("svlm", PROCESSOR, 0, 96, 24)
     loading.freeze_vision(model)
-    trainer = Scripted(model, args=DyMEConfig(str(folder), **settings | changes), train_dataset=schema.to_dataset(RECORDS),
+    trainer = Scripted(model, args=DyMEConfig(str(folder), **settings | changes), train_dataset=datasets.to_dataset(RECORDS),
                        processing_class=PROCESSOR, callbacks=list(callbacks),
                        reward_funcs=reward_functions(LearningChecker(checker, bank), group_size=G,
                                                      on_all_wrong=refiner.prefetch),
-                       refine=schema.target_writer(refiner))
+                       refine=target_writer(refiner))
     trainer.experts = checker, refiner
     return trainer
 
@@ -210,7 +211,7 @@ def steps_of(root: Path, run: train.Run) -> list[dict]:
 
 def test_full_dyme_by_api_counts_its_calls_and_replays_without_a_server(root: Path, monkeypatch, caplog) -> None:
     caplog.set_level(logging.INFO)
-    records = schema.mini_records("train", 24, 0)
+    records = datasets.mini_records("train", 24, 0)
     with ScriptedServer(judge("high", rule_draft(records))) as server:
         monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
         run = run_of("full_dyme", **{"supervision.backend": "api"})
@@ -239,7 +240,7 @@ def test_full_dyme_by_api_counts_its_calls_and_replays_without_a_server(root: Pa
 def test_pure_dyme_and_sft_ask_for_every_target_once_before_training(root: Path, monkeypatch, caplog) -> None:
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(factory, "CHUNK", 10)
-    own = rule_draft(schema.mini_records("train", 24, 0))
+    own = rule_draft(datasets.mini_records("train", 24, 0))
     with ScriptedServer(judge("low", lambda asked: f"Well. {own(asked)}")) as server:
         monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
         run = run_of("pure_dyme", **{"supervision.backend": "api"})
@@ -265,7 +266,7 @@ def test_an_api_without_an_address_says_what_to_set(root: Path, monkeypatch) -> 
 
 def test_experts_of_rules_score_every_thinking_and_ask_nobody(tmp_path: Path) -> None:
     with Experts(config.Supervision(), config.Paths(tmp_path, "smoke"), tmp_path) as by_rule:
-        online = by_rule.online(config.Training())
+        online = supervise_online(by_rule, config.Training())
         functions, refine = online["reward_funcs"], online["refine"]
         assert online["watch"] is None
         row = RECORDS[0].row
@@ -283,9 +284,9 @@ def test_experts_of_rules_write_targets_of_the_quality_before_and_during_trainin
         records = by_rule.supposed(RECORDS)
         assert 0 < sum(one.supervision != other.supervision for one, other in zip(records, RECORDS, strict=True)) < len(RECORDS)
         rows = [record.row for record in records]
-        wanted = schema.target_writer(GradedRefiner(quality))(rows)
-        assert wanted != schema.target_writer(RuleRefiner())([record.row for record in RECORDS])
-        assert by_rule.offline(records)(rows) == by_rule.online(config.Training())["refine"](rows) == wanted
+        wanted = target_writer(GradedRefiner(quality))(rows)
+        assert wanted != target_writer(RuleRefiner())([record.row for record in RECORDS])
+        assert by_rule.offline(records)(rows) == supervise_online(by_rule, config.Training())["refine"](rows) == wanted
         told = by_rule.summary()
         assert (told["quality"], told["corruption"]) == (quality, 0.5)
 
@@ -294,7 +295,7 @@ def test_experts_behind_an_api_ask_for_the_targets_of_failed_prompts_while_rewar
     with ScriptedServer(judge("high", draft_of)) as server:
         settings = config.Supervision(backend="api", model="m", base_url=server.base_url)
         with Experts(settings, config.Paths(tmp_path, "smoke"), tmp_path) as by_api:
-            online = by_api.online(config.Training(num_generations=2))
+            online = supervise_online(by_api, config.Training(num_generations=2))
             functions, refine = online["reward_funcs"], online["refine"]
             rows = [record.row for record in RECORDS[:2]]
             texts = [WRONG, WRONG, write_response(TARGETS[rows[1]["item"]], rows[1]["answer"]), WRONG]

@@ -7,10 +7,9 @@ import random
 
 import pytest
 
-from dyme_core.data import chart_questions, chart_tables, prompt_format, schema
-from dyme_core.supervision import facts
-from dyme_core.supervision.checker import Item, RuleChecker, item_of
-from dyme_core.supervision.facts import Fact
+from dyme_core.data import chart_questions, chart_tables, datasets, prompt_format, schema
+from dyme_core.data.schema import Fact, Item, item_of
+from dyme_core.supervision.checker import RuleChecker
 from dyme_core.supervision.refiner import DEFAULT_TEMPLATES, FIRST_TEMPLATE, RuleRefiner, Template, TemplateBank, TraceRefiner
 
 CHECKER = RuleChecker()
@@ -48,7 +47,7 @@ def items(kind: str, count: int = 40) -> list[Item]:
         table = chart_tables.draw_table(rng, rng.choice(["train", "test", "unseen"]))
         question = chart_questions.KINDS[kind](rng, table)
         if question is not None:
-            drawn.append(Item(question.text, question.answer, facts.facts_of(table), question.evidence, question.labels,
+            drawn.append(Item(question.text, question.answer, chart_tables.facts_of(table), question.evidence, question.labels,
                               question.working, question.conclusion))
     return drawn
 
@@ -129,7 +128,7 @@ def test_changing_any_one_figure_of_a_target_costs_the_full_score(kind: str) -> 
 
 
 def test_a_record_survives_the_data_set_as_json() -> None:
-    record = schema.mini_records("train", 7, seed=3)[1]
+    record = datasets.mini_records("train", 7, seed=3)[1]
     item = item_of(json.loads(json.dumps(record.row)))
     assert item.question == record.question and item.answer == record.answer
     assert all(isinstance(fact, Fact) for fact in (*item.facts, *item.evidence))
@@ -149,12 +148,12 @@ def test_the_bank_puts_the_most_seen_template_first_and_breaks_ties_by_age() -> 
 
 def test_the_refiner_writes_what_the_model_says_well() -> None:
     bank, item = TemplateBank(), small_item()
-    own = f"So, {facts.write_facts(item.evidence)}. As {item.working}, {item.conclusion}."
+    own = f"So, {schema.write_facts(item.evidence)}. As {item.working}, {item.conclusion}."
     for _ in range(2):
         assert bank.observe(own, item)
     other = items("sum", 1)[0]
     target = RuleRefiner(bank).refine(other)
-    assert target == f"So, {facts.write_facts(other.evidence)}. As {other.working}, {other.conclusion}."
+    assert target == f"So, {schema.write_facts(other.evidence)}. As {other.working}, {other.conclusion}."
 
 
 @pytest.mark.parametrize("thinking", ["", "the greater gap is in 2010", GOOD.replace("30 - 10", "25 - 5"),

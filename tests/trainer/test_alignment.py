@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dyme_core.data import schema
+from dyme_core.data import datasets, schema
+from dyme_core.data.metrics import accuracy_reward
 from dyme_core.models import loading, tiny_onevision
 from dyme_core.models.prefix_sharing import share_prefixes
 from dyme_core.trainer import batching
 from dyme_core.trainer.dyme_trainer import DyMEConfig, DyMETrainer
-from dyme_core.trainer.rewards import accuracy_reward, format_reward
+from dyme_core.trainer.rewards import format_reward
 
 PROCESSOR = tiny_onevision.build_processor(48, 24)
 PAD, NUM_RECORDS = 0, 6
@@ -121,7 +122,7 @@ def train(folder: Path, size: int, prompts: int, accumulation: int, drops: bool,
                            gradient_accumulation_steps=accumulation, max_completion_length=48, max_steps=2, learning_rate=0.0,
                            use_cpu=True, bf16=False, report_to="none", save_strategy="no", logging_steps=1, seed=size,
                            disable_tqdm=True, gradient_checkpointing=False, drop_idle_rows=drops)
-    trainer = Labelled(model, args=arguments, train_dataset=schema.to_dataset(RECORDS), processing_class=PROCESSOR,
+    trainer = Labelled(model, args=arguments, train_dataset=datasets.to_dataset(RECORDS), processing_class=PROCESSOR,
                        refine=refine, reward_funcs=[format_reward, accuracy_reward, thinking])
     trainer.train()
     return trainer

@@ -15,10 +15,10 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from dyme_core.data import schema
+from dyme_core.data import datasets, prompt_format
 from dyme_core.models import processors, tiny_onevision
 from dyme_core.supervision.checker import RuleChecker
-from dyme_core.supervision.refiner import RuleRefiner
+from dyme_core.supervision.refiner import RuleRefiner, target_writer
 from dyme_core.trainer import batching, rewards
 from dyme_core.trainer.dyme_trainer import DyMEConfig, DyMETrainer
 
@@ -31,9 +31,9 @@ FORBIDDEN = PROCESSOR.tokenizer.convert_tokens_to_ids(
 WRONG = "We look at the chart.\n<answer>no idea</answer>"
 
 
-RECORDS = schema.mini_records("train", 4, seed=0)
-ROWS = [{**record.row, "prompt": schema.messages(record.question), "image": record.image} for record in RECORDS]
-refine_all = schema.target_writer(RuleRefiner())
+RECORDS = datasets.mini_records("train", 4, seed=0)
+ROWS = [{**record.row, "prompt": prompt_format.messages(record.question), "image": record.image} for record in RECORDS]
+refine_all = target_writer(RuleRefiner())
 
 
 def target_of(row: dict) -> str:
@@ -93,7 +93,7 @@ def build(folder: Path, script=None, eval_dataset=None, **changes) -> tuple[Reco
     model = tiny_onevision.build_model("svlm", PROCESSOR, 0, 96, 24)
     model.model.vision_tower.requires_grad_(False)
     gradients = Gradients()
-    trainer = Recorder(model, args=settings(folder, **changes), train_dataset=schema.to_dataset(RECORDS),
+    trainer = Recorder(model, args=settings(folder, **changes), train_dataset=datasets.to_dataset(RECORDS),
                        eval_dataset=eval_dataset, refine=refine_all, processing_class=PROCESSOR, script=script,
                        reward_funcs=rewards.reward_functions(CHECKER), callbacks=[gradients])
     return trainer, gradients
@@ -219,7 +219,7 @@ def test_accumulated_micro_batches_have_the_gradient_of_one_batch(tmp_path: Path
 
 
 def test_evaluation_scores_but_never_switches(tmp_path: Path) -> None:
-    trainer, _ = build(tmp_path, [[WRONG] * 2 * G], eval_dataset=schema.to_dataset(RECORDS[:2]), num_generations_eval=2,
+    trainer, _ = build(tmp_path, [[WRONG] * 2 * G], eval_dataset=datasets.to_dataset(RECORDS[:2]), num_generations_eval=2,
                        per_device_eval_batch_size=4)
     assert trainer.evaluate()["eval_memorize"] == 2
     assert trainer.refined == [] and not any(trainer.batches[0]["advantages"])

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dyme_core.data import metrics
 from dyme_core.trainer import rewards
 
 EDGE_TABLE = [  # docs/evaluation.md, the whole table: prediction, target, common rule
@@ -33,37 +34,37 @@ SHAPES = pytest.mark.parametrize("shape", [str, as_messages, as_parts])
 
 @pytest.mark.parametrize(("prediction", "target", "expected"), EDGE_TABLE)
 def test_common_rule_on_the_edge_table(prediction: str, target: str, expected: int) -> None:
-    assert rewards.relaxed_accuracy(prediction, target) == expected
+    assert metrics.relaxed_accuracy(prediction, target) == expected
 
 
 def test_a_year_must_be_met_exactly_by_the_year_exact_rule_alone() -> None:
-    assert rewards.score_answer("2008", "2010") == {"relaxed": 1, "strict": 0, "year_exact": 0}
-    assert rewards.score_answer(" 2010 ", "2010") == {"relaxed": 1, "strict": 1, "year_exact": 1}
-    assert rewards.score_answer("3", "3.15") == {"relaxed": 1, "strict": 0, "year_exact": 1}
+    assert metrics.score_answer("2008", "2010") == {"relaxed": 1, "strict": 0, "year_exact": 0}
+    assert metrics.score_answer(" 2010 ", "2010") == {"relaxed": 1, "strict": 1, "year_exact": 1}
+    assert metrics.score_answer("3", "3.15") == {"relaxed": 1, "strict": 0, "year_exact": 1}
 
 
 @pytest.mark.parametrize(("target", "near", "is_year"), [("1799", "1798", False), ("1800", "1801", True),
                                                          ("2100", "2099", True), ("2101", "2100", False),
                                                          ("2010.5", "2010", False)])
 def test_years_run_from_1800_to_2100(target: str, near: str, is_year: bool) -> None:
-    assert rewards.year_exact_accuracy(near, target) == (0 if is_year else 1)
+    assert metrics.year_exact_accuracy(near, target) == (0 if is_year else 1)
 
 
 def test_strict_compares_numbers_and_not_spellings() -> None:
-    assert rewards.strict_accuracy("26", "26.0") == 1
-    assert rewards.strict_accuracy("26.01", "26") == 0
-    assert rewards.strict_accuracy("yes ", "Yes") == 1
+    assert metrics.strict_accuracy("26", "26.0") == 1
+    assert metrics.strict_accuracy("26.01", "26") == 0
+    assert metrics.strict_accuracy("yes ", "Yes") == 1
 
 
 def test_no_parsed_answer_scores_zero_by_every_rule() -> None:
-    assert rewards.score_answer(None, "12") == {"relaxed": 0, "strict": 0, "year_exact": 0}
+    assert metrics.score_answer(None, "12") == {"relaxed": 0, "strict": 0, "year_exact": 0}
 
 
 def test_the_tolerance_is_relative_to_the_target() -> None:
-    assert rewards.relaxed_accuracy("105", "100") == 1
-    assert rewards.relaxed_accuracy("106", "100") == 0
-    assert rewards.relaxed_accuracy("-95", "-100") == 1
-    assert rewards.relaxed_accuracy("110", "100", tolerance=0.1) == 1
+    assert metrics.relaxed_accuracy("105", "100") == 1
+    assert metrics.relaxed_accuracy("106", "100") == 0
+    assert metrics.relaxed_accuracy("-95", "-100") == 1
+    assert metrics.relaxed_accuracy("110", "100", tolerance=0.1) == 1
 
 
 @pytest.mark.parametrize(("prediction", "target", "expected"), [
@@ -71,13 +72,13 @@ def test_the_tolerance_is_relative_to_the_target() -> None:
     ("5 million", "5 thousand", 0), ("$5", "5 €", 0), ("1,2", "12", 0), ("57", "57%", 0), ("6", "5", 0),
     ("no", "yes", 0), ("3.", "3", 1)])
 def test_the_lenient_rule_forgives_spelling_and_nothing_else(prediction: str, target: str, expected: int) -> None:
-    assert rewards.lenient_accuracy(prediction, target) == expected
+    assert metrics.lenient_accuracy(prediction, target) == expected
 
 
 @given(st.text(max_size=8), st.text(max_size=8))
 def test_strict_implies_year_exact_implies_relaxed_implies_lenient(prediction: str, target: str) -> None:
-    scores = rewards.score_answer(prediction, target)
-    assert scores["strict"] <= scores["year_exact"] <= scores["relaxed"] <= rewards.lenient_accuracy(prediction, target)
+    scores = metrics.score_answer(prediction, target)
+    assert scores["strict"] <= scores["year_exact"] <= scores["relaxed"] <= metrics.lenient_accuracy(prediction, target)
 
 
 @SHAPES
@@ -89,16 +90,16 @@ def test_format_reward_wants_one_flag_with_thinking_before_it(shape) -> None:
 @SHAPES
 def test_accuracy_reward_reads_the_flag_whatever_the_format(shape) -> None:
     completions = [shape(text) for text in (GOOD, WRONG, BARE, NO_FLAG)]
-    assert rewards.accuracy_reward(completions, ["12.0", "12", "12", "12"], item=["a"] * 4) == [1, 0, 1, 0]
+    assert metrics.accuracy_reward(completions, ["12.0", "12", "12", "12"], item=["a"] * 4) == [1, 0, 1, 0]
 
 
 def test_training_is_strict_about_numbers() -> None:
-    assert rewards.accuracy_reward([GOOD, GOOD], ["12.1", "12"]) == [0, 1]
+    assert metrics.accuracy_reward([GOOD, GOOD], ["12.1", "12"]) == [0, 1]
 
 
 def test_accuracy_reward_refuses_answers_that_do_not_line_up() -> None:
     with pytest.raises(ValueError):
-        rewards.accuracy_reward([GOOD, GOOD], ["12"])
+        metrics.accuracy_reward([GOOD, GOOD], ["12"])
 
 
 class ScriptedChecker:

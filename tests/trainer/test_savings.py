@@ -9,17 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from dyme_core.data import schema
+from dyme_core.data import datasets
 from dyme_core.data.prompt_format import write_response
+from dyme_core.data.schema import item_of
 from dyme_core.models import loading
-from dyme_core.supervision.checker import RuleChecker, item_of
-from dyme_core.supervision.refiner import RuleRefiner
+from dyme_core.supervision.checker import RuleChecker
+from dyme_core.supervision.refiner import RuleRefiner, target_writer
 from dyme_core.trainer import batching
 from dyme_core.trainer.dyme_trainer import DyMEConfig, DyMETrainer
 from dyme_core.trainer.rewards import reward_functions
 
 BASE = Path(__file__).resolve().parents[2] / "bases" / "svlm-s0"
-RECORDS = schema.mini_records("train", 8, seed=0)
+RECORDS = datasets.mini_records("train", 8, seed=0)
 TARGETS = {record.item: RuleRefiner().refine(item_of(record.row)) for record in RECORDS}
 G, STEPS, PROMPTS = 4, 3, 4
 
@@ -53,8 +54,8 @@ def train(folder: Path, saves: bool, num_processes: int = 1, accumulation: int =
                            max_steps=STEPS, learning_rate=0.1, use_cpu=True, bf16=False, report_to="none", save_strategy="no",
                            logging_steps=1, shuffle_dataset=False, disable_tqdm=True, gradient_checkpointing=False, seed=0,
                            max_grad_norm=0.0, optim="sgd", drop_idle_rows=saves)
-    trainer = Scripted(model, args=arguments, train_dataset=schema.to_dataset(RECORDS), processing_class=processor,
-                       refine=schema.target_writer(RuleRefiner()), reward_funcs=reward_functions(RuleChecker()))
+    trainer = Scripted(model, args=arguments, train_dataset=datasets.to_dataset(RECORDS), processing_class=processor,
+                       refine=target_writer(RuleRefiner()), reward_funcs=reward_functions(RuleChecker()))
     start = weights(model)
     trainer.train()
     return {"losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry], "rows": trainer.num_rows,

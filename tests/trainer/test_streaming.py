@@ -9,16 +9,17 @@ from scripted_judge import judge, num_checks
 from scripted_server import ScriptedServer
 
 from dyme_core import config
-from dyme_core.data import schema
+from dyme_core.data import datasets
+from dyme_core.data.schema import item_of
 from dyme_core.models import generation, loading, processors
-from dyme_core.supervision.checker import item_of
+from dyme_core.pipeline.methods import supervise_online
 from dyme_core.supervision.factory import Experts
 from dyme_core.supervision.refiner import RuleRefiner
 from dyme_core.trainer.dyme_trainer import DyMEConfig, DyMETrainer
 from dyme_core.trainer.streaming import Watcher, watching
 
 BASE = Path(__file__).resolve().parents[2] / "bases" / "svlm-s0"
-RECORDS = schema.mini_records("train", 8, seed=0)
+RECORDS = datasets.mini_records("train", 8, seed=0)
 TARGETS = {record.question: RuleRefiner().refine(item_of(record.row)) for record in RECORDS}
 G, LENGTH = 4, 48
 
@@ -76,8 +77,8 @@ def train(folder: Path, server: ScriptedServer, is_watched: bool) -> tuple[Watch
                            logging_steps=1, disable_tqdm=True, gradient_checkpointing=False, seed=0,
                            generation_kwargs={"suppress_tokens": processors.suppressed_ids(processor)})
     with Experts(settings, config.Paths(folder, "smoke"), folder) as experts:
-        online = experts.online(config.Training(num_generations=G))
-        trainer = Watched(model, args=arguments, train_dataset=schema.to_dataset(RECORDS), processing_class=processor,
+        online = supervise_online(experts, config.Training(num_generations=G))
+        trainer = Watched(model, args=arguments, train_dataset=datasets.to_dataset(RECORDS), processing_class=processor,
                           **online | ({} if is_watched else {"watch": None}))
         trainer.count = lambda: experts.checker.counts()["asked"] + experts.refiner.counts()["asked"]
         trainer.train()

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from dyme_core.data.numbers import clean_label, read_quantity
-from dyme_core.supervision.facts import Fact
+from dyme_core.data.schema import Fact
 
 FILLED_SHARE = 0.25  # smallest by largest value of a series from which on a zero in it is a filled gap
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from dyme_core.data.benchmarks.tabular import csv_facts
 from dyme_core.data.numbers import same_label, same_value
+from dyme_core.data.schema import Fact
 from dyme_core.supervision.fact_extraction import Extraction, FactBackend, FactStore, Picture
-from dyme_core.supervision.facts import Fact
 
 COUNTS = ("num_gold", "num_found", "num_right", "num_contradicted", "num_values_right")
 TOTAL = "all"  # the item of the last row

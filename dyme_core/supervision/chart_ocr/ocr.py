@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from dyme_core.data.schema import Fact
 from dyme_core.supervision.chart_ocr.layout import read_chart
 from dyme_core.supervision.chart_ocr.series import chart_facts
 from dyme_core.supervision.chart_ocr.tokens import Token
 from dyme_core.supervision.fact_extraction import Picture
-from dyme_core.supervision.facts import Fact
 
 PACKAGE = "rapidocr"
 LAYOUT_VERSION = 1  # raise it when `tokens`, `layout` or `series` read a chart differently: stored facts are then made anew

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from dyme_core.data.numbers import clean_label
+from dyme_core.data.schema import Fact
 from dyme_core.supervision.chart_ocr.layout import Chart
 from dyme_core.supervision.chart_ocr.tokens import LINE_GAP, Mark, Token, clusters, merge_lines
-from dyme_core.supervision.facts import Fact
 
 Colour = np.ndarray
 SAME_COLOUR = 45.0  # Euclidean distance in RGB (0..255) below which a number wears a series' colour

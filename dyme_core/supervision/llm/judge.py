@@ -16,8 +16,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from dyme_core.config import POLICIES
-from dyme_core.supervision.checker import Item, Judgement, RuleChecker, item_of
-from dyme_core.supervision.facts import Fact
+from dyme_core.data.schema import Fact, Item, item_of
+from dyme_core.supervision.checker import Judgement, RuleChecker
 from dyme_core.supervision.llm.client import Client, Request, SupervisionError
 from dyme_core.supervision.llm.prompts import CheckReply, FactRow, check_messages
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from dyme_core.data.schema import Fact
 from dyme_core.supervision.chart_ocr.layout import read_chart
 from dyme_core.supervision.chart_ocr.series import chart_facts
 from dyme_core.supervision.chart_ocr.tokens import Token, find_ticks, merge_lines, sort_tokens
-from dyme_core.supervision.facts import Fact
 
 WIDTH, HEIGHT = 400, 300
 PAPER = np.full((HEIGHT, WIDTH, 3), 255, np.uint8)

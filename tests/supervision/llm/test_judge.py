@@ -9,15 +9,15 @@ import pytest
 from scripted_judge import BAD, GOOD, ITEM, RECORD, SHOWN, asked, client_of, judge, num_checks, num_drafts, record_of
 from scripted_server import ScriptedServer, answer, status
 
-from dyme_core.data import schema
+from dyme_core.data import datasets, metrics, schema
 from dyme_core.data.prompt_format import write_response
-from dyme_core.supervision.checker import Item, RuleChecker, item_of
-from dyme_core.supervision.facts import Fact, facts_from_rows
+from dyme_core.data.schema import Fact, Item, facts_from_rows, item_of
+from dyme_core.supervision.checker import RuleChecker
 from dyme_core.supervision.llm import prompts
 from dyme_core.supervision.llm.client import CircuitOpen, InvalidReply, Recording, SupervisionError
 from dyme_core.supervision.llm.judge import LLMChecker, fact_rows
 from dyme_core.supervision.llm.refiner import LLMRefiner
-from dyme_core.supervision.refiner import FIRST_TEMPLATE, RuleRefiner
+from dyme_core.supervision.refiner import FIRST_TEMPLATE, RuleRefiner, target_writer
 from dyme_core.trainer import rewards
 
 
@@ -191,7 +191,7 @@ def test_requests_hold_what_the_rubric_names_and_a_picture_where_there_is_one() 
 
 
 G, PUBLIC_CALLS = 8, 4 * 256  # 256 completions, 32 prompts of 8; the public design asks 4 calls for each
-RECORDS = schema.mini_records("train", 32, seed=0)
+RECORDS = datasets.mini_records("train", 32, seed=0)
 TARGETS = [([list(row) for row in fact_rows(item_of(record.row).facts)], record.question,
             RuleRefiner().refine(item_of(record.row))) for record in RECORDS]
 COLUMNS = {name: [record.row[name] for record in RECORDS for _ in range(G)] for name in schema.COLUMNS}
@@ -216,9 +216,9 @@ def step(client, completions: list[str], **options) -> tuple[list[float], list[s
     checker, refiner = LLMChecker(client), LLMRefiner(client)
     thinking = rewards.reward_functions(checker, group_size=G, on_all_wrong=refiner.prefetch, **options)[2]
     scores = thinking(completions, **COLUMNS)
-    right = rewards.accuracy_reward(completions, COLUMNS["answer"])
+    right = metrics.accuracy_reward(completions, COLUMNS["answer"])
     failed = [record.row for place, record in enumerate(RECORDS) if not any(right[place * G: place * G + G])]
-    return scores, schema.target_writer(refiner)(failed) if failed else []
+    return scores, target_writer(refiner)(failed) if failed else []
 
 
 @pytest.mark.parametrize(("num_right", "checks", "drafts", "saving"), [(3, 256, 0, 3.6), (0, 0, 32, 16), (G, 0, 0, math.inf)],

