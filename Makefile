@@ -24,7 +24,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 export HF_HUB_OFFLINE ?= $(if $(filter gpu paper,$(PROFILE))$(filter test-gpu,$(MAKECMDGOALS)),0,1)
 
 .DEFAULT_GOAL := help
-.PHONY: help paper study publish figures base test test-all test-unsloth test-gpu reliability bench lab llm audit clean
+.PHONY: help paper study publish figures base test test-all test-unsloth test-gpu reliability bench doctor lab llm audit clean
 
 help: ## list these targets
 	@echo "make TARGET [PROFILE=smoke|mini|gpu|paper] [ARGS='...'] [PYTHON=python3.12]"
@@ -32,24 +32,23 @@ help: ## list these targets
 
 paper: $(READY) ## run all notebooks into results/local and compare with what is published (mini: 9 min on two cores; smoke: 2)
 	@echo "Running the notebooks of profile '$(PROFILE)' into results/local/$(PROFILE): finished ones are skipped (mini: 9 minutes, smoke 2)."
-	@$(VENV_PYTHON) -m study.run_notebooks --profile "$(PROFILE)" $(ARGS)
+	@$(VENV_PYTHON) -m study paper --profile "$(PROFILE)" $(ARGS)
 
 study: $(READY) ## run every experiment with every seed (about 5.5 h on two cores; stop it at any time, it resumes; ARGS='--hours 2')
 	@echo "Running the study: finished runs are skipped, missing bases built; Ctrl-C stops it, make study goes on (ARGS=--list: what is done)."
-	@$(VENV_PYTHON) -m study.run_all $(ARGS)
+	@$(VENV_PYTHON) -m study study $(ARGS)
 
 publish: $(READY) ## a maintainer's: run the notebooks where the published results are, then draw every table and figure again
 	@echo "Publishing profile '$(PROFILE)' into results/$(PROFILE) and paper_figures (about 10 minutes; git shows what changed)."
-	@$(VENV_PYTHON) -m study.run_notebooks --publish --profile "$(PROFILE)" $(ARGS)
-	@DYME_PUBLISH=1 $(VENV_PYTHON) -m study.report --profile "$(PROFILE)"
+	@$(VENV_PYTHON) -m study publish --profile "$(PROFILE)" $(ARGS)
 
 figures: $(READY) ## draw the study's tables and figures again from its rows, into results/local (under a minute)
 	@echo "Drawing tables and figures of profile '$(PROFILE)' from the stored rows; nothing is trained (under a minute)."
-	@$(VENV_PYTHON) -m study.report --profile "$(PROFILE)" $(ARGS)
+	@$(VENV_PYTHON) -m study figures --profile "$(PROFILE)" $(ARGS)
 
 base: $(READY) ## build both base checkpoints again from nothing (about 12 min)
 	@echo "Pre-training both base models from nothing into bases/ (about 12 minutes)."
-	@$(VENV_PYTHON) -m scripts.pretrain $(ARGS)
+	@$(VENV_PYTHON) -m study base $(ARGS)
 
 test: $(READY) ## run the tests but the exhaustive ones, on two cores (6 min)
 	@echo "Running the tests on two cores (6 minutes); make test-all adds the exhaustive ones: kills, several processes, bad inputs."
@@ -76,6 +75,9 @@ bench: $(READY) ## measure what a step costs, into results/bench (about 35 min, 
 	@echo "Timing steps of TRL's GRPO and of DyME by turns, into results/bench (about 35 minutes; leave the machine alone)."
 	@$(VENV_PYTHON) benchmarks/step_cost.py $(ARGS)
 
+doctor: $(READY) ## what this machine can run, and which command to type next
+	@$(VENV_PYTHON) -m study doctor
+
 lab: $(READY) ## open the notebooks in JupyterLab, on the kernel of this environment
 	@echo "Opening the notebooks in JupyterLab (a few seconds; stop it with Ctrl-C)."
 	@$(NO_OUTPUTS)
@@ -83,7 +85,7 @@ lab: $(READY) ## open the notebooks in JupyterLab, on the kernel of this environ
 
 llm: $(LLM_READY) ## start a small real model server on this machine (about 10 s; the first time after 93 MB of set-up)
 	@echo "Starting a model server on loopback: it proves the client's wire, the model is too weak to judge (ready in about 10 s)."
-	@$(VENV_PYTHON) -m scripts.serving $(ARGS)
+	@$(VENV_PYTHON) -m study judge-server $(ARGS)
 
 audit: $(READY) ## ask the advisory service for known faults of the locked packages (under a minute, needs a network)
 	@echo "Asking the advisory service for known faults of the packages in the locks (under a minute)."

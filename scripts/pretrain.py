@@ -1,16 +1,14 @@
 """Pre-training of the mini bases from nothing: the vision tower learns to read charts, the language model to talk about them.
 
-`python -m scripts.pretrain` builds both bases (svlm and large) again, on the lessons of `lessons`.
+`dyme base` builds both bases (svlm and large) again, on the lessons of `lessons`.
 """
 from __future__ import annotations
 
-import argparse
 import logging
 import math
 import random
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -257,22 +255,18 @@ def build_base(size: str, seed: int, settings: config.Base, folder: Path, tower:
     return manifest
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Build the bases: the SVLM with its own vision tower, then the larger sibling on the same tower."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.pretrain", description="Build the mini bases from nothing.")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--models", nargs="+", choices=tuple(tiny_onevision.SIZES), default=list(tiny_onevision.SIZES))
-    parser.add_argument("--threads", type=int, default=2, help="torch threads; two cores are free while a base is built alone")
-    options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    torch.set_num_threads(options.threads)
+def build_bases(seed: int, sizes: Sequence[str], threads: int) -> None:
+    """Build a seed's bases into bases/: the SVLM with its own vision tower, the larger sibling on the SVLM's.
+
+    Args:
+        seed: of weights, charts and conversations.
+        sizes: of `tiny_onevision.SIZES`; "large" needs the SVLM's, built now or before.
+        threads: of torch; two cores are free while a base is built alone.
+    """
+    torch.set_num_threads(threads)
     paths, profile = config.paths("mini"), config.load_profile("mini")
-    for size in options.models:
-        svlm = paths.bases / f"svlm-s{options.seed}"
+    for size in sizes:
+        svlm = paths.bases / f"svlm-s{seed}"
         tower = loading.load_policy(svlm)[0].model.vision_tower.state_dict() if size != "svlm" else None
         settings = profile.base if size == "svlm" else profile.large_base
-        build_base(size, options.seed, settings, paths.bases / f"{size}-s{options.seed}", tower)
-
-
-if __name__ == "__main__":
-    main()
+        build_base(size, seed, settings, paths.bases / f"{size}-s{seed}", tower)

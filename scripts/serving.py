@@ -1,4 +1,4 @@
-"""A real OpenAI-compatible server on this machine: `python -m scripts.serving [--port 8000]`, or `local_server` in code.
+"""A real OpenAI-compatible server on this machine: `dyme judge-server [--port 8000]`, or `local_server` in code.
 
 The server is `transformers serve` with a model of 135 million parameters (weights.py), on loopback alone, in a process of its
 own. Such a model cannot judge a chart: it shows that client and server understand each other, not that supervision works.
@@ -7,18 +7,16 @@ is sent here. A prompt of 20,000 tokens blocks all requests behind it; the clien
 """
 from __future__ import annotations
 
-import argparse
 import http.client
 import json
 import logging
 import os
 import shlex
-import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import util
@@ -27,7 +25,7 @@ from typing import Any
 
 from dyme_core import config
 from dyme_core.supervision.llm.endpoint import Endpoint
-from scripts.weights import LlmMissingError, WeightsError, model_folder
+from scripts.weights import LlmMissingError, model_folder
 
 logger = logging.getLogger(__name__)
 HOST = "127.0.0.1"
@@ -174,27 +172,3 @@ def serve(port: int | None, folder: Path) -> None:
         logger.info("ready; stop it with Ctrl-C. In another terminal:\nexport OPENAI_BASE_URL=%s\nexport OPENAI_MODEL=%s",
                     server.base_url, shlex.quote(str(server.model)))
         raise server.failed(f"ended with code {server.process.wait()}")
-
-
-def _interrupt(number: int, frame: Any) -> None:
-    raise KeyboardInterrupt
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code: 0 stopped by Ctrl-C or SIGTERM, 1 the server failed, 2 something is missing."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.serving", description="Serve a small model on this machine.")
-    parser.add_argument("--port", type=int, default=None, help="on 127.0.0.1 (default: a free one)")
-    try:
-        serve(parser.parse_args(arguments).port, config.paths("llm").runs)
-    except KeyboardInterrupt:
-        logger.info("stopped")
-    except (ServerError, LlmMissingError, WeightsError) as error:
-        logger.error("%s", error)
-        return 1 if isinstance(error, ServerError) else 2
-    return 0
-
-
-if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    signal.signal(signal.SIGTERM, _interrupt)
-    sys.exit(main())

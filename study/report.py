@@ -1,16 +1,14 @@
 """Every table, figure and claim of a profile from its stored rows (`make figures`).
 
-    python -m study.report --profile mini
+    dyme figures --profile mini
 
 The published study's are drawn again in results/local/<profile>/published/ and compared with the published ones; `make publish`
 draws the published ones.
 """
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import logging
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -219,16 +217,16 @@ def compare(stored: Stored) -> str:
             + (f"; others: {', '.join(changed)}" if changed else ""))
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """The command line: everything again, one line a piece."""
-    parser = argparse.ArgumentParser(prog="python -m study.report", description="Tables and figures from stored rows.")
-    parser.add_argument("--profile", default="mini")
-    parser.add_argument("--own", action="store_true", help="of the own runs, instead of the published study")
-    options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    config.load_profile(options.profile)
+def write_all(profile: str, own: bool = False) -> None:
+    """Draw every table, figure and claim again, and say how long it took.
+
+    Args:
+        profile: whose published study is drawn, beside the own results.
+        own: draw the own runs instead.
+    """
+    config.load_profile(profile)
     start = time.perf_counter()
-    stored = Stored(config.paths(options.profile)) if options.own else study_of(options.profile)
+    stored = Stored(config.paths(profile)) if own else study_of(profile)
     made = redraw(stored)
     if stored.folder:
         logger.info("%s", compare(stored))
@@ -236,7 +234,3 @@ def main(arguments: list[str] | None = None) -> None:
         refresh_readme(stored)
     logger.info("%d of %d tables and figures in %.0f s, in %s and %s", made, len(TABLES) + len(FIGURES),
                 time.perf_counter() - start, stored.tables, stored.figures)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""The whole study: `python -m study.run_all` (`make study`) carries out what `plan` declares, two runs at a time.
+"""The whole study: `dyme study` (`make study`) carries out what `plan` declares, two runs at a time.
 
 What git carries of a run (rows, log, manifest) says that it is finished, so the study can be cut at any moment and go on
 elsewhere. A run is stale where its settings or base are not those of the plan, or where its experiment asks for a newer
@@ -7,13 +7,9 @@ published results are.
 """
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import math
-import os
-import signal
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -148,35 +144,26 @@ def _length(run: Run) -> float:
     return scheduler.SHARES.get(run.method, 1.0) * MODEL_SHARES[run.model] * run.profile.training.steps
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """The command line: the study, or with --list what is done of it."""
-    parser = argparse.ArgumentParser(prog="python -m study.run_all", description="Carry out the study; finished runs stay.")
-    parser.add_argument("--only", nargs="+", metavar="EXPERIMENT", default=[], choices=tuple(plan.EXPERIMENTS),
-                        help=", ".join(plan.EXPERIMENTS))
-    parser.add_argument("--hours", type=float, default=math.inf, help="start nothing after these; what runs is finished")
-    parser.add_argument("--list", action="store_true", help="show the runs and which are finished, and start nothing")
-    options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    os.environ[config.PUBLISH] = "1"  # for the processes of the runs, too
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the runs under way, like Ctrl-C
-    paths, every = config.paths(plan.PROFILE), tasks(options.only)
-    undone = {task.run.name: task.undone() for task in every}
-    if options.list:
-        sys.stdout.writelines(f"{task.experiment:14}{task.run.name:40}{undone[task.run.name] or 'finished'}\n"
-                              for task in every)
-        return
-    waiting = [task for task in every if undone[task.run.name]]
+def listing(experiments: Sequence[str] = ()) -> str:
+    """A line for each run of the plan: experiment, name, and what is to do for it."""
+    return "".join(f"{task.experiment:14}{task.run.name:40}{task.undone() or 'finished'}\n" for task in tasks(experiments))
+
+
+def run_study(experiments: Sequence[str] = (), hours: float = math.inf) -> int:
+    """Make every run of the plan that is not finished.
+
+    Returns:
+        exit code: 0 all is made or the time is up, 1 a run failed, 130 interrupted.
+    """
+    paths, every = config.paths(plan.PROFILE), tasks(experiments)
+    waiting = [task for task in every if not task.is_finished()]
     logger.info("%d of %d runs are finished", len(every) - len(waiting), len(every))
     try:
-        failures = carry_out(waiting, paths, options.hours)
+        failures = carry_out(waiting, paths, hours)
     except KeyboardInterrupt:
         logger.info("stopped; finished runs stay, start the study again to go on")
-        sys.exit(130)
+        return 130
     write_registry(paths)
-    if failures:
-        logger.error("%d failed: %s", len(failures), ", ".join(failures))
-        sys.exit("\n".join(failures.values()))
-
-
-if __name__ == "__main__":
-    main()
+    for name, failure in failures.items():
+        logger.error("failed: %s\n%s", name, failure)
+    return int(bool(failures))

@@ -1,16 +1,12 @@
-"""The notebooks in order: `python -m study.run_notebooks --profile mini [--only 03] [--set seed=1] [--force] [--publish]`.
+"""The notebooks in order (`dyme paper`).
 
 A notebook is skipped when nothing it depends on has changed since it last ran to its end: its own source, dyme_core,
 the lock, its parameters, the base checkpoints, and the data that the notebooks before it wrote.
 """
 from __future__ import annotations
 
-import argparse
 import ast
 import logging
-import os
-import signal
-import sys
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -107,25 +103,6 @@ def _literal(text: str) -> Any:
         return text
 
 
-def _setting(text: str) -> tuple[str, Any]:
-    name, _, value = text.partition("=")
-    if not name.isidentifier() or not value:
-        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, got {text!r}")
-    return name, _literal(value)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m study.run_notebooks", description="Run the notebooks in order.")
-    parser.add_argument("--profile", default="mini", help="smoke, mini or gpu (default: mini)")
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="only notebooks that begin so, e.g. 03")
-    parser.add_argument("--set", nargs="+", default=[], type=_setting, metavar="NAME=VALUE", action="extend",
-                        dest="settings", help="parameters of the notebooks, e.g. seed=1")
-    parser.add_argument("--force", action="store_true", help="run finished notebooks again")
-    parser.add_argument("--publish", action="store_true",
-                        help="a maintainer's: write where the published results are, not to results/local")
-    return parser
-
-
 def _compare(profile: str) -> int:
     """Say how the own runs compare with the published ones; 1 where a difference is not explained."""
     report = write_report(profile)
@@ -135,37 +112,26 @@ def _compare(profile: str) -> int:
     return report.exit_code
 
 
-def _interrupt(number: int, frame: Any) -> None:
-    raise KeyboardInterrupt
+def run(profile: str, only: Sequence[str] = (), settings: dict[str, Any] | None = None, force: bool = False) -> int:
+    """Run a profile's notebooks, and compare own runs with the published ones.
 
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code: 0 done, 1 a notebook failed or a method came out otherwise than published
-    with nothing to explain it, 2 a wrong request, 130 interrupted."""
-    chosen = _parser().parse_args(arguments)
-    if chosen.publish:
-        os.environ[config.PUBLISH] = "1"  # for the kernels, too
-    try:
-        config.load_profile(chosen.profile)
-        workspace = Workspace(config.paths(chosen.profile))
-        jobs = plan_jobs(workspace, chosen.only, dict(chosen.settings))
-    except ValueError as error:
-        logger.error("%s", error)
-        return 2
+    Returns:
+        exit code: 0 done, 1 a notebook failed or a method came out otherwise than published with nothing to explain it,
+        130 interrupted.
+    Raises:
+        ValueError: for an unknown profile, notebook or parameter.
+    """
+    logging.getLogger("papermill").setLevel(logging.ERROR)  # it repeats what is said here
+    config.load_profile(profile)
+    workspace = Workspace(config.paths(profile))
+    jobs = plan_jobs(workspace, only, settings)
     try:
         with workspace.alone():
-            run_jobs(workspace, jobs, chosen.force)
+            run_jobs(workspace, jobs, force)
     except NotebookError as error:
         logger.error("%s", error)
         return 1
     except KeyboardInterrupt:
         logger.error("interrupted; nothing half-written is left, finished notebooks stay finished")
         return 130
-    return 0 if chosen.publish else _compare(chosen.profile)
-
-
-if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("papermill").setLevel(logging.ERROR)  # it repeats what is said here
-    signal.signal(signal.SIGTERM, _interrupt)
-    sys.exit(main())
+    return 0 if workspace.paths.is_published else _compare(profile)

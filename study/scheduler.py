@@ -40,7 +40,7 @@ class Job:
 
     Attributes:
         name: the run's, or "base <model>-s<seed>".
-        arguments: what follows `python -m`.
+        arguments: of the command `dyme`.
         output: file of what it says.
         root: the folder it works in.
         is_finished: whether all that it makes is there.
@@ -111,11 +111,10 @@ def _do_all(jobs: Sequence[Job], processes: int) -> None:
 def run_job(run: Run, splits: Sequence[str] = HELD_OUT, keep_policy: bool = True,
             finished: Callable[[], bool] | None = None) -> Job:
     """The process of one run; `finished` is by default this room's `is_finished`."""
-    overrides = [f"{key}={json.dumps(value)}" for key, value in run.profile.overrides]
-    module = "launch" if run.profile.backend == "unsloth" else "train"
-    arguments = (f"dyme_core.pipeline.{module}", "--profile", run.profile.name, "--method", run.method, "--model", run.model,
-                 "--seed", str(run.seed), "--variant", run.variant, "--splits", *splits,
-                 *([] if keep_policy else ["--no-policy"]), "--set", *overrides)
+    arguments = ("train", "--profile", run.profile.name, "--method", run.method, "--model", run.model, "--seed", str(run.seed),
+                 "--variant", run.variant, *(f"--split={split}" for split in splits),
+                 *([] if keep_policy else ["--no-policy"]),
+                 *(f"--set={key}={json.dumps(value)}" for key, value in run.profile.overrides))
     return Job(run.name, arguments, run.paths.runs / run.name / "output.log", run.paths.root,
                finished or (lambda: is_finished(run)), (_base_name(run.model, run.seed),), run)
 
@@ -123,7 +122,7 @@ def run_job(run: Run, splits: Sequence[str] = HELD_OUT, keep_policy: bool = True
 def base_job(paths: config.Paths, model: str, seed: int) -> Job:
     """The process that builds one base, on one thread; the large one takes its vision tower from the small one."""
     folder = base_folder(paths, model, seed)
-    arguments = ("scripts.pretrain", "--seed", str(seed), "--models", model, "--threads", "1")
+    arguments = ("base", "--seed", str(seed), "--model", model, "--threads", "1")
     return Job(_base_name(model, seed), arguments, paths.root / "runs" / "bases" / folder.name / "output.log", paths.root,
                lambda: _is_built(folder), () if model == "svlm" else (_base_name("svlm", seed),),
                minutes=BASE_MINUTES[model])
@@ -244,8 +243,9 @@ def _start(job: Job) -> _Running | None:
         else:
             logger.info("%s is missing: building it takes about %d minutes of one thread", job.name, job.minutes)
         made_of = fingerprint(job.run) if job.run else ""
-        return _Running(job, subprocess.Popen([sys.executable, "-m", *job.arguments], stdout=output, stderr=subprocess.STDOUT,
-                                              cwd=job.root, env=os.environ | NO_BARS), made_of)
+        process = subprocess.Popen([sys.executable, "-m", "study", *job.arguments], stdout=output, stderr=subprocess.STDOUT,
+                                   cwd=job.root, env=os.environ | NO_BARS)
+        return _Running(job, process, made_of)
 
 
 def _opened(path: Path) -> IO[str]:

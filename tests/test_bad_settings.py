@@ -17,7 +17,7 @@ from dyme_core.pipeline.checkpointing import CHECKSUMS, Keeper
 from dyme_core.supervision.llm.cache import Recording
 from dyme_core.supervision.llm.endpoint import Endpoint
 from dyme_core.utils import hash_file, write_json
-from study import run_notebooks
+from study import cli, run_notebooks
 from study.stamps import Workspace
 
 NAN, INF = float("nan"), float("inf")
@@ -97,7 +97,7 @@ def test_every_profile_of_ours_and_lists_for_tuples_are_taken() -> None:
                                   "seed=" + "9" * 5000, "a=" + "[" * 99999], ids=lambda text: text[:30])
 def test_the_command_refuses_a_setting_with_a_sentence_and_no_traceback(text: str, capsys) -> None:
     with pytest.raises(SystemExit) as ended:
-        train.main(["--profile", "smoke", "--method", "base", "--set", text])
+        cli.main(["train", "--profile", "smoke", "--method", "base", "--set", text])
     said = capsys.readouterr().err
     assert ended.value.code == 2 and "Traceback" not in said and ("got" in said or "known:" in said)
 
@@ -141,7 +141,7 @@ def test_a_parameter_that_no_notebook_has_or_of_another_type_is_refused(workspac
 
 def test_a_parameter_is_a_literal_and_never_run(workspace: Workspace, tmp_path: Path) -> None:
     target = tmp_path / "owned"
-    name, value = run_notebooks._setting(f"name=__import__('pathlib').Path({str(target)!r}).touch()")
+    name, value = config.read_setting(f"name=__import__('pathlib').Path({str(target)!r}).touch()")
     run_notebooks.plan_jobs(workspace, settings={name: value})
     assert isinstance(value, str) and not target.exists()
 

@@ -14,7 +14,7 @@ KINDS = {"ddp": "MULTI_GPU", "fsdp2": "FSDP", "zero2": "DEEPSPEED"}
 def test_accelerate_reads_the_file_for_eight_cards(name: str) -> None:
     read = load_config_from_file(str(CONFIGS / f"{name}.yaml"))  # an unknown key is an error of its own
     assert (read.distributed_type.value, read.num_processes, read.mixed_precision) == (KINDS[name], 8, "bf16")
-    assert f"accelerate launch --config_file configs/{name}.yaml -m dyme_core.pipeline.train --profile paper" in (
+    assert f"accelerate launch --config_file configs/{name}.yaml -m study train --profile paper" in (
         CONFIGS / f"{name}.yaml").read_text()
 
 

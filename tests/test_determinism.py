@@ -21,10 +21,10 @@ SETTINGS = {"world.train_questions": 24, "world.validation_questions": 4, "world
             "training.evaluate_every": 3, "training.prompts_per_step": 2, "training.num_generations": 4}
 
 
-def start(root: Path, module: str, *arguments: str, hash_seed: int) -> subprocess.Popen:
+def start(root: Path, *arguments: str, hash_seed: int) -> subprocess.Popen:
     environment = {**os.environ, "DYME_ROOT": str(root), "PYTHONHASHSEED": str(hash_seed), "PYTHONPATH": str(ROOT),
                    "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-m", module, *arguments], cwd=root, env=environment, stdout=subprocess.DEVNULL,
+    return subprocess.Popen([sys.executable, "-m", "study", *arguments], cwd=root, env=environment, stdout=subprocess.DEVNULL,
                             stderr=subprocess.PIPE, text=True)
 
 
@@ -47,9 +47,9 @@ def repository(place: Path, *parts: str) -> Path:
 @pytest.mark.promise("determinism", "two runs at once, under different hash seeds, leave the same rows, logs, bank and weights")
 def test_a_run_is_the_same_under_any_hash_seed(tmp_path: Path) -> None:
     roots = [repository(tmp_path / f"with a space ü {seed}", "bases/svlm-s0") for seed in (0, 1)]
-    options = ("--profile", "smoke", "--method", "full_dyme", "--set",
-               *(f"{name}={json.dumps(value)}" for name, value in SETTINGS.items()))
-    finish([start(root, "dyme_core.pipeline.train", *options, hash_seed=seed) for seed, root in enumerate(roots)])
+    options = ("--profile", "smoke", "--method", "full_dyme",
+               *(f"--set={name}={json.dumps(value)}" for name, value in SETTINGS.items()))
+    finish([start(root, "train", *options, hash_seed=seed) for seed, root in enumerate(roots)])
     made = []
     for root in roots:
         name = Run(config.load_profile("smoke", **SETTINGS), "full_dyme").name
@@ -65,7 +65,7 @@ def test_a_run_is_the_same_under_any_hash_seed(tmp_path: Path) -> None:
 def test_tables_and_figures_are_those_in_the_repository_under_any_hash_seed(tmp_path: Path) -> None:
     root = repository(tmp_path / "copy", "results/mini", "results/CLAIMS.md", "README.md", "paper_figures")
     before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
-    finish([start(root, "study.report", hash_seed=1)])
+    finish([start(root, "figures", hash_seed=1)])
     drawn = root / "results" / "local" / "mini" / "published"
     places = {"tables": "results/mini/tables", "figures": "paper_figures", ".": "results"}
     pairs = {path: ROOT / place / path.name for folder, place in places.items()

@@ -44,7 +44,7 @@ def start(root: Path, notebook: str) -> subprocess.Popen[str]:
     nowhere = "/proc/none"  # no folder can be made there, not even by root
     environment = {"HOME": nowhere, "XDG_CACHE_HOME": nowhere, "PATH": "/nowhere", "OMP_NUM_THREADS": "1", "LANG": "C",
                    "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(root)}
-    return subprocess.Popen([sys.executable, "-m", "study.run_notebooks", "--profile", "smoke", "--only", notebook], cwd=root,
+    return subprocess.Popen([sys.executable, "-m", "study", "paper", "--profile", "smoke", "--only", notebook], cwd=root,
                             env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                             start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
 

@@ -16,7 +16,8 @@ from scripts import weights
 
 ROOT = Path(__file__).resolve().parents[1]
 PIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[0-9][A-Za-z0-9.]*")
-TARGETS = ("paper", "study", "figures", "base", "test", "test-all", "test-gpu", "lab", "llm", "audit", "clean", "help")
+TARGETS = ("paper", "study", "figures", "base", "test", "test-all", "test-gpu", "lab", "llm", "audit", "doctor",
+           "clean", "help")
 TEXT_ENDINGS = set(".py .md .toml .yml .yaml .lock .cff .json .jsonl .csv .tex .ipynb .txt .svg .cfg".split()) | {""}
 # Paths and hosts of one machine: none of them may be in a file that git carries.
 MACHINE_SPECIFIC = re.compile("|".join((
@@ -73,7 +74,7 @@ def test_the_lock_of_the_model_server_adds_to_the_lock_and_changes_none_of_it() 
 def test_make_installs_the_model_server_without_dependencies() -> None:
     shown = subprocess.run(["make", "--dry-run", "--always-make", "llm"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "pip install --quiet --no-deps --requirement requirements-llm.lock" in shown.stdout
-    assert "-m scripts.serving" in shown.stdout
+    assert "-m study judge-server" in shown.stdout
 
 
 @pytest.mark.promise("security", "every package of the locks is pinned to one version; no pin is a link, a path or a range")
@@ -144,7 +145,7 @@ def test_make_knows_the_target(target: str) -> None:
 def test_make_passes_profile_and_arguments_on() -> None:
     command = ["make", "--dry-run", "paper", "PROFILE=smoke", "ARGS=--only 03"]
     shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert '-m study.run_notebooks --profile "smoke" --only 03' in shown
+    assert '-m study paper --profile "smoke" --only 03' in shown
 
 
 def test_make_refuses_a_python_that_is_too_old_with_one_sentence(tmp_path: Path) -> None:

@@ -1,15 +1,11 @@
 """Greedy evaluation: one JSONL row per question, and the scores of docs/evaluation.md.
 
-    python -m dyme_core.pipeline.evaluate --model FOLDER_OR_HUB_ID --data chartqa --source FOLDER
-        --split test [--limit N] --out FOLDER
+    dyme evaluate --model FOLDER_OR_HUB_ID --data chartqa --source FOLDER --split test [--limit N] --out FOLDER
 """
 from __future__ import annotations
 
-import argparse
-import json
 import logging
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,14 +13,12 @@ from typing import Any, Protocol
 from transformers import PreTrainedModel, ProcessorMixin
 
 from dyme_core import ranks, utils
-from dyme_core.config import METHODS, SPLITS
+from dyme_core.config import METHODS
 from dyme_core.data import datasets, metrics, prompt_format
 from dyme_core.data.bad_rows import BadRows
-from dyme_core.data.benchmarks import sources
 from dyme_core.data.datasets import no_target
 from dyme_core.data.metrics import RELAXED_TOLERANCE, score_answer
 from dyme_core.data.schema import Item, Record, item_of
-from dyme_core.engine import BAD_ROWS
 from dyme_core.models import loading, processors
 from dyme_core.models.generation import Decoded, decode
 from dyme_core.pipeline.preflight import without_bad_rows
@@ -143,36 +137,30 @@ def _write(folder: Path, rows: list[dict[str, Any]], report: str, asked: dict[st
                                                 **utils.provenance(Path.cwd())})
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line: rows, scores and manifest to --out, scores to standard output, progress to standard error."""
-    parser = argparse.ArgumentParser("python -m dyme_core.pipeline.evaluate",
-                                     description="Score a VLM by the common prompt and rules.")
-    parser.add_argument("--model", required=True, help="folder of a saved model, or a hub id")
-    parser.add_argument("--data", required=True, choices=("mini", *sources.KNOWN))
-    parser.add_argument("--source", default="", help="the data set's folder, or its hub id")
-    parser.add_argument("--options", type=json.loads, default={}, help="of its reader, as JSON: '{\"images\": \"coco\"}'")
-    parser.add_argument("--split", default="test", choices=SPLITS)
-    parser.add_argument("--limit", type=int, help="at most this many questions, kinds in equal numbers")
-    parser.add_argument("--out", required=True, type=Path, help="folder for rows.jsonl, scores.txt and manifest.json")
-    parser.add_argument("--batch-size", type=int, default=100)
-    parser.add_argument("--max-new-tokens", type=int, default=72)
-    parser.add_argument("--on-bad-row", choices=BAD_ROWS, default="raise", help="skip: leave bad rows out and count them")
-    options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    bad = BadRows(options.on_bad_row)
-    records = datasets.load_records(options.data, options.source, options.split, bad, **options.options)
-    records = datasets.limited(records, options.limit)
-    model, processor = loading.load_policy(options.model)
-    records = without_bad_rows(records, processor, bad, no_target, options.max_new_tokens)
-    model = model if model.device.type != "cpu" else model.to(ranks.device())
-    logger.info("%d questions of %s, model %s", len(records), options.data, options.model)
-    rows = evaluate(model, processor, records, batch_size=options.batch_size, max_new_tokens=options.max_new_tokens,
-                    run_columns=_run_columns(Path(options.model).name), task=datasets.task_of(options.data))
+def evaluate_saved(model: str, data: str, out: Path, *, source: str = "", split: str = "test", limit: int | None = None,
+                   batch_size: int = 100, max_new_tokens: int = 72, on_bad_row: str = "raise", **options: Any) -> str:
+    """Score a saved model on a data set; rows.jsonl, scores.txt and manifest.json go to the folder `out`.
+
+    Args:
+        model: folder of a saved model, or a hub id.
+        data: "mini" or a key of `sources.KNOWN`.
+        source: the data set's folder, or its hub id.
+        limit: at most this many questions, kinds in equal numbers.
+        on_bad_row: "skip" leaves bad rows out and counts them.
+        options: of the data set's reader.
+    Returns:
+        the scores as text.
+    Raises:
+        DataError: for a data set that is not there or cannot be read.
+    """
+    bad = BadRows(on_bad_row)
+    records = datasets.limited(datasets.load_records(data, source, split, bad, **options), limit)
+    policy, processor = loading.load_policy(model)
+    records = without_bad_rows(records, processor, bad, no_target, max_new_tokens)
+    policy = policy if policy.device.type != "cpu" else policy.to(ranks.device())
+    logger.info("%d questions of %s, model %s", len(records), data, model)
+    rows = evaluate(policy, processor, records, batch_size=batch_size, max_new_tokens=max_new_tokens,
+                    run_columns=_run_columns(Path(model).name), task=datasets.task_of(data))
     report = score_report(rows)
-    _write(options.out, rows, report, {"model": options.model, "data": options.data, "split": options.split,
-                                        "skipped_rows": bad.summary()})
-    sys.stdout.write(report)
-
-
-if __name__ == "__main__":
-    main()
+    _write(out, rows, report, {"model": model, "data": data, "split": split, "skipped_rows": bad.summary()})
+    return report

@@ -1,13 +1,11 @@
 """The model card of a trained policy, written from its manifest; and one folder that holds all of a run for readers.
 
-    python -m dyme_core.pipeline.model_card --profile gpu --run svlm-full_dyme-s0 --out FOLDER
+    dyme card --profile gpu --run svlm-full_dyme-s0 --out FOLDER
 """
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -87,18 +85,3 @@ def gather(paths: config.Paths, run: str, folder: Path) -> Path:
     if ledger.is_file():
         shutil.copyfile(ledger, folder / LEDGER_FILE)
     return folder
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m dyme_core.pipeline.model_card",
-                                     description="One folder with all of a run, for readers.")
-    parser.add_argument("--profile", default=config.DEFAULT)
-    parser.add_argument("--run", required=True, help="its name, for example svlm-full_dyme-s0")
-    parser.add_argument("--out", required=True, type=Path)
-    options = parser.parse_args(arguments)
-    sys.stdout.write(f"{gather(config.paths(options.profile), options.run, options.out)}\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,16 +1,14 @@
 """One training run from base to rows, and several of them side by side; every method goes through here.
 
-`python -m dyme_core.pipeline.train --profile mini --method full_dyme --seed 0` makes one run; so does
-`torchrun --nproc_per_node 2 -m dyme_core.pipeline.train ...` in two processes. It writes, whole or not at all,
+`dyme train --profile mini --method full_dyme --seed 0` makes one run; so does `torchrun --nproc_per_node 2 -m study train ...`
+in two processes. It writes, whole or not at all,
 rows/<run>.jsonl.xz (one row per item), logs/<run>.jsonl.xz (one per step and evaluation) and runs/<run>.json (what made them),
 and leaves the trained policy in the profile's `runs` folder.
 """
 from __future__ import annotations
 
-import argparse
 import logging
 import shutil
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,14 +16,13 @@ from typing import Any
 import torch
 from transformers import PrinterCallback
 
-from dyme_core import config, ranks, utils
+from dyme_core import ranks, utils
 from dyme_core.data import datasets
 from dyme_core.data.bad_rows import BadRows
 from dyme_core.data.datasets import no_target
 from dyme_core.data.schema import DataError, Record, item_of
 from dyme_core.disk import writing
-from dyme_core.engine import BAD_ROWS
-from dyme_core.models import loading, processors, tiny_onevision
+from dyme_core.models import loading, processors
 from dyme_core.models.generation import caption_match
 from dyme_core.models.loading import is_vision
 from dyme_core.pipeline.checkpointing import Keeper, train_from
@@ -41,7 +38,6 @@ from dyme_core.pipeline.runs import (
     RESULTS_VERSION,
     UNSUPERVISED,
     Run,
-    RunExists,
     base_folder,
     base_name,
     fingerprint,
@@ -234,39 +230,3 @@ def _store(run: Run, log: list[dict[str, Any]], rows: list[dict[str, Any]], mani
 def _results(rows: list[dict[str, Any]], names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     scores = {split: summarise([row for row in rows if row["split"] == split]) for split in names}
     return {split: {name: score[name] for name in RESULTS} for split, score in scores.items()}
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """The command line of one run."""
-    parser = argparse.ArgumentParser(prog="python -m dyme_core.pipeline.train", description="Train and evaluate one method.")
-    parser.add_argument("--profile", default="mini")
-    parser.add_argument("--method", choices=config.METHODS, required=True)
-    parser.add_argument("--model", choices=tuple(tiny_onevision.SIZES), default="svlm")
-    parser.add_argument("--seed", type=int, help="default: the profile's")
-    parser.add_argument("--variant", default="", help="what the settings below are called in the run's name; default: derived")
-    parser.add_argument("--splits", nargs="+", choices=HELD_OUT, default=HELD_OUT, help="answered at the end; all by default")
-    parser.add_argument("--no-policy", action="store_true", help="do not keep the trained policy")
-    parser.add_argument("--force", action="store_true", help="replace a finished run that was made with other settings")
-    parser.add_argument("--on-bad-row", choices=BAD_ROWS, help="default: the profile's, which is raise")
-    parser.add_argument("--set", nargs="*", default=[], action="extend", metavar="KEY=VALUE",
-                        help="settings of the profile, as JSON values")
-    options = parser.parse_args(arguments)
-    ranks.start()
-    logging.basicConfig(level=logging.INFO if ranks.is_writer() else logging.ERROR, format="%(message)s", stream=sys.stderr)
-    try:
-        overrides = dict(map(config.read_setting, options.set))
-        overrides |= {"data.on_bad_row": options.on_bad_row} if options.on_bad_row else {}
-        profile = config.load_profile(options.profile, **overrides)
-    except ValueError as error:
-        parser.error(str(error))
-    seed = profile.seed if options.seed is None else options.seed
-    try:
-        execute(Run(profile, options.method, options.model, seed, options.variant), tuple(options.splits),
-                keep_policy=not options.no_policy, force=options.force)
-    except RunExists as error:
-        parser.error(str(error))
-    ranks.stop()
-
-
-if __name__ == "__main__":
-    main()

@@ -18,6 +18,7 @@ from dyme_core.data.schema import DataError
 from dyme_core.models import tiny_onevision
 from dyme_core.pipeline import evaluate, preflight, train
 from dyme_core.supervision.refiner import RuleRefiner, target_writer
+from study import cli
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -106,17 +107,18 @@ def test_a_run_counts_in_its_manifest_what_was_left_out(tmp_path: Path, monkeypa
     assert told["count"] == 2 and "train_human-00002" in told["first"][0] and "val_human-00002" in told["first"][1]
     stored = json.loads((tmp_path / "results" / "local" / "smoke" / "runs" / f"{run.name}.json").read_text())
     assert stored["skipped_rows"] == told and stored["results"]["validation"]["num_items"] == 5
-    evaluate.main(["--model", str(ROOT / "bases" / "svlm-s0"), "--data", "chartqa", "--source", str(folder), "--split",
-                   "validation", "--out", str(tmp_path / "out"), "--max-new-tokens", "4", "--on-bad-row", "skip"])
+    evaluate.evaluate_saved(str(ROOT / "bases" / "svlm-s0"), "chartqa", tmp_path / "out", source=str(folder),
+                            split="validation", max_new_tokens=4, on_bad_row="skip")
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["skipped_rows"]["count"] == 1
 
 
 def test_the_command_lines_know_on_bad_row(monkeypatch) -> None:
     seen = []
     monkeypatch.setattr(train, "execute", lambda run, *rest, **options: seen.append(run.profile.data.on_bad_row))
-    command = ["--profile", "smoke", "--method", "base"]
+    command = ["train", "--profile", "smoke", "--method", "base"]
     for more in ([], ["--on-bad-row", "skip"], ["--on-bad-row", "skip", "--set", "training.steps=2"]):
-        train.main([*command, *more])
+        with pytest.raises(SystemExit, match="0"):
+            cli.main([*command, *more])
     assert seen == ["raise", "skip", "skip"]
-    with pytest.raises(SystemExit):
-        train.main([*command, "--on-bad-row", "ignore"])
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([*command, "--on-bad-row", "ignore"])

@@ -16,6 +16,7 @@ from dyme_core.models import generation, loading, processors, tiny_onevision
 from dyme_core.models.generation import Decoded
 from dyme_core.pipeline import evaluate
 from dyme_core.supervision.refiner import RuleRefiner, target_writer
+from study import cli
 
 CHARTQA = Path(__file__).resolve().parents[3] / "shared" / "data" / "chartqa"
 RUN = {"run": "svlm-base-s0", "method": "base", "variant": "", "model": "svlm", "seed": 0, "step": 0}
@@ -170,8 +171,9 @@ def test_a_limit_keeps_kinds_in_equal_numbers() -> None:
 
 def test_the_command_leaves_a_folder_that_says_what_was_asked(processor, model, tmp_path: Path, capsys) -> None:
     loading.save_policy(model, processor, tmp_path / "some-model")
-    evaluate.main(["--model", str(tmp_path / "some-model"), "--data", "mini", "--split", "validation", "--limit", "3",
-                   "--out", str(tmp_path / "out"), "--max-new-tokens", "4"])
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["evaluate", "--model", str(tmp_path / "some-model"), "--data", "mini", "--split", "validation",
+                  "--limit", "3", "--out", str(tmp_path / "out"), "--max-new-tokens", "4"])
     rows = [json.loads(line) for line in (tmp_path / "out" / "rows.jsonl").read_text().splitlines()]
     assert [row["split"] for row in rows] == ["validation"] * 3 and rows[0]["run"] == "some-model"
     made = json.loads((tmp_path / "out" / "manifest.json").read_text())
@@ -184,8 +186,9 @@ def test_the_command_leaves_a_folder_that_says_what_was_asked(processor, model, 
 def test_the_command_scores_real_chartqa_questions(processor, model, tmp_path: Path, capsys) -> None:
     folder, out = tmp_path / "svlm-sft-s3", tmp_path / "out"
     loading.save_policy(model, processor, folder)
-    evaluate.main(["--model", str(folder), "--data", "chartqa", "--source", str(CHARTQA), "--limit", "5",
-                   "--out", str(out), "--max-new-tokens", "4"])
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["evaluate", "--model", str(folder), "--data", "chartqa", "--source", str(CHARTQA), "--limit", "5",
+                  "--out", str(out), "--max-new-tokens", "4"])
     rows = [json.loads(line) for line in (out / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["kind"] for row in rows] == ["human"] * 3 + ["augmented"] * 2
     assert (rows[0]["method"], rows[0]["model"], rows[0]["seed"]) == ("sft", "svlm", 3)

@@ -47,7 +47,7 @@ def test_the_interval_is_wilson_s(share: float, count: int, low: float, high: fl
     assert model_card.interval(share, count) == pytest.approx((low, high), abs=1e-4)  # as tables of it have them
 
 
-def test_a_gathered_folder_holds_all_of_a_run(tmp_path: Path, monkeypatch, capsys) -> None:
+def test_a_gathered_folder_holds_all_of_a_run(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("DYME_ROOT", str(tmp_path))
     paths = config.paths("gpu")
     with pytest.raises(FileNotFoundError, match="no manifest svlm-full_dyme-s3.json"):
@@ -58,9 +58,8 @@ def test_a_gathered_folder_holds_all_of_a_run(tmp_path: Path, monkeypatch, capsy
     store.write_rows(store.run_file(paths.logs, MANIFEST["run"]), [{"event": "step"}])
     (paths.runs / MANIFEST["run"]).mkdir(parents=True)
     (paths.runs / MANIFEST["run"] / "ledger.jsonl").write_text("{}\n")
-    model_card.main(["--profile", "gpu", "--run", MANIFEST["run"], "--out", str(tmp_path / "out")])
+    assert model_card.gather(paths, MANIFEST["run"], tmp_path / "out") == tmp_path / "out"
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "README.md", "ledger.jsonl", "log.jsonl", "manifest.json", "rows.jsonl"]
     assert json.loads((tmp_path / "out" / "rows.jsonl").read_text()) == {"item": "a"}
     assert (tmp_path / "out" / "README.md").read_text() == model_card.model_card(MANIFEST)
-    assert capsys.readouterr().out.strip() == str(tmp_path / "out")

@@ -32,6 +32,7 @@ from dyme_core.pipeline import train as training
 from dyme_core.store import read_rows
 from dyme_core.supervision.refiner import DEFAULT_TEMPLATES, RuleRefiner
 from dyme_core.trainer.dyme_trainer import DyMETrainer
+from study import cli
 
 G, STEPS, LOST_AT = 4, 4, 1
 WRONG = "We look at the chart.\n<answer>no idea</answer>"
@@ -61,7 +62,8 @@ def sample(trainer: DyMETrainer, prompt_ids, *args) -> tuple[list[list[int]], No
 
 def command(prompts: int, *launcher: str) -> list[str]:
     settings = [f"{name}={json.dumps(value)}" for name, value in {**SETTINGS, "training.prompts_per_step": prompts}.items()]
-    return [sys.executable, *launcher, __file__, "--profile", "smoke", "--method", "full_dyme", "--set", *settings]
+    return [sys.executable, *launcher, __file__, "--profile", "smoke", "--method", "full_dyme",
+            *(f"--set={setting}" for setting in settings)]
 
 
 def save_base(folder: Path) -> Path:
@@ -218,4 +220,4 @@ if __name__ == "__main__":
         dealt_out(Path(sys.argv[2]))
     else:
         DyMETrainer._generate_single_turn = sample
-        training.main(sys.argv[1:])
+        cli.main(["train", *sys.argv[1:]])

@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from dyme_core import config
 from dyme_core.supervision.llm.client import Client, InvalidReply, Rating, Recording, Request
 from scripts import serving, weights
+from study import cli
 
 INFO, CONTENT = "tiny_weights-1.0.dist-info", b"GGUF and so on"
 TINY = weights.Source("tiny-weights", "1.0", "tiny.gguf", hashlib.sha256(CONTENT).hexdigest(), "tiny", "Apache-2.0")
@@ -89,7 +90,8 @@ def test_what_is_missing_is_named_with_the_command_that_installs_it(tmp_path: Pa
         with serving.local_server(folder=tmp_path):
             pass
     monkeypatch.setattr(config, "paths", lambda profile: config.Paths(tmp_path, profile))
-    assert serving.main([]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["judge-server"])
 
 
 def test_a_model_is_converted_once(package: Path, converted: list[Path], tmp_path: Path) -> None:
@@ -185,7 +187,8 @@ def test_a_port_that_is_taken_is_refused_with_advice(fake_server) -> None:
         with pytest.raises(serving.ServerError, match=f"port {taken} of 127.0.0.1 cannot be had .*name another with --port"):
             with serving.local_server(port=taken):
                 pass
-        assert serving.main(["--port", str(taken)]) == 1
+        with pytest.raises(SystemExit, match="1"):
+            cli.main(["judge-server", "--port", str(taken)])
     with serving.local_server(port=taken) as endpoint:
         assert port_of(endpoint.base_url) == taken
 
@@ -205,14 +208,12 @@ def test_a_server_that_fails_is_reported_with_the_end_of_its_log(fake_server, so
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
 def test_the_command_says_how_to_reach_the_server_and_ends_it_cleanly(tmp_path: Path, number: signal.Signals) -> None:
-    script = ("import signal, sys, logging; from pathlib import Path\n"
-              "from dyme_core import config; from scripts import serving\n"
-              "logging.basicConfig(level=logging.INFO, format='%(message)s')\n"
-              "signal.signal(signal.SIGTERM, serving._interrupt)\n"
+    script = ("import sys; from pathlib import Path\n"
+              "from dyme_core import config; from scripts import serving; from study import cli\n"
               "serving.NEEDS = (); serving.model_folder = lambda folder: folder / 'a model'\n"
               f"config.paths = lambda profile: config.Paths(Path({str(tmp_path)!r}), profile)\n"
               f"serving.command = lambda model, port: [sys.executable, '-c', {ANSWERS!r}, str(port), '200']\n"
-              "sys.exit(serving.main([]))")
+              "cli.main(['judge-server'])")
     process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True,
                                cwd=Path(__file__).resolve().parents[2])
     try:

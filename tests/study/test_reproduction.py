@@ -15,7 +15,7 @@ import pytest
 from dyme_core import config, store, utils
 from dyme_core.pipeline import train
 from dyme_core.pipeline.runs import RESULTS_VERSION, Run, RunExists, fingerprint, settings_of
-from study import plan, reproduction, run_notebooks
+from study import cli, plan, reproduction, run_notebooks
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNS = ("svlm-sft-s0", "svlm-sft-s1", "svlm-grpo-s0")
@@ -61,7 +61,7 @@ def test_a_finished_run_with_other_settings_is_replaced_only_by_force(root: Path
     with pytest.raises(RunExists, match=r"finished, with other settings \(steps\).*--variant.*--force"):
         train.execute(run)
     with pytest.raises(SystemExit) as caught:
-        train.main(["--profile", "smoke", "--method", "sft", "--variant", "mine", "--set", "training.steps=5"])
+        cli.main(["train", "--profile=smoke", "--method=sft", "--variant=mine", "--set=training.steps=5"])
     assert caught.value.code == 2 and "--force" in capsys.readouterr().err
     utils.write_json(run.manifest, {"settings": {name: value for name, value in older.items() if name != "probe_every"}})
     with pytest.raises(RunExists, match=r"\(steps\)"):  # a setting that is newer than the run has its default there
@@ -109,7 +109,6 @@ def test_other_rows_with_nothing_to_explain_them_are_an_error(copied: Path, capl
     assert report.lines[0].verdict == reproduction.INSIDE and report.lines[0].is_unexplained and report.exit_code == 1
     assert "CoT-SFT: same code, CPU and versions" in report.text()
     with caplog.at_level("INFO"):
-        assert run_notebooks.main(["--profile", "mini", "--only", "none"]) == 2  # no such notebook
         assert run_notebooks._compare("mini") == 1
     assert "Reproduction report" in caplog.text and "should be identical" in caplog.text
 

@@ -24,13 +24,15 @@ ROOT = Path(__file__).resolve().parents[2]
 TINY = {"world.train_questions": 16, "world.validation_questions": 4, "world.test_questions": 4, "training.steps": 2,
         "training.prompts_per_step": 2, "training.num_generations": 2}
 PLAN = """
+import sys
 from study import plan, run_all, scheduler
 from study.plan import Point
 
 plan.PROFILE, scheduler.POLL_S, run_all.TELL_S = "smoke", 0.1, 0.5
 plan.EXPERIMENTS = {"first": lambda: iter([Point("first", "a", "sft", "a", %(tiny)r, (0,), ("validation",))]),
                     "second": lambda: iter([Point("second", "b", "sft", "b", %(tiny)r | {"training.steps": %(steps)d}, (0,))])}
-run_all.main()
+from study import cli
+cli.main(["study", *sys.argv[1:]])
 """
 
 
@@ -112,9 +114,7 @@ def test_a_killed_study_goes_on_without_repeating_what_is_finished(root: Path) -
 
 @pytest.mark.exhaustive
 def test_ctrl_c_or_sigterm_ends_the_runs_under_way(root: Path) -> None:
-    source = (ROOT / "dyme_core" / "pipeline" / "train.py").read_text()
-    (root / "dyme_core" / "pipeline" / "train.py").write_text(source.replace("    main()\n",
-                                                                             "    import time\n    time.sleep(300)\n"))
+    (root / "dyme_core" / "pipeline" / "train.py").write_text("import time\ntime.sleep(300)\n")
     running = study_process(root, "--only", "second")
     output, start = root / "runs" / "smoke" / "svlm-sft-b-s0" / "output.log", time.monotonic()
     while not output.is_file() and time.monotonic() - start < 120:
@@ -164,7 +164,7 @@ def test_tasks_keep_the_order_of_experiments_and_put_long_runs_first_in_each(roo
             replace(point("two", "z", "sft"), model="large"))
     assert [(task.experiment, task.run.name) for task in run_all.tasks()] == [
         ("one", "svlm-grpo-s0"), ("one", "svlm-sft-x-s0"), ("two", "large-sft-z-s0"), ("two", "svlm-grpo-y-s0")]
-    assert [task.run.name for task in run_all.tasks(["two"])] == ["large-sft-z-s0", "svlm-grpo-y-s0", "svlm-grpo-s0"]
+    assert [task.run.name for task in run_all.tasks(["two"])] == ["svlm-grpo-s0", "large-sft-z-s0", "svlm-grpo-y-s0"]
     assert registry.experiments_by_run()["svlm-grpo-s0"] == ["one", "two"]
     declare(monkeypatch, point("one", "x"), point("two", "x", **{"training.steps": 3}))
     with pytest.raises(ValueError, match="one and two mean different runs by svlm-sft-x-s0"):
@@ -180,25 +180,22 @@ def test_the_real_plan_names_no_two_runs_alike() -> None:
 def test_a_failing_run_is_reported_and_does_not_stop_the_others(root: Path, monkeypatch, caplog) -> None:
     caplog.set_level(logging.INFO)
     (root / "dyme_core" / "pipeline" / "train.py").write_text(
-        "import sys\nif 'bad' in sys.argv:\n    raise ValueError('no good')\n")
+        "def execute(run, *_, **__):\n    if run.variant == 'bad':\n        raise KeyError('no good')\n")
     declare(monkeypatch, point("one", "bad", "grpo"), point("one", "good"))
-    with pytest.raises(SystemExit) as ended:
-        run_all.main([])
-    assert "svlm-grpo-bad-s0 ended with code 1; the end of" in str(ended.value) and "no good" in str(ended.value)
-    assert "1 failed: svlm-grpo-bad-s0" in caplog.text and "svlm-sft-good-s0 is finished" in caplog.text
+    assert run_all.run_study() == 1
+    assert "svlm-grpo-bad-s0 ended with code 1; the end of" in caplog.text and "KeyError: 'no good'" in caplog.text
+    assert "svlm-sft-good-s0 is finished" in caplog.text
 
 
-def test_when_the_time_is_up_nothing_is_started_and_the_list_shows_what_is_done(root: Path, monkeypatch, caplog, capsys
-                                                                              ) -> None:
+def test_when_the_time_is_up_nothing_is_started_and_the_list_shows_what_is_done(root: Path, monkeypatch, caplog) -> None:
     caplog.set_level(logging.INFO)
     declare(monkeypatch, point("one", "a"), point("one", "b"), point("one", "c", **{"training.steps": 4}))
     finish(run_all.tasks()[1])
-    run_all.main(["--hours", "0"])
+    assert run_all.run_study(hours=0) == 0
     assert "1 of 3 runs are finished" in caplog.text
     assert "the time is up: 2 not started, about 0.0 h left" in caplog.text
     assert not list((root / "runs").glob("*/*/output.log"))
-    run_all.main(["--list"])
-    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
+    assert [line.split() for line in run_all.listing().splitlines()] == [
         ["one", "svlm-sft-c-s0", "to", "do"], ["one", "svlm-sft-a-s0", "finished"], ["one", "svlm-sft-b-s0", "to", "do"]]
 
 
@@ -218,26 +215,27 @@ def test_missing_bases_are_built_before_the_runs_that_start_from_them(root: Path
     assert [job.name for job in jobs] == ["svlm-sft-a-s0", "base svlm-s1", "svlm-sft-a-s1", "base large-s1",
                                           "large-sft-b-s1", "base svlm-s2", "base large-s2", "large-sft-b-s2"]
     by_name = {job.name: job for job in jobs}
-    assert by_name["base large-s2"].arguments == ("scripts.pretrain", "--seed", "2", "--models", "large", "--threads", "1")
+    assert by_name["base large-s2"].arguments == ("base", "--seed", "2", "--model", "large", "--threads", "1")
     assert by_name["base large-s2"].needs == ("base svlm-s2",) and by_name["base svlm-s2"].needs == ()
     assert by_name["large-sft-b-s1"].needs == ("base large-s1",)
 
 
 BUILDER = """import sys
 from pathlib import Path
-said = sys.argv[1:]
-if said[1] == "2":
-    sys.exit("ValueError: no base for you")
-folder = Path("bases", f"svlm-s{said[1]}")
-folder.mkdir()
-(folder / "config.json").write_text(" ".join(said))
+
+def build_bases(seed, sizes, threads):
+    if seed == 2:
+        sys.exit("ValueError: no base for you")
+    folder = Path("bases", f"svlm-s{seed}")
+    folder.mkdir()
+    (folder / "config.json").write_text(f"{seed} {sizes} {threads}")
 """
 
 
 def test_a_base_is_built_once_said_aloud_and_its_failure_is_that_of_its_runs(root: Path, monkeypatch, caplog) -> None:
     caplog.set_level(logging.INFO)
     (root / "scripts" / "pretrain.py").write_text(BUILDER)
-    (root / "dyme_core" / "pipeline" / "train.py").write_text("")
+    (root / "dyme_core" / "pipeline" / "train.py").write_text("def execute(*_, **__):\n    pass\n")
     declare(monkeypatch, point("one", "a", seeds=(1, 2)), point("one", "b", seeds=(1,)))
     paths, ended = config.paths("smoke"), {}
     jobs = scheduler.with_bases(task.job() for task in run_all.tasks())
@@ -245,7 +243,7 @@ def test_a_base_is_built_once_said_aloud_and_its_failure_is_that_of_its_runs(roo
     assert {name for name, why in ended.items() if why} == {"base svlm-s2", "svlm-sft-a-s2"}
     assert ended["base svlm-s2"].endswith("ValueError: no base for you")
     assert ended["svlm-sft-a-s2"] == "svlm-sft-a-s2 was not started: base svlm-s2 failed"
-    assert (root / "bases" / "svlm-s1" / "config.json").read_text() == "--seed 1 --models svlm --threads 1"
+    assert (root / "bases" / "svlm-s1" / "config.json").read_text() == "1 ['svlm'] 1"
     assert "base svlm-s1 is missing: building it takes about 10 minutes of one thread" in caplog.text
     assert scheduler.build_base(paths, "svlm", 3) == root / "bases" / "svlm-s3" and (root / "bases" / "svlm-s3").is_dir()
     with pytest.raises(scheduler.RunFailed, match="no base for you"):

@@ -1,0 +1,4 @@
+"""`python -m study` is the command `dyme`."""
+from study.cli import main
+
+main()
