@@ -27,11 +27,10 @@ CAPTION = ("What a step costs on one CPU thread, all in one process by turns, sa
 def draw(folder: Path) -> Path:
     """Draw from the JSON files of `step_cost`; returns the PNG's path."""
     lines = {name: json.loads((folder / f"{name}.json").read_text())["lines"] for name in ("savings", *CURVES)}
-    figure = _figure(lines)
-    return save_figure(figure, figure.dyme_frame, "step_cost", folder)["png"]
+    return save_figure(_figure(lines), "step_cost", folder)["png"]
 
 
-@themed
+@themed()
 def _figure(lines: dict[str, list[dict]]) -> Figure:
     frames = {name: pd.DataFrame(found) for name, found in lines.items()}
     figure, axes = panels(2, 3, PAGE, 3.9)

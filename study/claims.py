@@ -1,22 +1,84 @@
-"""The claims of poster and paper, declared: in words, with the numbers reported for them and how each is measured here."""
+"""Every claim of poster and paper beside what was measured: `results/CLAIMS.md`, from the stored rows, never written by hand.
+
+A claim is a difference, turned so that above 0 is what is claimed. Its verdict follows from the difference's 95 % bootstrap
+interval alone (`judge`), in CLAIMS.md and in the notebooks (`Claim.sentence`).
+"""
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
 
 from dyme_core.config import METHOD_NAMES
-from study import plan, selection, verdicts
-from study.contrasts import REPORTED_ABLATION, REPORTED_SWITCHES
-from study.figures.mechanism import LEFT_OUT
-from study.statistics import NoRows
-from study.verdicts import NOT_MEASURED, NOT_TESTABLE, Evidence, Measured
+from study import plan, statistics
+from study.statistics import Estimate, NoRows, interquartile_mean, score_matrix
+from study.tables import REPORTED_ABLATION, REPORTED_SWITCHES, markdown_table
 
+MIN_SEEDS = 3  # fewer cannot show the spread between training runs
+REPRODUCED, NOT_REPRODUCED, NOISE = "reproduced", "not reproduced here", "inside the noise"
+NOT_TESTABLE, NOT_MEASURED = "not testable here", "not measured yet"
+VERDICTS = (REPRODUCED, NOT_REPRODUCED, NOISE, NOT_TESTABLE, NOT_MEASURED)
+METRICS = {"correct": "correct", "strict": "answers alone, right or wrong thinking", "groundedness": "groundedness",
+           "pseudo": "well-formed traces with a wrong fact"}
+LAST_EVALUATIONS = 3  # over which a run's restlessness is measured
+RUN_METRICS = {  # by column of `run_metrics`: unit, name
+    "zero_variance": ("%", "groups whose rewards are all equal"), "step_seconds": ("s", "CPU seconds a step"),
+    "memorize_drift": ("points", "memorize groups, first quarter less last"),
+    "restlessness": ("points", "standard deviation within a run, trend included"),
+    "drop_from_best": ("points", "best less last"), "distance_between_seeds": ("points", "distance from the seeds' median")}
 # Reported by the poster (ChartQA) or the paper (second-hand, docs/method.md); never measured here. Percentages and seconds.
 POSTER = {"grpo": (60.8, 14.8), "pure_dyme": (64.9, 14.0), "full_dyme": (67.5, 23.4)}
 PAPER_SMOLVLM = {"base": 49.9, "sft": 44.1, "grpo": 44.0, "sft_grpo": 45.4, "dyme": 55.6}  # average of its data sets
 PAPER_GAINS = "SmolVLM-500M 49.9 to 55.6, LLaVA-OV-0.5B 50.7 to 55.4, InternVL2-1B 56.3 to 58.1"
 MOST = 50.0  # per cent: "most groups"
 PURE, FULL, GRPO, SFT = "svlm-pure_dyme", "svlm-full_dyme", "svlm-grpo", "svlm-sft"
+BASELINES = ("base", "sft", "grpo", "sft_grpo")
+RULE = f"""A claim is turned into a difference, above 0 where the claim holds. Its 95 % bootstrap interval resamples seeds and
+items together (numbers per run: seeds alone); settings are compared on the same items and on the seeds that both have.
+
+- Interval above 0: **reproduced**. Interval below 0: **not reproduced here**. 0 inside: **inside the noise**.
+- Fewer than {MIN_SEEDS} shared seeds: **not measured yet**. What the mini world cannot decide: **not testable here**, and why.
+
+McNemar's test (first shared seed) and the probability that a run of the one beats a run of the other stand beside it and
+decide nothing. No correction for many tests: of 40 true zeros about two would leave the noise; with {MIN_SEEDS} seeds the
+interval of a number per run is little more than the range of the seeds. Numbers under "Reported" are poster's and paper's, of
+real models and data; ours are of the mini world. "Answers alone" counts a right answer with or without thinking: the base's
+thinking is rarely well-formed, so this is the harder comparison for every method that teaches format."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one claim came to, in words, and the verdict."""
+
+    verdict: str
+    measured: str = ""
+    tests: str = ""
+    rests_on: str = ""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything a claim may rest on: what `statistics.load_rows` and `load_logs` give, manifests, notebook 01's gradients."""
+
+    stored_rows: pd.DataFrame
+    stored_logs: pd.DataFrame
+    manifests: Sequence[Mapping[str, Any]] = ()
+    gradients: pd.DataFrame | None = None  # columns dtype, group, relative_error
+
+    @cached_property
+    def rows(self) -> pd.DataFrame:
+        return statistics.with_setting(self.stored_rows).assign(pseudo=statistics.has_pseudo_thinking(self.stored_rows))
+
+    @cached_property
+    def run_metrics(self) -> pd.DataFrame:
+        cpu_s = {made["run"]: made["cpu_s"] / made["steps"] for made in self.manifests if made.get("steps")}
+        return run_metrics(statistics.with_setting(self.stored_logs).assign(cpu_s=self.stored_logs["run"].map(cpu_s)))
 
 
 @dataclass(frozen=True)
@@ -38,102 +100,226 @@ class Claim:
         except NoRows as missing:
             return Measured(NOT_MEASURED, str(missing))
 
+    def sentence(self, evidence: Evidence) -> str:
+        """The claim, its verdict, and the numbers the verdict rests on, as notebooks print them."""
+        found = self.check(evidence)
+        return f"{self.words}: {found.verdict}. {found.measured}."
 
-def _beats(words: str, where: str, reported: str, first: str, second: str, metric: str = "correct",
-           split: str = "test", kinds: Sequence[str] = ()) -> Claim:
-    return Claim(words, where, reported, lambda evidence: verdicts.items(evidence, first, second, metric, split, kinds))
+
+def judge(estimate: Estimate) -> str:
+    """The verdict of a difference whose positive side is the claim."""
+    if estimate.low > 0:
+        return REPRODUCED
+    return NOT_REPRODUCED if estimate.high < 0 else NOISE
 
 
-def _per_run(words: str, where: str, first: str, second: str | float, measure: Callable, unit: str, what: str, sign: int = 1,
+def items(evidence: Evidence, first: str, second: str, metric: str = "correct", split: str = "test",
+          kinds: Sequence[str] = ()) -> Measured:
+    """Compare two settings on the same items (of some kinds of question, or all) and seeds: `first` above `second` is the
+    claim."""
+    rows = evidence.rows[evidence.rows["kind"].isin(kinds)] if kinds else evidence.rows
+    matrices, seeds = _matrices(rows, (first, second), metric, split)
+    estimate, runs = statistics.paired_bootstrap(*matrices), [matrix.mean(axis=1) for matrix in matrices]
+    left, right = (100 * interquartile_mean(values) for values in runs)
+    tests = f"P(improvement) {statistics.probability_of_improvement(*runs):.2f}"
+    if metric != "groundedness":
+        tests = f"McNemar p = {statistics.mcnemar(matrices[0][0], matrices[1][0]):.2g} (seed {seeds[0]}); {tests}"
+    where = f"{split}, {' and '.join(kinds)}" if kinds else split
+    return Measured(judge(estimate), f"{_interval(estimate, 100, 'points')}: {left:.1f} against {right:.1f} % "
+                    f"({METRICS[metric]}, {where})", tests, _basis((first, second), seeds, f"{estimate.num_items} items"))
+
+
+def gains(evidence: Evidence, first: tuple[str, str], second: tuple[str, str], metric: str = "strict") -> Measured:
+    """Compare two gains, each (after, before), on the same test items: a larger first gain is the claim."""
+    matrices, seeds = _matrices(evidence.rows, (*first, *second), metric, "test")
+    estimate = statistics.contrast(matrices, [1, -1, -1, 1])
+    means = [100 * interquartile_mean(matrix.mean(axis=1)) for matrix in matrices]
+    text = (f"{_interval(estimate, 100, 'points')}: gains of {means[0] - means[1]:+.1f} and {means[2] - means[3]:+.1f} points "
+            f"({METRICS[metric]}, test)")
+    return Measured(judge(estimate), text, "–", _basis((*first, *second), seeds, f"{estimate.num_items} items"))
+
+
+def runs(evidence: Evidence, first: str, second: str | float, metric: str, sign: int = 1) -> Measured:
+    """Compare a number per run of two settings, seed by seed, or of one setting with a level: `first` above is the claim.
+
+    Args:
+        metric: a column of `run_metrics`.
+        sign: -1 where `first` below `second` is the claim.
+    """
+    settings = (first, second) if isinstance(second, str) else (first,)
+    values = evidence.run_metrics[metric].dropna().unstack("setting").reindex(columns=[*settings]).dropna()
+    seeds = sorted(values.index)
+    _need_seeds(seeds, settings)
+    own = values[first].to_numpy()
+    other = values[second].to_numpy() if isinstance(second, str) else np.full(len(own), second)
+    unit, name = RUN_METRICS[metric]
+    estimate = statistics.bootstrap(sign * (own - other)[:, None])
+    sides = f"{interquartile_mean(own):.2f} against {interquartile_mean(other):.2f} {unit} ({name})"
+    tests = f"P(improvement) {statistics.probability_of_improvement(sign * own, sign * other):.2f}"
+    return Measured(judge(estimate), f"{_interval(estimate, 1, unit, 2)}: {sides}", tests, _basis(settings, seeds, "logs"))
+
+
+def gradient_form(evidence: Evidence) -> Measured:
+    """Notebook 01's relative errors against their bounds: all below is "reproduced"."""
+    if evidence.gradients is None:
+        raise NoRows("notebook 01 has not run")
+    worst = evidence.gradients.groupby("dtype")["relative_error"].max()
+    is_equal = all(worst[dtype] < bound for dtype, bound in plan.GRADIENT_BOUNDS.items())
+    text = ", ".join(f"{worst[dtype]:.1e} in {dtype} (bound {bound:.0e})" for dtype, bound in plan.GRADIENT_BOUNDS.items())
+    return Measured(REPRODUCED if is_equal else NOT_REPRODUCED, f"largest relative error {text}", "–",
+                    f"notebook 01, {evidence.gradients['group'].nunique()} groups of parameters")
+
+
+def run_metrics(logs: pd.DataFrame) -> pd.DataFrame:
+    """Numbers of each run, from the logs of all (columns `setting`, and `cpu_s`, seconds a step).
+
+    Returns:
+        Index setting, seed. Columns:
+        zero_variance: share of groups in which all rewards are equal, in per cent, mean over the run.
+        step_seconds: CPU seconds a step, evaluations left out; other work on the machine tells less in them.
+        memorize_drift: share of memorize groups in the first quarter of the steps less that in the last, in points.
+        restlessness: standard deviation of the last evaluations on validation, in points.
+        drop_from_best: the best evaluation on validation less the last, in points.
+        distance_between_seeds: how far the last evaluation lies from the median of the seeds, in points.
+    """
+    by = ["setting", "seed"]
+    steps = logs[logs["event"] == "step"]
+    share = 100 * steps["memorize"] / (steps["memorize"] + steps["explore"] + steps["mastered"])
+    share, place = steps[by].assign(share=share), steps["step"] / steps.groupby(by)["step"].transform("max")
+    evaluations = logs[logs["event"] == "eval"].sort_values("step", kind="stable").groupby(by)["correct"]
+    last = 100 * evaluations.last()
+    return pd.DataFrame({
+        "zero_variance": 100 * steps.groupby(by)["zero_variance"].mean(),
+        "step_seconds": steps.groupby(by)["cpu_s"].first(),
+        "memorize_drift": share[place <= 0.25].groupby(by)["share"].mean() - share[place > 0.75].groupby(by)["share"].mean(),
+        "restlessness": 100 * evaluations.agg(lambda values: values.iloc[-LAST_EVALUATIONS:].std()),
+        "drop_from_best": 100 * (evaluations.max() - evaluations.last()),
+        "distance_between_seeds": (last - last.groupby("setting").transform("median")).abs()})
+
+
+def _matrices(rows: pd.DataFrame, settings: Sequence[str], metric: str, split: str) -> tuple[list[np.ndarray], list[int]]:
+    """(seeds, items) of each setting, on the seeds that all of them have, and those seeds."""
+    parts, seeds = statistics.shared(rows, settings, split)
+    _need_seeds(seeds, settings)
+    return [score_matrix(part, metric) for part in parts], seeds
+
+
+def _need_seeds(seeds: Sequence[int], settings: Sequence[str]) -> None:
+    if len(seeds) < MIN_SEEDS:
+        raise NoRows(f"{len(seeds)} of {MIN_SEEDS} seeds so far of {', '.join(dict.fromkeys(settings))}")
+
+
+def _interval(estimate: Estimate, scale: float, unit: str, digits: int = 1) -> str:
+    value, low, high = (f"{round(scale * number, digits) + 0:+.{digits}f}" for number in
+                        (estimate.value, estimate.low, estimate.high))  # + 0 turns -0.0 into 0.0
+    return f"{value} [{low}, {high}] {unit}"
+
+
+def _basis(settings: Iterable[str], seeds: Sequence[int], what: str) -> str:
+    """Experiments (of the plan), settings and seeds."""
+    experiments = {point.setting: point.experiment for point in reversed(plan.points())}
+    named = list(dict.fromkeys(settings))
+    found = dict.fromkeys(experiments.get(setting, "own runs") for setting in named)
+    return f"{', '.join(found)}: {', '.join(named)}; seeds {', '.join(map(str, seeds))}; {what}"
+
+
+def better(words: str, first: str, second: str, metric: str = "correct", split: str = "test", kinds: Sequence[str] = (),
+           where: str = "ours", reported: str = "–") -> Claim:
+    """The claim that one setting is above another, judged by `items`."""
+    return Claim(words, where, reported, lambda evidence: items(evidence, first, second, metric, split, kinds))
+
+
+def _per_run(words: str, first: str, second: str | float, metric: str, sign: int = 1, where: str = "poster",
              reported: str = "–") -> Claim:
-    return Claim(words, where, reported,
-                 lambda evidence: verdicts.runs(evidence, first, second, measure, unit, what, sign))
+    return Claim(words, where, reported, lambda evidence: runs(evidence, first, second, metric, sign))
 
 
 def _performance() -> list[Claim]:
     pure, full, grpo = (POSTER[method][0] for method in ("pure_dyme", "full_dyme", "grpo"))
-    found = [_beats("Pure DyME beats GRPO", "poster", _against(pure, grpo), PURE, GRPO),
-             _beats("Full DyME beats Pure DyME", "poster", _against(full, pure), FULL, PURE)]
-    for split, addition in (("test", ""), ("unseen", ", unseen styles and values")):
-        for method in ("base", "sft", "grpo", "sft_grpo"):
-            reported = _against(PAPER_SMOLVLM["dyme"], PAPER_SMOLVLM[method]) if split == "test" else "–"
-            found.append(_beats(f"DyME beats {METHOD_NAMES[method]}{addition}", "paper" if split == "test" else "ours",
-                                reported, FULL, f"svlm-{method}", "strict" if method == "base" else "correct", split))
-    return found
+    found = [better("Pure DyME beats GRPO", PURE, GRPO, where="poster", reported=_against(pure, grpo)),
+             better("Full DyME beats Pure DyME", FULL, PURE, where="poster", reported=_against(full, pure))]
+    for method in BASELINES:
+        found.append(better(f"DyME beats {METHOD_NAMES[method]}", FULL, f"svlm-{method}", _metric(method), where="paper",
+                            reported=_against(PAPER_SMOLVLM["dyme"], PAPER_SMOLVLM[method])))
+    return found + [better(f"DyME beats {METHOD_NAMES[method]}, unseen styles and values", FULL, f"svlm-{method}",
+                           _metric(method), "unseen") for method in BASELINES]
+
+
+def _metric(baseline: str) -> str:
+    """The base's thinking is rarely well-formed: answers alone are the harder comparison."""
+    return "strict" if baseline == "base" else "correct"
 
 
 def _against(first: float, second: float) -> str:
     return f"{first} against {second}"
 
 
-def _variant(experiment: str, label: str, method: str | None = None) -> str:
+def _setting(experiment: str, label: str, method: str | None = None) -> str:
     """The setting of a declared point, by its label."""
-    (found,) = [point for point in selection.points(experiment, method and (method,)) if point.label == label]
-    return selection.setting_of(found)
+    (found,) = [point for point in plan.points(experiment) if point.label == label and method in (None, point.method)]
+    return found.setting
 
 
 def claims() -> dict[str, list[Claim]]:
     """All claims, by section."""
-    switches = [label for label in REPORTED_SWITCHES if label != plan.SWITCH_NAMES["binary"]]
+    binary = plan.SWITCH_NAMES["binary"]
+    switches = [label for label in REPORTED_SWITCHES if label != binary]
+    smol, unlike = PAPER_SMOLVLM, "without gaps and counts"
     return {
         "Preliminary study": [
             Claim("SFT and RL have one gradient form: the memorize row's gradient is the SFT gradient", "poster, paper",
-                  "proof", verdicts.gradient_form)],
+                  "proof", gradient_form)],
         "The two failures": [
-            _beats("CoT-SFT gives a small VLM more pseudo thinking than a large one", "poster", "examples", SFT,
-                   "large-sft", "pseudo"),
-            _beats("After CoT-SFT the large VLM's thinking is better grounded than the small one's", "poster", "examples",
-                   "large-sft", SFT, "groundedness"),
-            _beats("CoT-SFT leaves a small VLM below its base", "paper", _against(PAPER_SMOLVLM["sft"], PAPER_SMOLVLM["base"]),
-                   "svlm-base", SFT, "strict"),
-            _beats("GRPO leaves a small VLM below its base", "paper", _against(PAPER_SMOLVLM["grpo"], PAPER_SMOLVLM["base"]),
-                   "svlm-base", GRPO, "strict"),
-            _per_run("Advantages collapse: most of GRPO's groups teach nothing", "poster", GRPO, MOST,
-                     verdicts.zero_variance, "%", "groups whose rewards are all equal"),
-            _beats("Under GRPO the thinking is not grounded; under DyME it is", "poster", "examples", PURE, GRPO,
-                   "groundedness")],
+            better("CoT-SFT gives a small VLM more pseudo thinking than a large one", SFT, "large-sft", "pseudo",
+                   where="poster", reported="examples"),
+            better("After CoT-SFT the large VLM's thinking is better grounded than the small one's", "large-sft", SFT,
+                   "groundedness", where="poster", reported="examples"),
+            better("CoT-SFT leaves a small VLM below its base", "svlm-base", SFT, "strict", where="paper",
+                   reported=_against(smol["sft"], smol["base"])),
+            better("GRPO leaves a small VLM below its base", "svlm-base", GRPO, "strict", where="paper",
+                   reported=_against(smol["grpo"], smol["base"])),
+            _per_run("Advantages collapse: most of GRPO's groups teach nothing", GRPO, MOST, "zero_variance"),
+            better("Under GRPO the thinking is not grounded; under DyME it is", PURE, GRPO, "groundedness", where="poster",
+                   reported="examples")],
         "Better performance": _performance(),
         "Stable training": [
-            _per_run(f"A DyME run is steadier than a GRPO run over its last {verdicts.LAST_EVALUATIONS} evaluations", "poster",
-                     PURE, GRPO, verdicts.restlessness, "points", "standard deviation within a run, trend included", -1,
-                     "figure"),
-            _per_run("DyME falls less from its best evaluation than GRPO", "poster", PURE, GRPO, verdicts.drop_from_best,
-                     "points", "best less last", -1, "figure"),
-            _per_run("DyME's seeds differ less than GRPO's", "ours", PURE, GRPO, verdicts.distance_between_seeds, "points",
-                     "distance from the seeds' median", -1),
-            _per_run("DyME drifts from memorizing to exploring", "paper", PURE, 0.0, verdicts.memorize_drift, "points",
-                     "memorize groups, first quarter less last", 1, "figure")],
+            _per_run(f"A DyME run is steadier than a GRPO run over its last {LAST_EVALUATIONS} evaluations", PURE, GRPO,
+                     "restlessness", -1, reported="figure"),
+            _per_run("DyME falls less from its best evaluation than GRPO", PURE, GRPO, "drop_from_best", -1, reported="figure"),
+            _per_run("DyME's seeds differ less than GRPO's", PURE, GRPO, "distance_between_seeds", -1, where="ours"),
+            _per_run("DyME drifts from memorizing to exploring", PURE, 0.0, "memorize_drift", where="paper",
+                     reported="figure")],
         "Lower costs": [
-            _per_run("A step of Pure DyME takes no longer than one of GRPO", "poster", PURE, GRPO, verdicts.step_seconds,
-                     "s", "CPU seconds a step", -1, f"{POSTER['pure_dyme'][1]} s against {POSTER['grpo'][1]} s"),
+            _per_run("A step of Pure DyME takes no longer than one of GRPO", PURE, GRPO, "step_seconds", -1,
+                     reported=f"{POSTER['pure_dyme'][1]} s against {POSTER['grpo'][1]} s"),
             Claim("Full DyME's step costs more than Pure DyME's", "poster",
                   f"{POSTER['full_dyme'][1]} s against {POSTER['pure_dyme'][1]} s", None,
                   "the difference is the external model's time; here rule experts answer at once, in both")],
         "Ablation": [
-            _beats(f"Full DyME beats DyME {label}", "paper", _against(REPORTED_ABLATION["Full DyME"], number), FULL,
-                   _variant("ablation", label)) for label, number in REPORTED_ABLATION.items() if label != "Full DyME"],
+            better(f"Full DyME beats DyME {label}", FULL, _setting("ablation", label), where="paper",
+                   reported=_against(REPORTED_ABLATION["Full DyME"], number))
+            for label, number in REPORTED_ABLATION.items() if label != "Full DyME"],
         "Switches": [
-            *(_beats(f"The binary switch beats {label}", "paper",
-                     _against(REPORTED_SWITCHES[plan.SWITCH_NAMES["binary"]], REPORTED_SWITCHES[label]), PURE,
-                     _variant("switch", label)) for label in switches),
-            *(_beats(f"Full DyME beats {label}", "paper", _against(POSTER["full_dyme"][0], REPORTED_SWITCHES[label]), FULL,
-                     _variant("switch", label)) for label in switches)],
+            *(better(f"The binary switch beats {label}", PURE, _setting("switch", label), where="paper",
+                     reported=_against(REPORTED_SWITCHES[binary], REPORTED_SWITCHES[label])) for label in switches),
+            *(better(f"Full DyME beats {label}", FULL, _setting("switch", label), where="paper",
+                     reported=_against(POSTER["full_dyme"][0], REPORTED_SWITCHES[label])) for label in switches)],
         "Rollouts and supervision": [
-            _beats("More rollouts a prompt help DyME (G = 16 against 2)", "paper", "figure",
-                   _variant("rollouts", "G = 16", "pure_dyme"), _variant("rollouts", "G = 2", "pure_dyme")),
-            _beats("More rollouts a prompt help DyME at as many prompts (G = 8 against 2)", "ours", "–", PURE,
-                   _variant("prompts", "4 prompts", "pure_dyme")),
-            _beats("DyME with two rollouts a prompt beats CoT-SFT on as many prompts (16 a step)", "ours", "–",
-                   _variant("prompts", "16 prompts", "pure_dyme"), _variant("prompts", "16 prompts", "sft")),
-            _beats("Better targets help DyME (high against low)", "poster", "68.5 (GPT-4o) against 64.9 (Qwen2.5-14B)",
-                   _variant("quality", "high", "pure_dyme"), _variant("quality", "low", "pure_dyme")),
-            _beats("Right facts help DyME (none wrong against half)", "ours", "–", PURE,
-                   _variant("corruption", "50.0%", "pure_dyme")),
+            better("More rollouts a prompt help DyME (G = 16 against 2)", _setting("rollouts", "G = 16", "pure_dyme"),
+                   _setting("rollouts", "G = 2", "pure_dyme"), where="paper", reported="figure"),
+            better("More rollouts a prompt help DyME at as many prompts (G = 8 against 2)", PURE,
+                   _setting("prompts", "4 prompts", "pure_dyme")),
+            better("DyME with two rollouts a prompt beats CoT-SFT on as many prompts (16 a step)",
+                   *(_setting("prompts", "16 prompts", method) for method in ("pure_dyme", "sft"))),
+            better("Better targets help DyME (high against low)", _setting("quality", "high", "pure_dyme"),
+                   _setting("quality", "low", "pure_dyme"), where="poster",
+                   reported="68.5 (GPT-4o) against 64.9 (Qwen2.5-14B)"),
+            better("Right facts help DyME (none wrong against half)", PURE, _setting("corruption", "50.0%", "pure_dyme")),
             Claim("DyME is for small VLMs: the larger sibling gains less", "paper", PAPER_GAINS,
-                  lambda evidence: verdicts.gains(evidence, (PURE, "svlm-base"), ("large-pure_dyme", "large-base")))],
+                  lambda evidence: gains(evidence, (PURE, "svlm-base"), ("large-pure_dyme", "large-base")))],
         "Kinds of question that training left out (gap and count)": [
-            _beats(f"{METHOD_NAMES[method]} is above {METHOD_NAMES[other]} there", "ours", "–",
-                   *(_variant("kinds", "without gaps and counts", each) for each in (method, other)), kinds=LEFT_OUT)
+            better(f"{METHOD_NAMES[method]} is above {METHOD_NAMES[other]} there", _setting("kinds", unlike, method),
+                   _setting("kinds", unlike, other), kinds=plan.LEFT_OUT_KINDS)
             for method, other in (("pure_dyme", "sft"), ("pure_dyme", "grpo"), ("grpo", "sft"))],
         "Real models and data": [
             Claim("DyME raises LLaVA-OV-0.5B, SmolVLM-500M and InternVL2-1B on charts", "paper", PAPER_GAINS, None,
@@ -143,3 +329,53 @@ def claims() -> dict[str, list[Claim]]:
             Claim("DyME helps a text model on GSM8K", "paper", "Qwen2.5-0.5B: +5.8", None, "needs its weights and a GPU"),
             Claim("Full DyME with a 7B supervisor comes close to a 14B one", "poster", "66.8 against 67.5", None,
                   "needs language models that can judge; rule experts stand in")]}
+
+
+def table(evidence: Evidence) -> pd.DataFrame:
+    """One line per claim: Section, Claim, Where, Reported, Measured here, Tests, Verdict, Rests on."""
+    checked = [(section, claim, claim.check(evidence)) for section, group in claims().items() for claim in group]
+    return pd.DataFrame([
+        {"Section": section, "Claim": claim.words, "Where": claim.where, "Reported": claim.reported,
+         "Measured here": found.measured, "Tests": found.tests, "Verdict": found.verdict, "Rests on": found.rests_on}
+        for section, claim, found in checked])
+
+
+def findings(evidence: Evidence) -> list[str]:
+    """A sentence for each switch or trained baseline that beats the binary switch, by `judge` and on every shared seed."""
+    points, found = [*plan.points("switch"), *plan.points("main", methods=BASELINES[1:])], []
+    for point, split in itertools.product(points, ("test", "unseen")):
+        parts, seeds = statistics.shared(evidence.rows, (point.setting, PURE), split)
+        if point.setting == PURE or len(seeds) < MIN_SEEDS:
+            continue
+        first, second = (score_matrix(part, "correct") for part in parts)
+        estimate, gaps = statistics.paired_bootstrap(first, second), 100 * (first.mean(axis=1) - second.mean(axis=1))
+        if judge(estimate) == REPRODUCED and gaps.min() > 0:
+            found.append(f"{point.label} beats the binary switch (Pure DyME) on {split} by {100 * estimate.value:.1f} points "
+                         f"[{100 * estimate.low:.1f}, {100 * estimate.high:.1f}], on each of {len(seeds)} seeds "
+                         f"({gaps.min():.1f} to {gaps.max():.1f}).")
+    return found
+
+
+def _versions(manifests: Sequence[Mapping[str, Any]]) -> str:
+    """Which runs are of which version of the results and of which commits, in a sentence each."""
+    sentences = []
+    for version in sorted({run.get("results_version", 1) for run in manifests}, reverse=True):
+        runs = [run for run in manifests if run.get("results_version", 1) == version]
+        commits = sorted({(run.get("commit") or "unknown")[:7] for run in runs})
+        main = sum(not run["variant"] for run in runs)
+        sentences.append(f"Version {version} of the results: {len(runs)} runs, {main} of them the main table's; "
+                         f"commits {', '.join(commits)}.")
+    return " ".join(sentences)
+
+
+def markdown(frame: pd.DataFrame, sentences: Sequence[str], manifests: Sequence[Mapping[str, Any]]) -> str:
+    """The whole of CLAIMS.md, from `table`, `findings` and the manifests of all runs; the same rows give the same bytes."""
+    counts = Counter(frame["Verdict"])
+    parts = ["# Claims", "Generated by `make figures` from the stored rows; not to be edited.", RULE,
+             "Of {} claims: {}.".format(len(frame), ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS)),
+             f"{_versions(manifests)} `registry.csv` has the commit of each run."]
+    for section, group in frame.groupby("Section", sort=False):
+        parts += [f"## {section}", markdown_table(group.drop(columns="Section"))]
+    parts += ["## Findings of ours", "Switches and baselines that beat the paper's binary switch: 95 % interval above 0, and "
+              "ahead on every shared seed.", "\n".join(f"- {sentence}" for sentence in sentences) or "None so far."]
+    return "\n\n".join(parts) + "\n"

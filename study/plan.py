@@ -5,7 +5,7 @@ every experiment shares. Experiments stand in the order in which they run: what 
 """
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,8 @@ SWITCH_NAMES = {"binary": "DyME (binary)", "threshold": "HPT gate", "cosine": "C
 SWITCH_VALUES = {"threshold": (0.25, 0.5), "cosine": (None,), "budget": (8.0, 32.0), "luffy": (0.1, 1.0), "chord": (0.1, 0.5),
                  "prefix": (None,), "grounded": (None,)}  # those tried, each with both of SWITCH_RATES
 SWITCH_RATES = (3e-4, 1e-3)  # learning rates
+LEFT_OUT_KINDS = ("gap", "count")  # of question, in the experiment "kinds"
+GRADIENT_BOUNDS = {"float64": 1e-12, "float32": 1e-5}  # on the relative error of gradients that should be equal (notebook 01)
 OLDEST_VERSION = {"short": 2}  # of results (runs.RESULTS_VERSION) that an experiment takes; 1 where none stands here
 # (value, learning rate): the best on validation.
 CHOSEN_SWITCHES = {"threshold": (0.5, 1e-3), "cosine": (None, 1e-3), "budget": (8.0, 1e-3), "luffy": (0.1, 3e-4),
@@ -53,6 +55,11 @@ class Point:
     splits: tuple[str, ...] = HELD_OUT
     model: str = "svlm"
     value: float | None = None
+
+    @property
+    def setting(self) -> str:
+        """The name of its runs without the seed, as "svlm-pure_dyme-luffy"."""
+        return "-".join(filter(None, (self.model, self.method, self.variant)))
 
     def runs(self) -> list[Run]:
         """The point's runs, in order of their seeds."""
@@ -171,7 +178,7 @@ def _data() -> Iterator[Point]:
 def _kinds() -> Iterator[Point]:
     for method in ("sft", "grpo", "pure_dyme"):
         yield Point("kinds", "without gaps and counts", method, "no-gap-count",
-                    {"world.left_out_kinds": ("gap", "count")}, FEW_SEEDS)
+                    {"world.left_out_kinds": LEFT_OUT_KINDS}, FEW_SEEDS)
 
 
 def _statistics() -> Iterator[Point]:
@@ -186,8 +193,8 @@ EXPERIMENTS = {"tuning": _tuning, "main": _main, "short": _short, "switch_tuning
                "prompts": _prompts}
 
 
-def points(*experiments: str) -> list[Point]:
-    """The points of some experiments (all, if none is named), in the order of the plan.
+def points(*experiments: str, methods: Sequence[str] = config.METHODS) -> list[Point]:
+    """The points of some experiments (all, if none is named) and methods, in the order of the plan.
 
     Raises:
         ValueError: for an unknown experiment, with the known ones.
@@ -195,4 +202,5 @@ def points(*experiments: str) -> list[Point]:
     unknown = sorted(set(experiments) - set(EXPERIMENTS))
     if unknown:
         raise ValueError(f"unknown experiments {unknown}; known: {', '.join(EXPERIMENTS)}")
-    return [point for name, declare in EXPERIMENTS.items() if not experiments or name in experiments for point in declare()]
+    return [point for name, declare in EXPERIMENTS.items() if not experiments or name in experiments
+            for point in declare() if point.method in methods]

@@ -17,17 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure
 from PIL import Image
 
 from dyme_core import config
 from dyme_core.data.datasets import mini_records
 from dyme_core.utils import write_atomic
-from study import contrasts, findings, statistics, tables
+from study import claims, statistics, tables
+from study.claims import Evidence
 from study.figures import mechanism, plots, sweeps, traces
 from study.figures.theme import save_figure
 from study.registry import read_manifests, write_registry
 from study.statistics import NoRows
-from study.verdicts import Evidence
 
 logger = logging.getLogger(__name__)
 README_MARK = "<!-- results/mini/tables/main.md -->\n"  # the README's table of results follows it
@@ -40,7 +41,8 @@ class Stored:
     Attributes:
         paths: where the rows are read.
         folder: where tables, figures and claims are written; None: where those of `paths` are.
-        runs: names of the main runs, those that figures and tables of methods show; None: all with the profile's own settings.
+        runs: names of the runs that count, all of them main runs (those that figures and tables of methods show); None: all,
+            those with the profile's own settings being the main runs.
     """
 
     paths: config.Paths
@@ -64,30 +66,31 @@ class Stored:
         return (self.folder or self.paths.results) / "registry.csv"
 
     @cached_property
-    def rows(self) -> pd.DataFrame:
-        return statistics.load_rows(self.paths.rows, _names(self.manifests))
-
-    @cached_property
-    def logs(self) -> pd.DataFrame:
-        return statistics.load_logs(self.paths.logs, _names(self.manifests))
-
-    @cached_property
-    def main_rows(self) -> pd.DataFrame:
-        return statistics.load_rows(self.paths.rows, _names(self.main_manifests))
-
-    @cached_property
-    def main_logs(self) -> pd.DataFrame:
-        return statistics.load_logs(self.paths.logs, _names(self.main_manifests))
-
-    @cached_property
     def manifests(self) -> list[dict[str, Any]]:
-        return read_manifests(self.paths)
+        return [made for made in read_manifests(self.paths) if self.runs is None or made["run"] in self.runs]
 
     @cached_property
     def main_manifests(self) -> list[dict[str, Any]]:
-        if self.runs is not None:
-            return [manifest for manifest in self.manifests if manifest["run"] in self.runs]
-        return [manifest for manifest in self.manifests if not manifest.get("variant")]
+        return [made for made in self.manifests if self.runs is not None or not made.get("variant")]
+
+    @cached_property
+    def rows(self) -> pd.DataFrame:
+        return statistics.load_rows(self.paths.rows, [made["run"] for made in self.manifests])
+
+    @cached_property
+    def logs(self) -> pd.DataFrame:
+        return statistics.load_logs(self.paths.logs, [made["run"] for made in self.manifests])
+
+    @property
+    def main_rows(self) -> pd.DataFrame:
+        return self._main(self.rows)
+
+    @property
+    def main_logs(self) -> pd.DataFrame:
+        return self._main(self.logs)
+
+    def _main(self, frame: pd.DataFrame) -> pd.DataFrame:
+        return frame[frame["run"].isin([made["run"] for made in self.main_manifests])]
 
     @cached_property
     def evidence(self) -> Evidence:
@@ -102,11 +105,7 @@ class Stored:
         return {record.item: record.load_image() for record in mini_records("test", world.test_questions, 0, world.real_share)}
 
 
-def _names(manifests: list[dict[str, Any]]) -> list[str]:
-    return [manifest["run"] for manifest in manifests]
-
-
-FIGURES: dict[str, Callable[[Stored], Any]] = {
+FIGURES: dict[str, Callable[[Stored], Figure]] = {
     "stability": lambda stored: plots.stability(stored.main_logs),
     "modes": lambda stored: plots.modes(stored.main_logs),
     "thinking": lambda stored: plots.thinking(stored.main_logs),
@@ -115,9 +114,9 @@ FIGURES: dict[str, Callable[[Stored], Any]] = {
     "pseudo_thinking": lambda stored: traces.pseudo_thinking(stored.main_rows, stored.pictures.__getitem__),
     "switches": lambda stored: sweeps.switches(stored.rows),
     "ablation": lambda stored: sweeps.ablation(stored.rows),
-    "rollouts": lambda stored: sweeps.rollouts(stored.rows),
-    "prompts": lambda stored: sweeps.prompts(stored.rows),
-    "data": lambda stored: sweeps.data(stored.rows),
+    "rollouts": lambda stored: sweeps.sweep(stored.rows, "rollouts"),
+    "prompts": lambda stored: sweeps.sweep(stored.rows, "prompts"),
+    "data": lambda stored: sweeps.sweep(stored.rows, "data"),
     "supervision": lambda stored: sweeps.supervision(stored.rows),
     "length": lambda stored: sweeps.length(stored.rows),
     "transfer": lambda stored: mechanism.transfer(stored.rows),
@@ -129,13 +128,13 @@ TABLES: dict[str, tuple[Callable[[Stored], pd.DataFrame], str]] = {
     "cost": (lambda stored: tables.cost_table(stored.main_logs, stored.main_rows, stored.main_manifests),
              "The poster's cost table: measured lines are of the mini world on a CPU (medians over seeds, per run), reported "
              "ones of ChartQA on GPUs."),
-    "ablation": (lambda stored: contrasts.ablation_table(stored.rows),
+    "ablation": (lambda stored: tables.ablation_table(stored.rows),
                  "Full DyME with one part taken away, mini world; differences to Full DyME on shared seeds. Reported: the "
                  "paper's averages, of real models and data."),
-    "switches": (lambda stored: contrasts.switch_table(stored.rows),
+    "switches": (lambda stored: tables.switch_table(stored.rows),
                  "Switches between memorizing and exploring, mini world; differences to the binary one on shared seeds. "
                  "Reported: the paper's, LLaVA-OV-0.5B on charts."),
-    "tuning": (lambda stored: contrasts.tuning_table(stored.rows, stored.manifests),
+    "tuning": (lambda stored: tables.tuning_table(stored.rows, stored.manifests),
                "What was tried on validation, at equal budgets; \"used\" is what all other runs have."),
 }
 
@@ -157,7 +156,7 @@ def draw(name: str, stored: Stored):
         NoRows: if its runs have not been made.
     """
     figure = FIGURES[name](stored)
-    save_figure(figure, figure.dyme_frame, name, stored.figures)
+    save_figure(figure, name, stored.figures)
     return figure
 
 
@@ -175,8 +174,8 @@ def tabulate(name: str, stored: Stored) -> pd.DataFrame:
 
 def claim(stored: Stored) -> pd.DataFrame:
     """Check every claim, write CLAIMS.md, and return the table of claims."""
-    frame = findings.table(stored.evidence)
-    write_atomic(stored.claims, findings.markdown(frame, findings.findings(stored.evidence), stored.manifests))
+    frame = claims.table(stored.evidence)
+    write_atomic(stored.claims, claims.markdown(frame, claims.findings(stored.evidence), stored.manifests))
     logger.info("claims in %s", stored.claims)
     return frame
 

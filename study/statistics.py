@@ -1,10 +1,13 @@
-"""Aggregates, intervals and paired tests over the stored rows (one JSONL row per run and item).
+"""From stored rows (one per run and item) to estimates: loading, the rows of a setting, intervals and paired tests.
 
-Every bootstrap takes `seed=` and draws from its own numpy generator: the same rows give the same interval, whatever
-else is computed beside it.
+A setting is a run's name without its seed ("svlm-pure_dyme-luffy"). A study under way is incomplete: what has no rows is left
+out, and every number says on how many seeds it rests. Every bootstrap takes `seed=` and draws from its own numpy generator:
+the same rows give the same interval, whatever else is computed beside it.
 """
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,6 +20,7 @@ from scipy.stats import binomtest
 
 from dyme_core.config import METHODS
 from dyme_core.store import SUFFIX, read_rows, run_file
+from study import plan
 
 LEVEL = 0.95  # of every interval
 RESAMPLES = 2000
@@ -97,28 +101,19 @@ def bootstrap(scores: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> 
         seed: of the generator.
         resamples: number of bootstrap resamples.
     """
-    scores = np.atleast_2d(scores)
-    means, generator = _resample_items(scores, seed, resamples)
-    values = _resample_seeds(means, generator)
-    return _estimate(interquartile_mean(scores.mean(axis=1)), values, scores)
+    return contrast([scores], [1], seed, resamples)
 
 
 def paired_bootstrap(first: np.ndarray, second: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
-    """Estimate the difference first - second of two methods on the same items.
-
-    Items are drawn once for both, and so are seeds where both have as many: a seed stands for a base and its training
-    questions, which the methods share. Otherwise seeds are drawn for each method by itself.
-
-    Args:
-        first, second: (seeds, items), seeds and items in the same order; the numbers of seeds may differ.
-    Raises:
-        ValueError: if the numbers of items differ.
-    """
+    """Estimate the difference first - second of two methods on the same items; see `contrast`."""
     return contrast([first, second], [1, -1], seed, resamples)
 
 
 def contrast(scores: Sequence[np.ndarray], signs: Sequence[int], seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
-    """Estimate a signed sum of several methods' scores on the same items, as `paired_bootstrap` does for two.
+    """Estimate a signed sum of several methods' scores on the same items.
+
+    Items are drawn once for all, and so are seeds where all have as many: a seed stands for a base and its training
+    questions, which the methods share. Otherwise seeds are drawn for each method by itself.
 
     Args:
         scores: matrices (seeds, items), seeds and items in the same order; the numbers of seeds may differ.
@@ -129,16 +124,33 @@ def contrast(scores: Sequence[np.ndarray], signs: Sequence[int], seed: int = 0, 
     scores = [np.atleast_2d(matrix) for matrix in scores]
     if len({matrix.shape[1] for matrix in scores}) > 1:
         raise ValueError(f"paired methods must share their items: got {' and '.join(str(m.shape[1]) for m in scores)}")
-    means, generator = _resample_items(np.concatenate(scores), seed, resamples)
+    counts, generator = _drawn_items(scores[0].shape[1], seed, resamples)
+    means = counts @ np.concatenate(scores).T / scores[0].shape[1]  # (resamples, all seeds)
     parts = np.split(means, np.cumsum([len(matrix) for matrix in scores])[:-1], axis=1)
-    if len({part.shape[1] for part in parts}) == 1:
-        drawn = generator.integers(parts[0].shape[1], size=parts[0].shape)
-        parts = [np.take_along_axis(part, drawn, axis=1) for part in parts]
-        values = sum(sign * interquartile_mean(part) for sign, part in zip(signs, parts, strict=True))
-    else:
-        values = sum(sign * _resample_seeds(part, generator) for sign, part in zip(signs, parts, strict=True))
+    shapes, drawn = {part.shape for part in parts}, None
+    values = np.zeros(resamples)
+    for sign, part in zip(signs, parts, strict=True):
+        if drawn is None or len(shapes) > 1:
+            drawn = generator.integers(part.shape[1], size=part.shape)
+        values += sign * interquartile_mean(np.take_along_axis(part, drawn, axis=1))
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     value = sum(sign * interquartile_mean(matrix.mean(axis=1)) for sign, matrix in zip(signs, scores, strict=True))
-    return _estimate(value, values, min(scores, key=len))
+    return Estimate(float(value), float(low), float(high), *min(scores, key=len).shape)
+
+
+@lru_cache(maxsize=32)
+def _item_counts(items: int, seed: int, resamples: int) -> tuple[np.ndarray, Mapping[str, Any]]:
+    """How often each resample draws each item, and the generator's state then: one draw serves all tests on as many items."""
+    generator = np.random.default_rng(seed)
+    counts = generator.multinomial(items, np.full(items, 1 / items), size=resamples).astype(float)
+    return counts, generator.bit_generator.state
+
+
+def _drawn_items(items: int, seed: int, resamples: int) -> tuple[np.ndarray, np.random.Generator]:
+    counts, state = _item_counts(items, seed, resamples)
+    generator = np.random.default_rng()
+    generator.bit_generator.state = state
+    return counts, generator
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
@@ -184,47 +196,57 @@ def summarise(rows: pd.DataFrame, metric: str, by: Sequence[str] = ("model", "me
     return pd.DataFrame(lines).sort_values(list(by), key=method_rank, kind="stable", ignore_index=True)
 
 
-def compare(rows: pd.DataFrame, first: str, second: str, metric: str = "correct", seed: int = 0) -> dict[str, float]:
-    """Compare two methods on the same items of one model and split, as a claim in prose needs it.
-
-    Returns:
-        difference, low, high (in the metric's unit), mcnemar_p (of the first seed of each; metric must be 0/1) and
-        probability_of_improvement over seeds.
-    """
-    matrices = [score_matrix(rows[rows["method"] == method], metric) for method in (first, second)]
-    estimate = paired_bootstrap(*matrices, seed=seed)
-    return {"difference": estimate.value, "low": estimate.low, "high": estimate.high,
-            "mcnemar_p": mcnemar(matrices[0][0], matrices[1][0]),
-            "probability_of_improvement": probability_of_improvement(*(matrix.mean(axis=1) for matrix in matrices))}
-
-
 def method_rank(column: pd.Series) -> pd.Series:
     """Sort key: methods in the order of METHODS, everything else as it is."""
     return column.map(METHODS.index) if column.name == "method" else column
 
 
-def _resample_items(scores: np.ndarray, seed: int, resamples: int) -> tuple[np.ndarray, np.random.Generator]:
-    """(seeds, items) -> (resamples, seeds): each seed's mean over one shared draw of the items; and the generator after it."""
-    counts, state = _item_counts(scores.shape[1], seed, resamples)
-    generator = np.random.default_rng()
-    generator.bit_generator.state = state
-    return counts @ scores.T / scores.shape[1], generator
+def setting_of(run: str) -> str:
+    """The setting of a run, from its name."""
+    return re.sub(r"-s\d+$", "", run)
 
 
-@lru_cache(maxsize=32)
-def _item_counts(items: int, seed: int, resamples: int) -> tuple[np.ndarray, Mapping[str, Any]]:
-    """How often each resample draws each item, and the generator's state then: one draw serves all tests on as many items."""
-    generator = np.random.default_rng(seed)
-    counts = generator.multinomial(items, np.full(items, 1 / items), size=resamples).astype(float)
-    return counts, generator.bit_generator.state
+def with_setting(frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows or logs with the column `setting`, from their column `run`."""
+    return frame.assign(setting=frame["run"].map({run: setting_of(run) for run in frame["run"].unique()}))
 
 
-def _resample_seeds(means: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """(resamples, seeds) -> (resamples,): interquartile mean over a draw of the seeds."""
-    drawn = generator.integers(means.shape[1], size=means.shape)
-    return interquartile_mean(np.take_along_axis(means, drawn, axis=1))
+def has_pseudo_thinking(rows: pd.DataFrame) -> pd.Series:
+    """1 for each row whose trace is well-formed and states a wrong fact, else 0."""
+    return ((rows["has_format"] == 1) & (rows["wrong_facts"].str.len() > 0)).astype(int)
 
 
-def _estimate(value: float, values: np.ndarray, scores: np.ndarray) -> Estimate:
-    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Estimate(float(value), float(low), float(high), *scores.shape)
+def rows_of(rows: pd.DataFrame, point: plan.Point, split: str) -> pd.DataFrame:
+    """The rows of a point's runs on one split; empty where none has been made."""
+    return rows[(rows["split"] == split) & rows["run"].isin([f"{point.setting}-s{seed}" for seed in point.seeds])]
+
+
+def scores(rows: pd.DataFrame, points: Sequence[plan.Point], splits: Sequence[str] = ("test",), metric: str = "correct",
+           scale: float = 100.0) -> pd.DataFrame:
+    """Estimate one metric for each point and split that has rows.
+
+    Returns:
+        One line per (point, split) in the order of `points`: experiment, label, method, model, setting, x (the point's value),
+        split, metric, value, low, high (times `scale`), num_seeds, num_items.
+    Raises:
+        NoRows: if no point that its experiment adds to the main runs (one with a variant) has rows.
+    """
+    found = [(point, split, rows_of(rows, point, split)) for point, split in itertools.product(points, splits)]
+    if not any(point.variant and len(part) for point, _, part in found):
+        raise NoRows(f"no run of {', '.join(dict.fromkeys(point.experiment for point in points))} has been made")
+    frame = pd.DataFrame([
+        {"experiment": point.experiment, "label": point.label, "method": point.method, "model": point.model,
+         "setting": point.setting, "x": point.value, "split": split, "metric": metric}
+        | vars(bootstrap(score_matrix(part, metric))) for point, split, part in found if len(part)])
+    frame[["value", "low", "high"]] *= scale
+    return frame
+
+
+def shared(rows: pd.DataFrame, settings: Sequence[str], split: str) -> tuple[list[pd.DataFrame], list[int]]:
+    """The rows of each setting (column `setting`) on one split, of the seeds that all of them have, and those seeds.
+
+    Each seed has its own base, so settings are compared on the same seeds alone.
+    """
+    found = [rows[(rows["setting"] == setting) & (rows["split"] == split)] for setting in settings]
+    seeds = sorted(set.intersection(*(set(part["seed"]) for part in found)))
+    return [part[part["seed"].isin(seeds)] for part in found], seeds

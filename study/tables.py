@@ -9,8 +9,9 @@ from typing import Any
 
 import pandas as pd
 
+from dyme_core import config
 from dyme_core.config import METHOD_NAMES
-from study import statistics
+from study import plan, statistics
 
 logger = logging.getLogger(__name__)
 
@@ -19,6 +20,7 @@ MODEL_NAMES = {"svlm": "SVLM", "large": "Large VLM"}
 MEASURED, REPORTED = "measured ({profile}, {cpu})", "reported (poster, ChartQA)"
 SHARES = {"strict": "Answer only, strict (%)", "relaxed": "Answer only, 5 % (%)", "has_format": "Format (%)",
           "groundedness": "Groundedness (%)"}
+BOUNDS = {"": "value", " low": "low", " high": "high"}  # suffix of a table's column -> column of an estimate
 SPENT = {"rollouts": "Rollouts a run", "tokens": "Tokens a run", "cpu_s": "CPU (s) a run"}  # by key of the manifest
 
 # The poster's table "Lower data construction costs" (docs/method.md): method, external model, seconds a step, accuracy.
@@ -34,37 +36,40 @@ REPORTED_COSTS = (
 RULE_EXPERTS = {"base": "none", "grpo": "none", "full_dyme": "none (rule experts, online)"}
 OFFLINE_RULES = "none (rule experts, offline)"
 
+# Paper, LLaVA-OV-0.5B on charts (docs/method.md; second-hand): correct in % by switch. Reported, never measured here.
+REPORTED_SWITCHES = {"DyME (binary)": 64.9, "HPT gate": 52.4, "SFT budget": 59.6, "Cosine annealing": 64.0}
+# Paper, average of its data sets (docs/method.md; second-hand). Reported.
+REPORTED_ABLATION = {"Full DyME": 55.4, "without memorize": 43.9, "without explore": 50.4, "without refiner": 51.6,
+                     "without checker": 52.8}
+
 _LATEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
           "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}"}
 
 
-def main_table(rows: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+def main_table(rows: pd.DataFrame) -> pd.DataFrame:
     """Build the table of methods: correct on both test sets with intervals, and its parts on the test set.
 
     Returns:
         One line per (model, method). Percentages; `<column> low` and `<column> high` bound the 95 % interval.
     """
     def column(metric: str, split: str) -> pd.DataFrame:
-        summary = statistics.summarise(rows[rows["split"] == split], metric, seed=seed).set_index(["model", "method"])
-        return summary.drop(columns=["split", "metric"])
+        return statistics.summarise(rows[rows["split"] == split], metric).set_index(["model", "method"])
 
     test, unseen = column("correct", "test"), column("correct", "unseen")
     table = pd.DataFrame({"Seeds": test["num_seeds"], "Items": test["num_items"]})
     for name, summary in (("Test (%)", test), ("Unseen (%)", unseen)):
-        for suffix, bound in (("", "value"), (" low", "low"), (" high", "high")):
+        for suffix, bound in BOUNDS.items():
             table[name + suffix] = 100 * summary[bound]
     for metric, name in SHARES.items():
         table[name] = 100 * column(metric, "test")["value"]
-    # The SVLM is the subject, so its lines come first.
-    rank = table.index.get_level_values("model").map(list(MODEL_NAMES).index)
-    table = table.iloc[rank.argsort(kind="stable")].reset_index()
+    table = table.sort_index(level="model", key=lambda models: models.map(list(MODEL_NAMES).index), kind="stable",
+                             sort_remaining=False).reset_index()  # the SVLM is the subject, so its lines come first
     table.insert(0, "Model", table.pop("model").map(MODEL_NAMES))
     table.insert(1, "Method", table.pop("method").map(METHOD_NAMES))
     return table
 
 
-def cost_table(logs: pd.DataFrame, rows: pd.DataFrame, manifests: Iterable[Mapping[str, Any]],
-               seed: int = 0) -> pd.DataFrame:
+def cost_table(logs: pd.DataFrame, rows: pd.DataFrame, manifests: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """Build the poster's cost table: our measured SVLM lines first, the poster's reported lines after them.
 
     The two kinds are of different worlds and hardware: `Source` says which is which; no line mixes them.
@@ -73,34 +78,25 @@ def cost_table(logs: pd.DataFrame, rows: pd.DataFrame, manifests: Iterable[Mappi
         logs: training logs; a run's time is the mean of `seconds` over its steps (no evaluation), a method's the median.
         rows: per-item rows; accuracy is `correct` on the test set.
         manifests: of the same runs, for `profile`, `settings["external_model"]`, and rollouts,
-            tokens and cpu_s, of which a method has the median over its seeds.
+            tokens and cpu_s, of which a method has the median over its seeds; runs that do not say are left out.
     """
-    manifests = list(manifests)
-    source = MEASURED.format(**{name: " and ".join(sorted({made[name] for made in manifests if made["model"] == "svlm"}))
-                                for name in ("profile", "cpu")})
-    external = {manifest["method"]: manifest["settings"].get("external_model") for manifest in manifests
-                if manifest["model"] == "svlm"}
+    made = pd.DataFrame([manifest for manifest in manifests if manifest["model"] == "svlm"])
+    source = MEASURED.format(**{name: " and ".join(sorted(made[name].unique())) for name in ("profile", "cpu")})
+    external = {run.method: run.settings.get("external_model") for run in made.itertuples()}
+    spent = made.reindex(columns=["method", *SPENT]).groupby("method").median().rename(columns=SPENT).round().to_dict("index")
     steps = logs[(logs["event"] == "step") & (logs["model"] == "svlm")]
     times = steps.groupby(["method", "seed"])["seconds"].mean().groupby("method").median()
-    spent = _medians(manifests)
     test = rows[(rows["split"] == "test") & (rows["model"] == "svlm")]
     measured = [{"Method": METHOD_NAMES[line.method],
                  "External model": external.get(line.method) or RULE_EXPERTS.get(line.method, OFFLINE_RULES),
-                 "Time (s/step)": times.get(line.method), **spent.get(line.method, {}), "Accuracy (%)": 100 * line.value,
-                 "Accuracy (%) low": 100 * line.low, "Accuracy (%) high": 100 * line.high,
+                 "Time (s/step)": times.get(line.method), **spent.get(line.method, {}),
+                 **{f"Accuracy (%){suffix}": 100 * getattr(line, bound) for suffix, bound in BOUNDS.items()},
                  "Seeds": line.num_seeds, "Source": source}
-                for line in statistics.summarise(test, "correct", seed=seed).itertuples()]
+                for line in statistics.summarise(test, "correct").itertuples()]
     reported = [dict(zip(("Method", "External model", "Time (s/step)", "Accuracy (%)", "Source"), (*line, REPORTED),
                          strict=True)) for line in REPORTED_COSTS]
     return pd.DataFrame(measured + reported).astype(
         {"Time (s/step)": float, "Seeds": "Int64"} | dict.fromkeys(SPENT.values(), "Int64"))
-
-
-def _medians(manifests: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Medians of SPENT over the SVLM's runs of each method, whole numbers; runs that do not say are left out."""
-    frame = pd.DataFrame([manifest for manifest in manifests if manifest["model"] == "svlm"])
-    medians = frame.reindex(columns=["method", *SPENT]).groupby("method").median().rename(columns=SPENT).round()
-    return medians.to_dict("index")
 
 
 def supervision_table(ledger: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
@@ -121,6 +117,84 @@ def supervision_table(ledger: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
+def ablation_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """Full DyME and its ablations: correct on both test sets, the difference to Full DyME, and the paper's averages."""
+    return _settings_table(rows, "ablation", REPORTED_ABLATION)
+
+
+def switch_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """The switches: correct on both test sets, the difference to the paper's binary switch, and the paper's numbers."""
+    return _settings_table(rows, "switch", REPORTED_SWITCHES)
+
+
+def _settings_table(rows: pd.DataFrame, experiment: str, reported: Mapping[str, float]) -> pd.DataFrame:
+    """One line per point that has rows; differences, in points, are to the main run, on the seeds that both settings have.
+
+    Raises:
+        NoRows: if the experiment adds nothing to the main runs yet.
+    """
+    points = plan.points(experiment)
+    (base,) = [point.setting for point in points if not point.variant]
+    scores = statistics.scores(rows, points, ("test", "unseen")).set_index(["setting", "split"])
+    grounded = statistics.scores(rows, points, metric="groundedness").set_index("setting")["value"]
+    rows, lines = statistics.with_setting(rows), []
+    for setting, own in scores.groupby("setting", sort=False):
+        own = own.droplevel("setting")
+        line = {"Setting": own["label"].iloc[0], "Seeds": own["num_seeds"].max(), "Items": own["num_items"].max()}
+        for split, name in (("test", "Test (%)"), ("unseen", "Unseen (%)")):
+            line |= {f"{name}{suffix}": own[bound].get(split) for suffix, bound in BOUNDS.items()}
+        line |= _difference(rows, setting, base)
+        lines.append(line | {"Groundedness (%)": grounded.get(setting), "Reported (%)": reported.get(line["Setting"])})
+    return pd.DataFrame(lines).astype({"Reported (%)": float})
+
+
+def _difference(rows: pd.DataFrame, setting: str, base: str) -> dict[str, float | None]:
+    name = "Difference on test (% points)"
+    parts, seeds = statistics.shared(rows, (setting, base), "test")
+    if setting == base or not seeds:
+        return {f"{name}{suffix}": None for suffix in BOUNDS}
+    estimate = statistics.paired_bootstrap(*(statistics.score_matrix(part, "correct") for part in parts))
+    return {f"{name}{suffix}": 100 * getattr(estimate, bound) for suffix, bound in BOUNDS.items()}
+
+
+def tuning_table(rows: pd.DataFrame, manifests: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """The grids on validation: learning rate x warm-up of every method, learning rate x own number of every switch.
+
+    Returns:
+        One line per point that has rows, the best of its grid (of those with most seeds) marked "best", what the profile
+        uses "used".
+    """
+    points = {point.setting: point for point in plan.points("tuning", "switch_tuning")}
+    steps = {manifest["run"]: manifest["steps"] for manifest in manifests}
+    lines = []
+    for score in statistics.scores(rows, list(points.values()), ("validation",)).itertuples():
+        point = points[score.setting]
+        is_switch, run = point.experiment == "switch_tuning", point.runs()[0]
+        lines.append({"Grid": f"Pure DyME, {point.label}" if is_switch else METHOD_NAMES[point.method],
+                      "Learning rate": f"{run.profile.learning_rates[point.method]:g}",
+                      "Warm-up (steps)": run.profile.warmup_steps[point.method],
+                      "Switch value": f"{point.value:g}" if is_switch and point.value is not None else None,
+                      "Steps": steps.get(run.name), "Seeds": score.num_seeds, "Items": score.num_items,
+                      **{f"Validation (%){suffix}": getattr(score, bound) for suffix, bound in BOUNDS.items()},
+                      "is_used": _is_used(point)})
+    table = pd.DataFrame(lines)
+    final = table["Validation (%)"].where(table["Seeds"] == table.groupby("Grid")["Seeds"].transform("max"))
+    best = final == final.groupby(table["Grid"]).transform("max")  # among those that all seeds have judged
+    marks = {(True, True): "best, used", (True, False): "best", (False, True): "used"}
+    table["Chosen"] = [marks.get(pair) for pair in zip(best, table.pop("is_used"), strict=True)]
+    return table.astype({"Steps": "Int64"})
+
+
+def _is_used(point: plan.Point) -> bool:
+    """Whether the study's other runs have this point's settings."""
+    if point.experiment == "switch_tuning":
+        return plan.CHOSEN_SWITCHES[point.settings["training.switch"]] == (
+            point.value, point.settings["learning_rates.pure_dyme"])
+    own, used = point.runs()[0].profile, config.load_profile(plan.PROFILE)
+    return all(getattr(own, name)[point.method] == getattr(used, name)[point.method]
+               for name in ("learning_rates", "warmup_steps"))
+
+
 def write_table(frame: pd.DataFrame, folder: Path, name: str, caption: str) -> dict[str, Path]:
     """Write a table as `<name>.csv`, `.md` and `.tex`; the same frame always gives the same bytes.
 
@@ -131,8 +205,8 @@ def write_table(frame: pd.DataFrame, folder: Path, name: str, caption: str) -> d
     """
     folder.mkdir(parents=True, exist_ok=True)
     shown = _readable(frame)
-    texts = {"csv": csv_text(frame),
-             "md": _markdown(shown, caption), "tex": _latex(shown, frame, name, caption)}
+    texts = {"csv": csv_text(frame), "md": f"{markdown_table(shown)}\n\n{caption}\n",
+             "tex": _latex(shown, frame, name, caption)}
     paths = {suffix: folder / f"{name}.{suffix}" for suffix in texts}
     for suffix, path in paths.items():
         path.write_text(texts[suffix], encoding="utf-8", newline="\n")
@@ -144,6 +218,12 @@ def csv_text(frame: pd.DataFrame) -> str:
     """A frame as CSV. A text that spreadsheets would compute ("=1+1", "@x", "-x") gets an apostrophe in front; numbers stay."""
     return frame.map(lambda cell: f"'{cell}" if isinstance(cell, str) and FORMULA.match(cell) else cell).to_csv(
         index=False, float_format="%.6g", lineterminator="\n")
+
+
+def markdown_table(frame: pd.DataFrame) -> str:
+    """A frame of texts as a Markdown table, empty cells as dashes."""
+    lines = [list(frame.columns), ["---"] * frame.shape[1], *frame.to_numpy().tolist()]
+    return "\n".join("| " + " | ".join(escape_markdown(str(cell)) or "–" for cell in line) + " |" for line in lines)
 
 
 def escape_latex(text: str) -> str:
@@ -160,13 +240,12 @@ def escape_markdown(text: str) -> str:
 
 def _readable(frame: pd.DataFrame) -> pd.DataFrame:
     """Format each cell as text, intervals inside their value's cell, an empty cell as a dash."""
-    bounds = {f"{column} {bound}" for column in frame.columns for bound in ("low", "high")} & set(frame.columns)
     shown = pd.DataFrame(index=frame.index)
     for column in frame.columns:
-        if column in bounds:
-            continue
+        if column.removesuffix(" low").removesuffix(" high") in shown:
+            continue  # a bound, already in its value's cell
         shown[column] = [_cell(value, "%" in column) for value in frame[column]]
-        if f"{column} low" in bounds:
+        if f"{column} low" in frame:
             shown[column] = [text if pd.isna(low) else f"{text} [{low:.1f}, {high:.1f}]" for text, low, high
                              in zip(shown[column], frame[f"{column} low"], frame[f"{column} high"], strict=True)]
     return shown
@@ -178,12 +257,6 @@ def _cell(value: Any, is_percentage: bool) -> str:
     if not isinstance(value, float):
         return str(value)
     return f"{value:.1f}" if is_percentage else f"{value:#.3g}"
-
-
-def _markdown(shown: pd.DataFrame, caption: str) -> str:
-    lines = [list(shown.columns), ["---"] * shown.shape[1], *shown.to_numpy().tolist()]
-    cells = "\n".join("| " + " | ".join(map(escape_markdown, line)) + " |" for line in lines)
-    return f"{cells}\n\n{caption}\n"
 
 
 def _latex(shown: pd.DataFrame, frame: pd.DataFrame, name: str, caption: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from study import plan, selection
+from study import plan
 
 KINDS = ("lookup", "gap", "peak", "count")
 Chance = Callable[[str], float]  # of a setting
@@ -17,7 +17,7 @@ def points(*experiments: str) -> list[plan.Point]:
     """The plan's points, each setting once (with its most seeds)."""
     found: dict[str, plan.Point] = {}
     for point in plan.points(*experiments):
-        setting = selection.setting_of(point)
+        setting = point.setting
         if setting not in found or len(point.seeds) > len(found[setting].seeds):
             found[setting] = point
     return list(found.values())
@@ -27,7 +27,7 @@ def study_rows(chosen: Iterable[plan.Point], chance: Chance, items: int = 200, s
     """Item rows: each item has its own difficulty, the same for all runs, so that methods differ as `chance` says."""
     lines = []
     for point in chosen:
-        setting = selection.setting_of(point)
+        setting = point.setting
         for seed in point.seeds[:seeds]:
             luck = np.random.default_rng([seed, *setting.encode()])
             for split in point.splits:
@@ -45,7 +45,7 @@ def study_logs(chosen: Iterable[plan.Point], chance: Chance, seeds: int = 5) -> 
     """Logs of 40 steps: memorize gives way to explore; GRPO's groups mostly teach nothing; DyME's gradients near each other."""
     lines: list[dict[str, Any]] = []
     for point in chosen:
-        setting = selection.setting_of(point)
+        setting = point.setting
         for seed in point.seeds[:seeds]:
             run = {"run": f"{setting}-s{seed}", "method": point.method, "variant": point.variant, "model": point.model,
                    "seed": seed}
@@ -67,7 +67,7 @@ def study_logs(chosen: Iterable[plan.Point], chance: Chance, seeds: int = 5) -> 
 
 
 def study_manifests(chosen: Iterable[plan.Point], seeds: int = 5) -> list[dict[str, Any]]:
-    return [{"run": f"{selection.setting_of(point)}-s{seed}", "method": point.method, "variant": point.variant, "seed": seed,
+    return [{"run": f"{point.setting}-s{seed}", "method": point.method, "variant": point.variant, "seed": seed,
              "model": point.model, "profile": "mini", "steps": 0 if point.method == "base" else 240, "settings": {},
              "captions": 0.95 if point.method == "base" else 0.6 + 0.05 * seed,
              "rollouts": 7680, "tokens": 10 ** 6, "cpu_s": 240 * (0.9 if point.method == "grpo" else 0.8)}

@@ -10,14 +10,31 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from dyme_core.config import METHOD_NAMES, METHODS
-from study import plan, selection
-from study.figures.plots import GAP, WINDOW
-from study.figures.sweeps import INTERVALS, draw_intervals
-from study.figures.theme import BODY, COLUMN, GREY, PAGE, PALETTE, SMALL, STYLES, finish, label_ends, panels, themed
-from study.statistics import NoRows, bootstrap
+from study import plan, statistics
+from study.figures.plots import WINDOW, draw_curves, step_curves
+from study.figures.sweeps import INTERVALS
+from study.figures.theme import (
+    BODY,
+    COLUMN,
+    GAP,
+    GREY,
+    PAGE,
+    PALETTE,
+    SMALL,
+    STYLES,
+    Style,
+    draw_intervals,
+    draw_line,
+    finish,
+    label_ends,
+    name_lines,
+    panels,
+    seeds_sentence,
+    themed,
+)
+from study.statistics import NoRows, bootstrap, method_rank
 
-GRADIENT_STYLES = {"memorize": (PALETTE[3], "^", "solid"), "explore": (PALETTE[0], "o", (0, (4, 1.5)))}
-LEFT_OUT = ("gap", "count")  # kinds of the experiment "kinds"
+GRADIENT_STYLES = {"memorize": Style(PALETTE[3], "solid", "^"), "explore": Style(PALETTE[0], (0, (4, 1.5)), "o")}
 CAPTIONS = {
     "transfer": "What carries over to what training did not show; correct on test, mini world. Left: trained without questions "
                 "of the kinds gap and count (filled) and with all kinds (hollow). Right: trained on generated tables, on real "
@@ -33,55 +50,58 @@ PARTS = {
 }
 
 
-@themed
+@themed()
 def transfer(rows: pd.DataFrame) -> Figure:
     """Draw accuracy on left-out and trained kinds, and on generated and real tables, by what training showed."""
-    generated = rows["source"] == "generated"
-    is_left_out = rows["kind"].isin(LEFT_OUT)
-    blocks = [(_kinds(rows), {"gap and count": is_left_out, "other kinds": ~is_left_out}),
-              (_statistics(rows), {"generated tables": generated, "real statistics": ~generated})]
-    blocks = [(chosen, parts) for chosen, parts in blocks if any(point.variant for point, _ in chosen)]
+    generated, left_out = rows["source"] == "generated", rows["kind"].isin(plan.LEFT_OUT_KINDS)
+    blocks = [(_beside_main(rows, "kinds", "all kinds"), {"gap and count": left_out, "other kinds": ~left_out}),
+              (_beside_main(rows, "statistics", "both"), {"generated tables": generated, "real statistics": ~generated})]
+    blocks = [(points, parts) for points, parts in blocks if any(point.variant for point in points.values())]
     if not blocks:
         raise NoRows("no run of kinds or statistics has been made")
-    lines = max(len(chosen) for chosen, _ in blocks)
+    lines = max(len(points) for points, _ in blocks)
     figure, (line,) = panels(1, 2 * len(blocks), PAGE if len(blocks) == 2 else COLUMN, 0.8 + 0.19 * lines, sharex=True)
     frames = []
-    for index, (chosen, parts) in enumerate(blocks):
-        labels = [label for _, label in chosen]
-        filled = {label: bool(point.variant) for point, label in chosen}
+    for index, (points, parts) in enumerate(blocks):
+        names = {point.setting: label for label, point in points.items()}
         for axes, (title, mask) in zip(line[2 * index: 2 * index + 2], parts.items(), strict=True):
-            frame = selection.scores(rows[mask], [point for point, _ in chosen])
-            names = {(selection.setting_of(point), point.experiment): label for point, label in chosen}
-            keys = zip(frame["setting"], frame["experiment"], strict=True)
-            frame = frame.assign(label=[names[key] for key in keys], part=title)
-            draw_intervals(axes, frame, labels, filled)
-            axes.set(yticks=range(len(labels)), yticklabels=[], ylim=(len(labels) - 0.5, -0.5))
+            frame = statistics.scores(rows[mask], list(points.values()))
+            frame = frame.assign(label=frame["setting"].map(names), part=title)
+            draw_intervals(axes, frame, list(points), [label for label, point in points.items() if not point.variant])
             axes.set_title(title)
             frames.append(frame)
-        line[2 * index].set_yticks(range(len(labels)), labels)
+        name_lines(line[2 * index], list(points))
     frame = pd.concat(frames)
     line[0].set_xlim(0, 1.05 * frame["high"].max() or 1)
     line[0].xaxis.set_major_locator(MaxNLocator(4))
     figure.get_layout_engine().set(wspace=GAP / 2)
     figure.supxlabel("correct (%)", fontsize=BODY)
-    return finish(figure, frame, CAPTIONS["transfer"] + INTERVALS + selection.seeds_sentence(frame))
+    return finish(figure, frame, CAPTIONS["transfer"] + INTERVALS + seeds_sentence(frame))
 
 
-@themed
+def _beside_main(rows: pd.DataFrame, experiment: str, main_label: str) -> dict[str, plan.Point]:
+    """By label: the points of an experiment that have rows, those of a method after its main run."""
+    found: dict[str, plan.Point] = {}
+    for point in plan.points(experiment):
+        (main,) = plan.points("main", methods=(point.method,))
+        name = METHOD_NAMES[point.method]
+        found |= {f"{name}, {main_label}": main, f"{name}, {point.label.split()[0]}": point}
+    return {label: point for label, point in found.items() if len(statistics.rows_of(rows, point, "test"))}
+
+
+@themed()
 def mechanism(logs: pd.DataFrame, manifests: Iterable[Mapping[str, Any]]) -> Figure:
     """Draw norms of the two gradients and their cosine (Pure DyME), entropy by method, and captions kept after training.
 
     Args:
-        logs: training logs; "step" rows carry entropy, some of them memorize_norm, explore_norm and cosine.
+        logs: training logs of all runs; "step" rows carry entropy, some of them memorize_norm, explore_norm and cosine.
         manifests: of all runs; `captions` is the share of captions that are right word for word, in [0, 1].
     """
-    logs = selection.main_runs(logs[logs["model"] == "svlm"])
-    logs = logs[logs["event"] == "step"]
-    gradients = logs[logs["method"] == "pure_dyme"]
-    frames = {"gradients": pd.concat([_curve(gradients, f"{kind}_norm").assign(name=kind) for kind in GRADIENT_STYLES]),
-              "cosine": _curve(gradients, "cosine"),
-              "entropy": pd.concat([_curve(part, "entropy", WINDOW).assign(name=method)
-                                    for method, part in logs.groupby("method")]),
+    logs = logs[logs["variant"].fillna("") == ""]
+    pure = logs[logs["method"] == "pure_dyme"]
+    frames = {"gradients": pd.concat([_curves(pure, f"{kind}_norm").assign(name=kind) for kind in GRADIENT_STYLES]),
+              "cosine": _curves(pure, "cosine").assign(name=None),
+              "entropy": _curves(logs, "entropy", WINDOW).sort_values("name", kind="stable"),
               "captions": _captions(manifests)}
     frames = {name: frame.assign(panel=name) for name, frame in frames.items() if len(frame)}
     if not frames:
@@ -93,41 +113,19 @@ def mechanism(logs: pd.DataFrame, manifests: Iterable[Mapping[str, Any]]) -> Fig
         axes.set_visible(False)
     for axes, (name, frame) in zip(grid.flat, frames.items(), strict=False):
         if "step" in frame:
-            axes.set(xlim=(0, logs["step"].max()), xlabel="optimisation step")
+            axes.set(xlim=(0, logs.loc[logs["event"] == "step", "step"].max()), xlabel="optimisation step")
         drawn[name](axes, frame)
     frame = pd.concat(frames.values())
     parts = " ".join(PARTS[name].format(window=WINDOW) for name in frames)
-    return finish(figure, frame, CAPTIONS["mechanism"].format(parts=parts) + selection.seeds_sentence(frame))
+    return finish(figure, frame, CAPTIONS["mechanism"].format(parts=parts) + seeds_sentence(frame))
 
 
-def _kinds(rows: pd.DataFrame) -> list[tuple[plan.Point, str]]:
-    """Points of the left-out kinds, each after the main run of its method, with their labels; those that have rows."""
-    found = []
-    for point in selection.points("kinds"):
-        (main,) = selection.points("main", (point.method,))
-        found += [(main, f"{METHOD_NAMES[point.method]}, all kinds"), (point, f"{METHOD_NAMES[point.method]}, without")]
-    return [(point, label) for point, label in found if len(selection.rows_of(rows, point, "test"))]
-
-
-def _statistics(rows: pd.DataFrame) -> list[tuple[plan.Point, str]]:
-    """Points of the tables' origin, each method's after its main run, with their labels; those that have rows."""
-    found = []
-    for method in dict.fromkeys(point.method for point in selection.points("statistics")):
-        (main,) = selection.points("main", (method,))
-        found += [(main, f"{METHOD_NAMES[method]}, both")]
-        found += [(point, f"{METHOD_NAMES[method]}, {point.label.split()[0]}") for point in
-                  selection.points("statistics", (method,))]
-    return [(point, label) for point, label in found if len(selection.rows_of(rows, point, "test"))]
-
-
-def _curve(logs: pd.DataFrame, column: str, window: int = 1) -> pd.DataFrame:
-    """Mean, lowest and highest over the seeds at each step: columns step, value, low, high, num_seeds."""
-    if column not in logs or logs[column].dropna().empty:
-        return pd.DataFrame(columns=["step", "value", "low", "high", "num_seeds"])
-    wide = logs.dropna(subset=[column]).pivot(index="step", columns="seed", values=column).sort_index()
-    wide = wide.rolling(window, min_periods=1).mean() if window > 1 else wide
-    curve = wide.agg(["mean", "min", "max", "count"], axis=1).reset_index()
-    return curve.set_axis(["step", "value", "low", "high", "num_seeds"], axis=1).dropna().assign(measure=column)
+def _curves(logs: pd.DataFrame, column: str, window: int = 1) -> pd.DataFrame:
+    """Columns step, value, low, high, num_seeds, measure (the column's name), and name (the method)."""
+    if column not in logs or logs[column].isna().all():
+        return pd.DataFrame(columns=["name"])
+    curves = step_curves(logs, "step", column, window=window).rename(columns={"mean": "value", "method": "name"})
+    return curves[["step", "value", "low", "high", "num_seeds"]].assign(measure=column, name=curves["name"])
 
 
 def _captions(manifests: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
@@ -136,51 +134,37 @@ def _captions(manifests: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     for manifest in manifests:
         if manifest.get("captions") is not None and manifest["model"] == "svlm" and not manifest.get("variant"):
             kept.setdefault(manifest["method"], []).append(100 * manifest["captions"])
-    lines = [{"name": method, **vars(bootstrap(pd.DataFrame(kept[method]).to_numpy()))} for method in METHODS if method in kept]
-    return pd.DataFrame(lines)
-
-
-def _band(axes: Axes, frame: pd.DataFrame, color: str, **look: Any) -> None:
-    axes.fill_between(frame["step"].astype(float), frame["low"], frame["high"], color=color, alpha=0.18, linewidth=0)
-    axes.plot(frame["step"], frame["value"], color=color, markevery=max(1, len(frame) // 6), clip_on=False, **look)
+    return pd.DataFrame([{"name": method, **vars(bootstrap(pd.DataFrame(kept[method]).to_numpy()))}
+                         for method in METHODS if method in kept])
 
 
 def _draw_gradients(axes: Axes, frame: pd.DataFrame) -> None:
-    ends = []
-    for kind, (color, marker, linestyle) in GRADIENT_STYLES.items():
-        part = frame[frame["name"] == kind]
-        if len(part):
-            _band(axes, part, color, marker=marker, linestyle=linestyle)
-            ends.append((part["step"].iloc[-1], part["value"].iloc[-1], kind, color))
+    ends = [draw_line(axes, part, "step", "value", GRADIENT_STYLES[kind], kind, num_marks=6)
+            for kind, part in frame.groupby("name", sort=False)]
     axes.set(ylabel="gradient norm", ylim=(0, 1.05 * frame["high"].max()))
-    label_ends(axes, ends)
+    label_ends(axes, [(x, y, kind, GRADIENT_STYLES[kind].color) for x, y, kind, _ in ends])
 
 
 def _draw_cosine(axes: Axes, frame: pd.DataFrame) -> None:
     axes.axhline(0, color=GREY, linewidth=0.8)
-    style = STYLES["pure_dyme"]
-    _band(axes, frame, style.color, marker=style.marker, linestyle=style.linestyle)
+    draw_line(axes, frame, "step", "value", STYLES["pure_dyme"], "", num_marks=6)
     reach = 1.15 * max(frame["high"].abs().max(), frame["low"].abs().max(), 0.05)
     axes.set(ylabel="cosine", ylim=(-reach, reach))
 
 
 def _draw_entropy(axes: Axes, frame: pd.DataFrame) -> None:
-    ends = []
-    for method in (method for method in METHODS if method in set(frame["name"])):
-        part, style = frame[frame["name"] == method], STYLES[method]
-        _band(axes, part, style.color, marker=style.marker, linestyle=style.linestyle)
-        ends.append((part["step"].iloc[-1], part["value"].iloc[-1], METHOD_NAMES[method], style.text_color))
-    axes.set(ylabel="entropy (nats)", ylim=(0, 1.05 * frame["high"].max()))
-    label_ends(axes, ends)
+    axes.set_ylabel("entropy (nats)")
+    curves = frame.rename(columns={"name": "method", "value": "mean"}).sort_values("method", key=method_rank, kind="stable")
+    draw_curves(axes, curves, axes.get_xlim()[1], headroom=1.05)
 
 
 def _draw_captions(axes: Axes, frame: pd.DataFrame) -> None:
-    base, trained = frame[frame["name"] == "base"], frame[frame["name"] != "base"].reset_index(drop=True)
-    for line in base.itertuples():
-        axes.axvline(line.value, color=STYLES["base"].color, linestyle=STYLES["base"].linestyle)
+    style, trained = STYLES["base"], frame[frame["name"] != "base"]
+    for line in frame[frame["name"] == "base"].itertuples():
+        axes.axvline(line.value, color=style.color, linestyle=style.linestyle)
         axes.annotate("before", (line.value, 1), (-2, 1), xycoords=("data", "axes fraction"), textcoords="offset points",
-                      ha="right", va="bottom", fontsize=SMALL, color=STYLES["base"].text_color)
+                      ha="right", va="bottom", fontsize=SMALL, color=style.text_color)
     names = [METHOD_NAMES[name] for name in trained["name"]]
-    draw_intervals(axes, trained.assign(method=trained["name"], label=names), names, dict.fromkeys(names, True))
-    axes.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5), xlim=(0, 103),
-             xlabel="captions right (%)")
+    draw_intervals(axes, trained.assign(method=trained["name"], label=names), names)
+    name_lines(axes, names)
+    axes.set(xlim=(0, 103), xlabel="captions right (%)")

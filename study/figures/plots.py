@@ -10,34 +10,35 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from dyme_core.config import METHOD_NAMES
-from study import statistics
+from study import plan, statistics
 from study.figures.theme import (
     BODY,
-    CAPTIONS,
     COLUMN,
+    GAP,
     GREY,
     PAGE,
     PALETTE,
     SMALL,
     STYLES,
+    draw_intervals,
+    draw_line,
     finish,
     label_ends,
+    name_lines,
     panels,
     seeds_note,
     themed,
 )
 
-BOUNDS = {"float64": 1e-12, "float32": 1e-5}  # expected relative error of equal gradients
 DTYPE_STYLES = {"float64": (PALETTE[0], "o"), "float32": (PALETTE[1], "^")}
 SHADES = {0.0: ("#d9d9d9", "black"), 0.5: ("#8fb8d6", "black"), 1.0: (PALETTE[0], "white")}  # colours of bar and number
 ERROR_FLOOR = 1e-18  # an error of exactly 0 is drawn here, on the log axis
 MODES = {"memorize": 1.0, "explore": 0.5, "mastered": 0.2}  # how strong the method's colour is: also told apart in grey
-GAP = 0.08  # between panels side by side, of a panel's width: room for half a number at both ends of an axis
 WINDOW = 10  # steps of the running mean of per-step logs
 BAND = "Band: lowest to highest seed; line: their mean."
 
 
-@themed
+@themed()
 def gradient_equivalence(frame: pd.DataFrame) -> Figure:
     """Draw the relative error per parameter group in both precisions, log axis, with the expected bounds.
 
@@ -50,8 +51,9 @@ def gradient_equivalence(frame: pd.DataFrame) -> Figure:
         part = frame[frame["dtype"] == dtype]
         rows = part["group"].map(groups.index)
         axes.plot(part["relative_error"].clip(lower=ERROR_FLOOR), rows, marker, color=color)
-        axes.axvline(BOUNDS[dtype], color=color, linestyle=(0, (4, 2)), linewidth=0.8)
-        axes.annotate(f"{dtype}\n< {_power(BOUNDS[dtype])}", (BOUNDS[dtype], 1.0), (2, 1), textcoords="offset points",
+        bound = plan.GRADIENT_BOUNDS[dtype]
+        axes.axvline(bound, color=color, linestyle=(0, (4, 2)), linewidth=0.8)
+        axes.annotate(f"{dtype}\n< $10^{{{round(np.log10(bound))}}}$", (bound, 1.0), (2, 1), textcoords="offset points",
                       xycoords=("data", "axes fraction"), ha="left", va="bottom", fontsize=SMALL, color=color,
                       linespacing=1.0)
     right = max(1e-3, 10 * frame["relative_error"].max())  # an error beyond its bound must be seen
@@ -59,10 +61,11 @@ def gradient_equivalence(frame: pd.DataFrame) -> Figure:
              yticks=range(len(groups)), yticklabels=groups, ylim=(len(groups) - 0.5, -0.5))
     zero = f" Errors of exactly 0 are drawn at {ERROR_FLOOR:.0e}." if (frame["relative_error"] == 0).any() else ""
     cosine = f" Smallest cosine between the two: 1 - {max(0.0, 1 - frame['cosine'].min()):.1e}."
-    return finish(figure, frame, CAPTIONS["gradient_equivalence"] + cosine + zero)
+    return finish(figure, frame, "Relative error between the SFT gradient and the GRPO form with ratio 1 and advantage 1, per "
+                  f"parameter group, on a real VLM. Dashed: the expected bounds.{cosine}{zero}")
 
 
-@themed
+@themed()
 def off_policy(frame: pd.DataFrame) -> Figure:
     """Draw what each setting does to the gradient: its relative error, its scale against the SFT gradient, or both.
 
@@ -80,20 +83,22 @@ def off_policy(frame: pd.DataFrame) -> Figure:
         axes.set(xlabel=titles[column], yticks=range(len(frame)), yticklabels=frame["setting"],
                  ylim=(len(frame) - 0.5, -0.5))
         axes.margins(x=0.12)
-    return finish(figure, frame, CAPTIONS["off_policy"])
+    return finish(figure, frame, "What the GRPO form gives against the SFT gradient when the ratio is not 1 or the loss is "
+                  "weighted otherwise.")
 
 
-@themed
+@themed()
 def stability(logs: pd.DataFrame) -> Figure:
     """Draw correct answers on validation against the step, one line per method with a band over its seeds (SVLM)."""
-    curves = _curves(logs, "eval", "correct", scale=100)
+    curves = step_curves(logs, "eval", "correct", scale=100)
     figure, ((axes,),) = panels(1, 1, COLUMN, 2.3)
-    _draw_curves(axes, curves, curves["step"].max())
+    draw_curves(axes, curves, curves["step"].max())
     axes.set(xlabel="optimisation step", ylabel="correct on validation (%)")
-    return finish(figure, curves, CAPTIONS["stability"] + seeds_note(curves[curves["method"] != "base"], BAND))
+    return finish(figure, curves, "Correct answers (right and well-formed) on validation during training, mini world."
+                  + seeds_note(curves[curves["method"] != "base"], BAND))
 
 
-@themed
+@themed()
 def modes(logs: pd.DataFrame, method: str = "full_dyme") -> Figure:
     """Draw a DyME run's shares of memorize, explore and mastered groups above GRPO's share of zero-variance groups.
 
@@ -103,12 +108,14 @@ def modes(logs: pd.DataFrame, method: str = "full_dyme") -> Figure:
     """
     steps = logs[(logs["event"] == "step") & (logs["model"] == "svlm")]
     counts = steps[steps["method"] == method].groupby("step")[list(MODES)].mean()
-    shares = _smooth(100 * counts.div(counts.sum(axis=1), axis=0))
-    zero = _smooth(100 * steps[steps["method"] == "grpo"].groupby("step")[["zero_variance"]].mean())
+    zero = steps[steps["method"] == "grpo"].groupby("step")[["zero_variance"]].mean()
+    shares, zero = ((100 * part).rolling(WINDOW, min_periods=1).mean()
+                    for part in (counts.div(counts.sum(axis=1), axis=0), zero))
     figure, ((top,), (bottom,)) = panels(2, 1, COLUMN, 2.7, sharex=True)
     edges = np.vstack([np.zeros(len(shares)), shares.cumsum(axis=1).T.to_numpy()])
     for lower, upper, strength in zip(edges[:-1], edges[1:], MODES.values(), strict=True):
-        top.fill_between(shares.index, lower, upper, color=_tint(STYLES[method].color, strength), linewidth=0)
+        tint = 1 - strength * (1 - np.array(to_rgb(STYLES[method].color)))  # mixed with white
+        top.fill_between(shares.index, lower, upper, color=tint, linewidth=0)
     bottom.plot(zero.index, zero["zero_variance"], color=STYLES["grpo"].color, linestyle="solid")
     for axes, title in ((top, METHOD_NAMES[method]), (bottom, "GRPO")):
         axes.set_title(title, fontsize=BODY)
@@ -118,47 +125,48 @@ def modes(logs: pd.DataFrame, method: str = "full_dyme") -> Figure:
     label_ends(top, [(shares.index[-1], middle, name, "black") for middle, name in zip(middles, MODES, strict=True)])
     label_ends(bottom, [(zero.index[-1], zero["zero_variance"].iloc[-1], "zero variance", STYLES["grpo"].text_color)])
     frame = shares.join(zero.rename(columns={"zero_variance": "grpo_zero_variance"}), how="outer").reset_index()
-    return finish(figure, frame, CAPTIONS["modes"].format(method=METHOD_NAMES[method], window=WINDOW))
+    return finish(figure, frame, f"Top: how the groups of {METHOD_NAMES[method]} split into modes, mean of {WINDOW} steps. "
+                  "Bottom: share of groups from which GRPO learns nothing because all rewards of the group are equal.")
 
 
-@themed
+@themed()
 def thinking(logs: pd.DataFrame) -> Figure:
     """Draw groundedness and format on validation, and the rollouts' thinking length, at each step (SVLM)."""
-    parts = {"groundedness (%)": _curves(logs, "eval", "groundedness", scale=100),
-             "format right (%)": _curves(logs, "eval", "has_format", scale=100),
-             "thinking (tokens)": _curves(logs, "step", "thinking_tokens", window=WINDOW)}
+    parts = {"groundedness (%)": step_curves(logs, "eval", "groundedness", scale=100),
+             "format right (%)": step_curves(logs, "eval", "has_format", scale=100),
+             "thinking (tokens)": step_curves(logs, "step", "thinking_tokens", window=WINDOW)}
     frame = pd.concat(curves.assign(measure=label) for label, curves in parts.items())
-    last = frame["step"].max()
     figure, rows = panels(3, 1, COLUMN, 4.3, sharex=True)
     for (axes,), (label, curves) in zip(rows, parts.items(), strict=True):
         axes.set_ylabel(label)
-        _draw_curves(axes, curves, last)
+        draw_curves(axes, curves, frame["step"].max())
     rows[-1][0].set_xlabel("optimisation step")
-    note = seeds_note(frame[frame["method"] != "base"], BAND)
-    return finish(figure, frame, CAPTIONS["thinking"].format(window=WINDOW) + note)
+    return finish(figure, frame, "What becomes of thinking during training, mini world: groundedness and format on validation, "
+                  f"length of the rollouts' thinking (mean of {WINDOW} steps; SFT makes no rollouts)."
+                  + seeds_note(frame[frame["method"] != "base"], BAND))
 
 
-@themed
-def performance(rows: pd.DataFrame, seed: int = 0) -> Figure:
+@themed()
+def performance(rows: pd.DataFrame) -> Figure:
     """Draw correct answers of each method on both test sets, with 95 % intervals (SVLM)."""
-    tested = rows[(rows["model"] == "svlm") & rows["split"].isin(["test", "unseen"])]
-    summary = _percent(tested, ("method", "split"), seed)
+    summary = _percent(rows[rows["split"].isin(["test", "unseen"])], ("method", "split"))
     methods = list(dict.fromkeys(summary["method"]))
     figure, (line,) = panels(1, 2, COLUMN, 0.75 + 0.2 * len(methods), sharex=True)
     for axes, (split, title) in zip(line, {"test": "test", "unseen": "unseen styles"}.items(), strict=True):
-        _draw_dots(axes, summary[summary["split"] == split], methods, summary["high"].max())
+        _draw_methods(axes, summary[summary["split"] == split], methods, summary["high"].max())
         axes.set_title(title)
     _name_methods(line[0], methods)
     figure.get_layout_engine().set(wspace=GAP)
     figure.supxlabel("correct (%)", fontsize=BODY)
-    caption = CAPTIONS["performance"].format(items=summary["num_items"].max())
-    return finish(figure, summary, caption + seeds_note(summary, ""))
+    return finish(figure, summary, "Correct answers (right and well-formed) after training, mini world: "
+                  f"{summary['num_items'].max()} test charts in seen styles, and as many in unseen styles and value ranges. "
+                  "Bars: 95 % bootstrap intervals." + seeds_note(summary, ""))
 
 
-@themed
-def kinds(rows: pd.DataFrame, seed: int = 0) -> Figure:
+@themed()
+def kinds(rows: pd.DataFrame) -> Figure:
     """Draw correct answers on the test set by question kind, one small panel per kind, with 95 % intervals (SVLM)."""
-    summary = _percent(rows[(rows["model"] == "svlm") & (rows["split"] == "test")], ("kind", "method"), seed)
+    summary = _percent(rows[rows["split"] == "test"], ("kind", "method"))
     methods = [method for method in METHOD_NAMES if method in set(summary["method"])]
     names = sorted(set(summary["kind"]))
     columns = min(4, len(names))
@@ -168,7 +176,7 @@ def kinds(rows: pd.DataFrame, seed: int = 0) -> Figure:
         axes.set_visible(False)
     for axes, name in zip(grid.flat, names, strict=False):
         part = summary[summary["kind"] == name]
-        _draw_dots(axes, part, methods, summary["high"].max())
+        _draw_methods(axes, part, methods, summary["high"].max())
         axes.set_title(f"{name.replace('_', ' ')} (n = {part['num_items'].max()})", fontsize=SMALL)
     for axes in grid[:, 0]:
         _name_methods(axes, methods)
@@ -177,73 +185,11 @@ def kinds(rows: pd.DataFrame, seed: int = 0) -> Figure:
         axes.tick_params(labelbottom=True)
     figure.get_layout_engine().set(wspace=GAP)
     figure.supxlabel("correct (%)", fontsize=BODY)
-    return finish(figure, summary, CAPTIONS["kinds"] + seeds_note(summary, ""))
+    return finish(figure, summary, "Correct answers on the test set by kind of question, mini world. Bars: 95 % bootstrap "
+                  "intervals." + seeds_note(summary, ""))
 
 
-def _percent(rows: pd.DataFrame, by: tuple[str, ...], seed: int) -> pd.DataFrame:
-    summary = statistics.summarise(rows, "correct", by, seed)
-    return summary.assign(**{column: 100 * summary[column] for column in ("value", "low", "high")}).sort_values(
-        list(by), key=statistics.method_rank, kind="stable", ignore_index=True)
-
-
-def _draw_dots(axes: Axes, summary: pd.DataFrame, methods: list[str], limit: float) -> None:
-    """One dot with its interval per method."""
-    for line in summary.itertuples():
-        style, y = STYLES[line.method], methods.index(line.method)
-        axes.hlines(y, line.low, line.high, color=style.color, linewidth=1.2)
-        axes.plot(line.value, y, style.marker, color=style.color, markersize=4.5, clip_on=False)
-    axes.set(yticks=range(len(methods)), yticklabels=[], ylim=(len(methods) - 0.5, -0.5), xlim=(0, 1.05 * limit or 1))
-
-
-def _name_methods(axes: Axes, methods: list[str]) -> None:
-    axes.set_yticks(range(len(methods)), [METHOD_NAMES[method] for method in methods])
-    for tick, method in zip(axes.get_yticklabels(), methods, strict=True):
-        tick.set_color(STYLES[method].text_color)
-
-
-def _curves(logs: pd.DataFrame, event: str, column: str, scale: float = 1.0, window: int = 1) -> pd.DataFrame:
-    """Mean, lowest and highest over the seeds at each step: columns method, step, mean, low, high, num_seeds."""
-    part = logs[(logs["event"] == event) & (logs["model"] == "svlm")].dropna(subset=[column])
-    wide = scale * part.pivot(index="step", columns=["method", "seed"], values=column).sort_index()
-    smooth = pd.concat([_smooth(wide[[run]].dropna(), window) for run in wide], axis=1) if window > 1 else wide
-    long = smooth.stack(["method", "seed"], future_stack=True).dropna().groupby(["method", "step"])
-    curves = long.agg(["mean", "min", "max", "count"]).reset_index().rename(
-        columns={"min": "low", "max": "high", "count": "num_seeds"})
-    return curves.sort_values(["method", "step"], key=statistics.method_rank, kind="stable", ignore_index=True)
-
-
-def _draw_curves(axes: Axes, curves: pd.DataFrame, last: int) -> None:
-    """One line per method with its band, and its name at the right; the base, which is not trained, as a level."""
-    ends = []
-    for method, part in curves.groupby("method", sort=False):
-        style = STYLES[method]
-        if method == "base":
-            axes.axhline(part["mean"].iloc[-1], color=style.color, linestyle=style.linestyle)
-        else:
-            axes.fill_between(part["step"], part["low"], part["high"], color=style.color, alpha=0.18, linewidth=0)
-            axes.plot(part["step"], part["mean"], color=style.color, linestyle=style.linestyle, marker=style.marker,
-                      markevery=max(1, len(part) // 6), clip_on=False)
-        end = last if method == "base" else part["step"].iloc[-1]
-        ends.append((end, part["mean"].iloc[-1], METHOD_NAMES[method], style.text_color))
-    axes.set_xlim(0, last)
-    axes.set_ylim(0, 1.08 * curves["high"].max() or 1)  # 0 throughout still needs an axis
-    label_ends(axes, ends)
-
-
-def _smooth(frame: pd.DataFrame, window: int = WINDOW) -> pd.DataFrame:
-    return frame.rolling(window, min_periods=1).mean()
-
-
-def _tint(color: str, strength: float) -> tuple[float, ...]:
-    """The colour mixed with white; strength 1 leaves it as it is."""
-    return tuple(1 - strength * (1 - channel) for channel in to_rgb(color))
-
-
-def _power(value: float) -> str:
-    return rf"$10^{{{round(np.log10(value))}}}$"
-
-
-@themed
+@themed()
 def scores(ratings: Mapping[str, Sequence[float]]) -> Figure:
     """Draw how a checker's scores 0, 0.5 and 1 are shared out, one bar a source of traces.
 
@@ -266,4 +212,54 @@ def scores(ratings: Mapping[str, Sequence[float]]) -> Figure:
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
     axes.set_xlabel("traces (%), by the checker's score")
-    return finish(figure, frame, CAPTIONS["scores"])
+    return finish(figure, frame, "What the rule checker gives the thinking of the base (sampled) and the refiner's targets for "
+                  "the same validation charts, mini world: 0 no right fact, 0.5 some, 1 all facts right, in order and leading "
+                  "to the answer.")
+
+
+def _percent(rows: pd.DataFrame, by: tuple[str, ...]) -> pd.DataFrame:
+    summary = statistics.summarise(rows[rows["model"] == "svlm"], "correct", by)
+    summary[["value", "low", "high"]] *= 100
+    return summary
+
+
+def _draw_methods(axes: Axes, summary: pd.DataFrame, methods: list[str], limit: float) -> None:
+    """One mark with its interval per method."""
+    draw_intervals(axes, summary.assign(label=summary["method"]), methods, linestyle="None", clip_on=False)
+    axes.set_xlim(0, 1.05 * limit or 1)
+
+
+def _name_methods(axes: Axes, methods: list[str]) -> None:
+    name_lines(axes, [METHOD_NAMES[method] for method in methods], [STYLES[method].text_color for method in methods])
+
+
+def step_curves(logs: pd.DataFrame, event: str, column: str, scale: float = 1.0, window: int = 1) -> pd.DataFrame:
+    """Mean, lowest and highest over the seeds at each step, each run smoothed over `window` steps (SVLM).
+
+    Returns:
+        Columns method, step, mean, low, high, num_seeds.
+    """
+    part = logs[(logs["event"] == event) & (logs["model"] == "svlm")].dropna(subset=[column])
+    wide = scale * part.pivot(index="step", columns=["method", "seed"], values=column).sort_index()
+    if window > 1:
+        wide = pd.concat([wide[[run]].dropna().rolling(window, min_periods=1).mean() for run in wide], axis=1)
+    long = wide.stack(["method", "seed"], future_stack=True).dropna().groupby(["method", "step"])
+    curves = long.agg(["mean", "min", "max", "count"]).reset_index().rename(
+        columns={"min": "low", "max": "high", "count": "num_seeds"})
+    return curves.sort_values(["method", "step"], key=statistics.method_rank, kind="stable", ignore_index=True)
+
+
+def draw_curves(axes: Axes, curves: pd.DataFrame, last: int, headroom: float = 1.08) -> None:
+    """One line per method with its band, and its name at the right; the base, which is not trained, as a level."""
+    ends = []
+    for method, part in curves.groupby("method", sort=False):
+        style = STYLES[method]
+        if method == "base":
+            level = part["mean"].iloc[-1]
+            axes.axhline(level, color=style.color, linestyle=style.linestyle)
+            ends.append((last, level, METHOD_NAMES[method], style.text_color))
+        else:
+            ends.append(draw_line(axes, part, "step", "mean", style, METHOD_NAMES[method], num_marks=6))
+    axes.set_xlim(0, last)
+    axes.set_ylim(0, headroom * curves["high"].max() or 1)  # 0 throughout still needs an axis
+    label_ends(axes, ends)

@@ -1,13 +1,13 @@
 """The look of every figure: theme, one style per method, names at line ends, captions, and saving byte for byte.
 
-The figures themselves are in `plots` (numbers) and `traces` (charts with their texts); each gives a Figure with two
-attributes: `dyme_frame`, the numbers it was drawn from, and `dyme_caption`.
+The figures themselves are in `plots`, `sweeps` and `mechanism` (numbers) and `traces` (charts with their texts); each gives a
+Figure with two attributes: `dyme_frame`, the numbers it was drawn from, and `dyme_caption`.
 """
 from __future__ import annotations
 
-import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from scipy.optimize import isotonic_regression
 
 from dyme_core.config import METHOD_NAMES
 from study.tables import csv_text
@@ -31,6 +32,9 @@ COLUMN, PAGE = 3.3, 6.9  # inches: one column, two columns
 SMALL, BODY = 7.0, 8.0  # points
 PALETTE = sns.color_palette("colorblind").as_hex()
 GREY = "#5f5f5f"
+GAP = 0.08  # between panels side by side, of a panel's width: room for half a number at both ends of an axis
+ONE_SEED = " One seed: the spread between training runs is not shown."
+End = tuple[float, float, str, Any]  # of a line: x, y, its name, the name's colour
 RIGHT, WRONG = PALETTE[0], PALETTE[3]  # blue and vermilion: told apart by every common kind of colour blindness
 
 FAMILY = "DejaVu Sans"
@@ -48,44 +52,6 @@ THEME: dict[str, Any] = {
     "figure.constrained_layout.use": True, "figure.constrained_layout.h_pad": 0.03,
     "figure.constrained_layout.w_pad": 0.03, "axes.titlelocation": "left", "axes.titlepad": 4.0,
 }
-
-CAPTIONS = {
-    "gradient_equivalence":
-        "Relative error between the SFT gradient and the GRPO form with ratio 1 and advantage 1, per parameter group,"
-        " on a real VLM. Dashed: the expected bounds.",
-    "off_policy":
-        "What the GRPO form gives against the SFT gradient when the ratio is not 1 or the loss is weighted otherwise.",
-    "stability":
-        "Correct answers (right and well-formed) on validation during training, mini world.",
-    "modes":
-        "Top: how the groups of {method} split into modes, mean of {window} steps. Bottom: share of groups from which"
-        " GRPO learns nothing because all rewards of the group are equal.",
-    "thinking":
-        "What becomes of thinking during training, mini world: groundedness and format on validation, length of the "
-        "rollouts' thinking (mean of {window} steps; SFT makes no rollouts).",
-    "performance":
-        "Correct answers (right and well-formed) after training, mini world: {items} test charts in seen styles, and "
-        "as many in unseen styles and value ranges. Bars: 95 % bootstrap intervals.",
-    "kinds":
-        "Correct answers on the test set by kind of question, mini world. Bars: 95 % bootstrap intervals.",
-    "pseudo_thinking":
-        "After CoT-SFT. Left: the first test chart, in order of item ids, on which the large model is correct and "
-        "states no wrong fact while the small model's trace is well-formed with wrong facts ({shown} of {items} "
-        "charts); wrong facts underlined. Right: groundedness (right facts / stated facts) and pseudo-thinking rate "
-        "(well-formed traces with a wrong fact), with 95 % bootstrap intervals.",
-    "pseudo_thinking_none":
-        "After CoT-SFT. On none of the {items} test charts is the large model correct without a wrong fact while the "
-        "small one is well-formed with wrong facts: the chart shown has the largest gap in groundedness. Right: "
-        "groundedness (right facts / stated facts) and pseudo-thinking rate (well-formed traces with a wrong fact), "
-        "with 95 % bootstrap intervals.",
-    "scores":
-        "What the rule checker gives the thinking of the base (sampled) and the refiner's targets for the same validation "
-        "charts, mini world: 0 no right fact, 0.5 some, 1 all facts right, in order and leading to the answer.",
-    "gallery":
-        "Charts with a question and a trace: facts of the chart stated rightly in bold, wrongly in bold and "
-        "underlined; the checker's score beneath each.",
-}
-
 
 @dataclass(frozen=True)
 class Style:
@@ -111,17 +77,13 @@ STYLES = {
 }
 
 
-def themed(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Decorate a figure function: it draws in the house theme, whatever the caller's settings."""
-
-    @functools.wraps(draw)
-    def drawn(*args: Any, **kwargs: Any) -> Figure:
-        with mpl.rc_context():
-            mpl.rcdefaults()
-            mpl.rcParams.update(THEME)
-            return draw(*args, **kwargs)
-
-    return drawn
+@contextmanager
+def themed() -> Iterator[None]:
+    """Decorator of a figure function (or a `with` block): the house theme, whatever the caller's settings."""
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(THEME)
+        yield
 
 
 def panels(rows: int, columns: int, width: float, height: float, **kwargs: Any) -> tuple[Figure, np.ndarray]:
@@ -147,9 +109,49 @@ def seeds_note(frame: pd.DataFrame, what: str) -> str:
     seeds = frame.groupby("method")["num_seeds"].min()
     single = [METHOD_NAMES[method] for method in METHOD_NAMES if seeds.get(method) == 1]
     if len(single) == len(seeds):
-        return " One seed: the spread between training runs is not shown."
+        return ONE_SEED
     note = f" {what}" if what else ""
     return note + (f" One seed only for {', '.join(single)}." if single else "")
+
+
+def seeds_sentence(frame: pd.DataFrame) -> str:
+    """Say on how many seeds the numbers of a figure rest (column num_seeds)."""
+    low, high = int(frame["num_seeds"].min()), int(frame["num_seeds"].max())
+    if low == high == 1:
+        return ONE_SEED
+    return f" Seeds: {low}." if low == high else f" Seeds: {low} to {high}, by point."
+
+
+def name_lines(axes: Axes, names: Sequence[str], colors: Sequence[Any] = ()) -> None:
+    """Give each of the lines 0, 1, ... of a panel, from the top, its name; in its colour where colours are given."""
+    axes.set_yticks(range(len(names)), names)
+    for tick, color in zip(axes.get_yticklabels(), colors, strict=False):
+        tick.set_color(color)
+
+
+def draw_intervals(axes: Axes, frame: pd.DataFrame, labels: Sequence[str], hollow: Collection[str] = (), **look: Any) -> None:
+    """A mark with its interval on the line of its label: its method's marker, or a hollow circle where the label is `hollow`.
+
+    Args:
+        frame: columns method, label, value, low, high.
+        labels: of all lines, from the top.
+        look: of the marks, as `Axes.plot` takes it.
+    """
+    for line in frame.itertuples():
+        style, y = STYLES[line.method], labels.index(line.label)
+        axes.hlines(y, line.low, line.high, color=style.color, linewidth=1.2)
+        marker = {"marker": "o", "markerfacecolor": "white"} if line.label in hollow else {"marker": style.marker}
+        axes.plot(line.value, y, color=style.color, markersize=4.5, **marker, **look)
+    axes.set(yticks=range(len(labels)), yticklabels=[], ylim=(len(labels) - 0.5, -0.5))
+
+
+def draw_line(axes: Axes, frame: pd.DataFrame, x: str, y: str, style: Style, name: str, num_marks: int | None = None) -> End:
+    """A line with its band (columns low, high) and about `num_marks` marks (all points, if None); returns its end, for
+    `label_ends`."""
+    axes.fill_between(frame[x].astype(float), frame["low"], frame["high"], color=style.color, alpha=0.18, linewidth=0)
+    axes.plot(frame[x], frame[y], color=style.color, linestyle=style.linestyle, marker=style.marker, clip_on=False,
+              markevery=num_marks and max(1, len(frame) // num_marks))
+    return frame[x].iloc[-1], frame[y].iloc[-1], name, style.text_color
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> np.ndarray:
@@ -161,31 +163,19 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> np.n
         The positions moved, in the same order.
     """
     order = np.argsort(wanted, kind="stable")
-    blocks: list[list[float]] = []  # [sum of the members' wanted starts, members]: a block's members stand `gap` apart
-    for position in np.asarray(wanted, dtype=float)[order]:
-        blocks.append([position, 1])
-        while len(blocks) > 1 and _start(blocks[-2]) + blocks[-2][1] * gap > _start(blocks[-1]):
-            total, members = blocks.pop()
-            blocks[-1][0] += total - members * blocks[-1][1] * gap
-            blocks[-1][1] += members
-    moved = np.concatenate([_start(block) + gap * np.arange(block[1]) for block in blocks])
-    floor = low + gap * np.arange(len(moved))
-    ceiling = high - gap * np.arange(len(moved))[::-1]
+    steps = gap * np.arange(len(order))
+    moved = isotonic_regression(np.asarray(wanted, dtype=float)[order] - steps).x + steps  # the nearest in least squares
     result = np.empty(len(moved))
-    result[order] = np.maximum(np.minimum(moved, ceiling), floor)
+    result[order] = np.maximum(np.minimum(moved, high - steps[::-1]), low + steps)
     return result
 
 
-def _start(block: list[float]) -> float:
-    return block[0] / block[1]
-
-
-def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, Any]], gap: float = SMALL * 1.15) -> None:
+def label_ends(axes: Axes, ends: Sequence[End], gap: float = SMALL * 1.15) -> None:
     """Write names right of the axes, joined to the ends of their lines, moved apart where they would overlap.
 
     Args:
         axes: limits must be final.
-        ends: (x, y, name, colour) for each line, x and y in data units.
+        ends: of the lines, x and y in data units.
         gap: least distance between two names, in points.
     """
     axes.figure.draw_without_rendering()  # the layout decides the height in points
@@ -199,23 +189,18 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, Any]], gap: f
                                   "relpos": (0, 0.5)}, annotation_clip=False)
 
 
-def save_figure(figure: Figure, frame: pd.DataFrame, name: str, folder: Path) -> dict[str, Path]:
-    """Write `<name>.pdf`, `.png` (300 dpi) and `.csv`; the same rows give the same bytes.
+def save_figure(figure: Figure, name: str, folder: Path) -> dict[str, Path]:
+    """Write a figure as `<name>.pdf` and `.png` (300 dpi) and its numbers as `.csv`; the same rows give the same bytes.
 
-    Args:
-        frame: the numbers the figure was drawn from (`figure.dyme_frame`).
     Returns:
         The three paths, by suffix.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    logging.getLogger("fontTools").setLevel(logging.WARNING)  # it would tell of every glyph that a PDF embeds
+    logging.getLogger("fontTools").setLevel(logging.WARNING)  # it reports every glyph that a PDF embeds
     paths = {suffix: folder / f"{name}.{suffix}" for suffix in ("pdf", "png", "csv")}
-    with mpl.rc_context():
-        mpl.rcdefaults()
-        mpl.rcParams.update(THEME)
+    with themed():
         figure.savefig(paths["pdf"], metadata={"CreationDate": None})
         figure.savefig(paths["png"], dpi=300, metadata={"Software": None})
-    table = csv_text(frame)
-    paths["csv"].write_text(table, encoding="utf-8", newline="\n")
+    paths["csv"].write_text(csv_text(figure.dyme_frame), encoding="utf-8", newline="\n")
     logger.info("figure %s in %s", name, folder)
     return paths

@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import pandas as pd
@@ -18,15 +19,16 @@ from PIL.Image import Image
 
 from dyme_core.supervision.checker import Judgement
 from study import statistics
-from study.figures.theme import BODY, CAPTIONS, GREY, PAGE, RIGHT, SMALL, STYLES, THEME, WRONG, finish, panels, themed
+from study.figures.theme import BODY, FAMILY, GREY, PAGE, RIGHT, SMALL, STYLES, WRONG, finish, name_lines, panels, themed
+from study.tables import MODEL_NAMES
 
 LINE = SMALL * 1.35 / 72  # inches from one line of text to the next
 MARGIN = 0.08  # inches
-LOOKS = {"right": {"color": RIGHT, "fontweight": "bold"}, "wrong": {"color": WRONG, "fontweight": "bold"},
+FONTS = {"right": {"color": RIGHT, "fontweight": "bold"}, "wrong": {"color": WRONG, "fontweight": "bold"},
          "question": {"color": "black", "fontstyle": "italic"}, "": {"color": "black"}}
 BARS_HEIGHT = 1.68  # inches that the two panels of bars need
 TRACE_COLUMNS = ["item", "question", "target", "prediction", "wrong_facts"]
-MODELS = {"large": "Large VLM", "svlm": "SVLM"}
+MODELS = ("large", "svlm")
 Mark = str | tuple[int, int]  # a fact as written in the trace, or its place there
 
 
@@ -46,20 +48,19 @@ def wrap(text: str, kinds: Sequence[str], width: float) -> list[Piece]:
 
     Args:
         text: one or several words; every space between words is drawn as one.
-        kinds: (len(text),) a key of LOOKS for each character.
+        kinds: (len(text),) a key of FONTS for each character.
     """
-    space = _width(" ", "")
     pieces: list[Piece] = []
     x, line = 0.0, 0
     for word in re.finditer(r"\S+(?: [.,:;?](?!\S))*", text):  # spaced punctuation never starts a line
-        runs = [(run.group(), kinds[run.start()]) for run in _runs(word, kinds)]
-        length = sum(_width(part, kind) for part, kind in runs)
-        if x and x + length > width:
+        runs = ((kind, "".join(text[place] for place in run)) for kind, run in groupby(range(*word.span()), kinds.__getitem__))
+        parts = [(part, kind, _width(part, kind)) for kind, part in runs]
+        if x and x + sum(length for *_, length in parts) > width:
             x, line = 0.0, line + 1
-        for part, kind in runs:
-            pieces.append(Piece(part, kind, x, _width(part, kind), line))
-            x += pieces[-1].width
-        x += space
+        for part, kind, length in parts:
+            pieces.append(Piece(part, kind, x, length, line))
+            x += length
+        x += _width(" ", "")
     return pieces
 
 
@@ -87,7 +88,7 @@ def marked(image: Image, question: str, trace: str, judgement: Judgement) -> dic
             "wrong": [(claim.start, claim.end) for claim in claims if not claim.is_right]}
 
 
-@themed
+@themed()
 def gallery(items: Sequence[Mapping[str, Any]], columns: int = 2) -> Figure:
     """Draw a grid of charts, each with its question, its trace with the facts marked, and the checker's score.
 
@@ -107,19 +108,18 @@ def gallery(items: Sequence[Mapping[str, Any]], columns: int = 2) -> Figure:
     for index, (item, question, trace) in enumerate(zip(items, texts, traces, strict=True)):
         x, y = MARGIN + cell * (index % columns), MARGIN + sum(rows[: index // columns])
         _show(figure, item["image"], x, y, side)
-        left = x + side + MARGIN
-        _write(page, question, left, y)
-        y += LINE * (_lines(question) + 0.3)
-        _write(page, trace, left, y)
-        y += LINE * (_lines(trace) + 0.3)
-        page.text(left, y, f"checker {item['score']:.1f}", fontsize=SMALL, va="top", color=GREY)
+        x += side + MARGIN
+        y = _write(page, question, x, y) + 0.3 * LINE
+        y = _write(page, trace, x, y) + 0.3 * LINE
+        page.text(x, y, f"checker {item['score']:.1f}", fontsize=SMALL, va="top", color=GREY)
     frame = pd.DataFrame([{"question": item["question"], "trace": item["trace"], "score": item["score"],
                            "num_right": len(item["right"]), "num_wrong": len(item["wrong"])} for item in items])
-    return finish(figure, frame, CAPTIONS["gallery"])
+    return finish(figure, frame, "Charts with a question and a trace: facts of the chart stated rightly in bold, wrongly in "
+                  "bold and underlined; the checker's score beneath each.")
 
 
-@themed
-def pseudo_thinking(rows: pd.DataFrame, image_of: Callable[[str], Image], seed: int = 0) -> Figure:
+@themed()
+def pseudo_thinking(rows: pd.DataFrame, image_of: Callable[[str], Image]) -> Figure:
     """Draw one test chart with the CoT-SFT traces of the large and the small model, beside their rates on the test set.
 
     Args:
@@ -128,10 +128,10 @@ def pseudo_thinking(rows: pd.DataFrame, image_of: Callable[[str], Image], seed: 
     Raises:
         NoRows: if the two models share no test item.
     """
-    rows = rows[(rows["method"] == "sft") & (rows["split"] == "test") & rows["model"].isin(list(MODELS))]
-    rows = rows.assign(pseudo=((rows["has_format"] == 1) & (rows["wrong_facts"].str.len() > 0)).astype(int))
+    rows = rows[(rows["method"] == "sft") & (rows["split"] == "test") & rows["model"].isin(MODELS)]
+    rows = rows.assign(pseudo=statistics.has_pseudo_thinking(rows))
     shown, num_shown = _choose(rows)
-    summary = pd.concat(statistics.summarise(rows, metric, ("model",), seed) for metric in ("groundedness", "pseudo"))
+    summary = pd.concat(statistics.summarise(rows, metric, ("model",)) for metric in ("groundedness", "pseudo"))
     first = shown["large"]
     image_side, text_width, bars_width = 1.45, 2.75, 1.95
     question = wrap(first["question"], ["question"] * len(first["question"]), text_width)
@@ -143,20 +143,23 @@ def pseudo_thinking(rows: pd.DataFrame, image_of: Callable[[str], Image], seed: 
     figure, page = _page(height)
     _show(figure, image_of(first["item"]), MARGIN, MARGIN, image_side)
     x, y = 2 * MARGIN + image_side, MARGIN
-    _write(page, question, x, y)
-    y += LINE * (_lines(question) + 0.5)
+    y = _write(page, question, x, y) + 0.5 * LINE
     for model, trace in traces.items():
-        page.text(x, y, MODELS[model], fontsize=SMALL, va="top", color=GREY)
-        _write(page, trace, x, y + LINE)
-        y += LINE * (1.6 + _lines(trace))
+        page.text(x, y, MODEL_NAMES[model], fontsize=SMALL, va="top", color=GREY)
+        y = _write(page, trace, x, y + LINE) + 0.6 * LINE
     _bars(figure, summary, PAGE - bars_width - MARGIN, bars_width)
     chosen = pd.DataFrame([{"model": model, "metric": "trace", **row[TRACE_COLUMNS]} for model, row in shown.items()])
-    caption = CAPTIONS["pseudo_thinking" if num_shown else "pseudo_thinking_none"]
-    seeds = summary.groupby("model")["num_seeds"].min()
+    seeds, num_items = summary.groupby("model")["num_seeds"].min(), summary["num_items"].max()
+    rates = ("Right: groundedness (right facts / stated facts) and pseudo-thinking rate (well-formed traces with a wrong "
+             "fact), with 95 % bootstrap intervals.")
     note = (f" Seeds: {seeds['large']} large, {seeds['svlm']} small; one seed does not show the spread between "
             "training runs.") if seeds.min() == 1 else ""
-    caption = caption.format(shown=num_shown, items=summary["num_items"].max()) + note
-    return finish(figure, pd.concat([summary, chosen]), caption)
+    rule = (f"Left: the first test chart, in order of item ids, on which the large model is correct and states no wrong fact "
+            f"while the small model's trace is well-formed with wrong facts ({num_shown} of {num_items} charts); wrong facts "
+            "underlined." if num_shown else
+            f"On none of the {num_items} test charts is the large model correct without a wrong fact while the small one is "
+            "well-formed with wrong facts: the chart shown has the largest gap in groundedness.")
+    return finish(figure, pd.concat([summary, chosen]), f"After CoT-SFT. {rule} {rates}{note}")
 
 
 def _choose(rows: pd.DataFrame) -> tuple[dict[str, pd.Series], int]:
@@ -184,7 +187,7 @@ def _bars(figure: Figure, summary: pd.DataFrame, x: float, width: float) -> None
         part = summary[summary["metric"] == metric].set_index("model").loc[list(MODELS), ["value", "low", "high"]] * 100
         axes.barh(range(len(part)), part["value"], height=0.6, color=STYLES["sft"].color)
         axes.hlines(range(len(part)), part["low"], part["high"], color="black", linewidth=1.0)
-        axes.set_yticks(range(len(part)), list(MODELS.values()))
+        name_lines(axes, [MODEL_NAMES[model] for model in MODELS])
         axes.set(xlim=(0, 100), ylim=(len(part) - 0.5, -0.5), xticks=(0, 50, 100))
         axes.grid(visible=False, axis="y")
         axes.set_title(title, fontsize=BODY, x=-0.02)
@@ -214,12 +217,14 @@ def _show(figure: Figure, image: Image, x: float, y: float, side: float) -> None
     axes.spines[:].set(visible=True, color="#bbbbbb", linewidth=0.5)
 
 
-def _write(page: Axes, pieces: Sequence[Piece], x: float, y: float) -> None:
+def _write(page: Axes, pieces: Sequence[Piece], x: float, y: float) -> float:
+    """Write wrapped text from (x, y) down; returns the y below its last line."""
     for piece in pieces:
         base = y + LINE * (piece.line + 0.78)
-        page.text(x + piece.x, base, piece.text, va="baseline", fontsize=SMALL, parse_math=False, **LOOKS[piece.kind])
+        page.text(x + piece.x, base, piece.text, va="baseline", fontsize=SMALL, parse_math=False, **FONTS[piece.kind])
         if piece.kind == "wrong":
             page.hlines(base + 0.025, x + piece.x, x + piece.x + piece.width, color=WRONG, linewidth=0.8)
+    return y + LINE * _lines(pieces)
 
 
 def _places(text: str, marks: Sequence[Mark]) -> list[tuple[int, int]]:
@@ -235,20 +240,13 @@ def _places(text: str, marks: Sequence[Mark]) -> list[tuple[int, int]]:
     return places
 
 
-def _runs(word: re.Match, kinds: Sequence[str]) -> list[re.Match]:
-    """Split a word into runs of one kind."""
-    start, end = word.span()
-    edges = [start, *(index for index in range(start + 1, end) if kinds[index] != kinds[index - 1])]
-    return [re.compile(".+", re.DOTALL).match(word.string, *run) for run in zip(edges, [*edges[1:], end], strict=True)]
-
-
 def _lines(pieces: Sequence[Piece]) -> int:
     return pieces[-1].line + 1 if pieces else 0
 
 
 def _width(text: str, kind: str) -> float:
     """Width in inches as drawn."""
-    look = LOOKS[kind]
-    font = FontProperties(family=THEME["font.family"], size=SMALL, weight=look.get("fontweight", "normal"),
-                          style=look.get("fontstyle", "normal"))
-    return text_to_path.get_text_width_height_descent(text, font, ismath=False)[0] / 72
+    font = FONTS[kind]
+    properties = FontProperties(family=FAMILY, size=SMALL, weight=font.get("fontweight", "normal"),
+                                style=font.get("fontstyle", "normal"))
+    return text_to_path.get_text_width_height_descent(text, properties, ismath=False)[0] / 72

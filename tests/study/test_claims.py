@@ -11,8 +11,8 @@ import pytest
 from scripted_study import points, study_logs, study_manifests, study_rows
 
 from dyme_core import config
-from study import claims, contrasts, findings, plan, report, statistics, verdicts
-from study.verdicts import Evidence
+from study import claims, plan, report, statistics, tables
+from study.claims import Evidence
 
 CHANCES = {"svlm-base": 0.1, "svlm-sft": 0.75, "svlm-grpo": 0.3, "svlm-sft_grpo": 0.6, "svlm-pure_dyme": 0.6,
            "svlm-full_dyme": 0.6, "svlm-pure_dyme-luffy": 0.8, "svlm-pure_dyme-threshold": 0.3, "large-sft": 0.95,
@@ -29,33 +29,34 @@ def evidence(*experiments: str, seeds: int = 3) -> Evidence:
     return Evidence(study_rows(chosen, chance, seeds=seeds), study_logs(chosen, chance, seeds), study_manifests(chosen, seeds))
 
 
-def verdict_of(found: Evidence, words: str) -> str:
-    frame = findings.table(found).set_index("Claim")
-    return frame.loc[words, "Verdict"]
+@cache
+def verdicts() -> pd.Series:
+    """By claim, of a study in which the switch "budget" has not run."""
+    found = evidence("main", "large", "ablation", "switch")
+    rows = found.stored_rows[found.stored_rows["variant"] != "budget"]
+    return claims.table(Evidence(rows, found.stored_logs, found.manifests)).set_index("Claim")["Verdict"]
 
 
 @pytest.mark.parametrize(("words", "verdict"), [
-    ("Pure DyME beats GRPO", verdicts.REPRODUCED), ("DyME beats CoT-SFT", verdicts.NOT_REPRODUCED),
-    ("Full DyME beats Pure DyME", verdicts.NOISE), ("DyME beats SFT then GRPO", verdicts.NOISE),
-    ("CoT-SFT gives a small VLM more pseudo thinking than a large one", verdicts.REPRODUCED),
-    ("Full DyME beats DyME without memorize", verdicts.REPRODUCED),
-    ("Full DyME beats DyME without explore", verdicts.NOT_REPRODUCED),
-    ("The binary switch beats HPT gate", verdicts.REPRODUCED),
-    ("The binary switch beats SFT budget", verdicts.NOT_MEASURED),
-    ("Advantages collapse: most of GRPO's groups teach nothing", verdicts.REPRODUCED),
-    ("DyME drifts from memorizing to exploring", verdicts.REPRODUCED),
-    ("A step of Pure DyME takes no longer than one of GRPO", verdicts.REPRODUCED),
-    ("DyME helps in medical VQA and geometry", verdicts.NOT_TESTABLE)])
+    ("Pure DyME beats GRPO", claims.REPRODUCED), ("DyME beats CoT-SFT", claims.NOT_REPRODUCED),
+    ("Full DyME beats Pure DyME", claims.NOISE), ("DyME beats SFT then GRPO", claims.NOISE),
+    ("CoT-SFT gives a small VLM more pseudo thinking than a large one", claims.REPRODUCED),
+    ("Full DyME beats DyME without memorize", claims.REPRODUCED),
+    ("Full DyME beats DyME without explore", claims.NOT_REPRODUCED),
+    ("The binary switch beats HPT gate", claims.REPRODUCED),
+    ("The binary switch beats SFT budget", claims.NOT_MEASURED),
+    ("Advantages collapse: most of GRPO's groups teach nothing", claims.REPRODUCED),
+    ("DyME drifts from memorizing to exploring", claims.REPRODUCED),
+    ("A step of Pure DyME takes no longer than one of GRPO", claims.REPRODUCED),
+    ("DyME helps in medical VQA and geometry", claims.NOT_TESTABLE)])
 def test_the_verdict_follows_from_the_truth_of_the_study(words: str, verdict: str) -> None:
-    found = evidence("main", "large", "ablation", "switch")
-    found = Evidence(found.stored_rows[found.stored_rows["variant"] != "budget"], found.stored_logs, found.manifests)
-    assert verdict_of(found, words) == verdict
+    assert verdicts()[words] == verdict
 
 
 def test_too_few_seeds_are_not_a_measurement() -> None:
     found = evidence("main", seeds=2)
-    frame = findings.table(found)
-    assert set(frame["Verdict"]) == {verdicts.NOT_MEASURED, verdicts.NOT_TESTABLE}
+    frame = claims.table(found)
+    assert set(frame["Verdict"]) == {claims.NOT_MEASURED, claims.NOT_TESTABLE}
     line = frame.set_index("Claim").loc["Pure DyME beats GRPO"]
     assert line["Measured here"] == "2 of 3 seeds so far of svlm-pure_dyme, svlm-grpo" and line["Rests on"] == ""
 
@@ -63,7 +64,7 @@ def test_too_few_seeds_are_not_a_measurement() -> None:
 def test_settings_are_compared_on_the_seeds_that_both_have() -> None:
     full = evidence("main", seeds=5)
     rows = full.stored_rows[(full.stored_rows["method"] != "grpo") | (full.stored_rows["seed"] != 1)]
-    found = verdicts.items(Evidence(rows, full.stored_logs), "svlm-pure_dyme", "svlm-grpo")
+    found = claims.items(Evidence(rows, full.stored_logs), "svlm-pure_dyme", "svlm-grpo")
     assert "seeds 0, 2, 3, 4; 200 items" in found.rests_on and found.rests_on.startswith("main: svlm-pure_dyme, svlm-grpo")
 
 
@@ -73,42 +74,49 @@ def test_a_claim_about_some_kinds_of_question_looks_at_those_alone() -> None:
     rows.loc[(rows["kind"] == "gap") & (rows["method"] == "pure_dyme"), "correct"] = 1
     rows.loc[(rows["kind"] != "gap") & (rows["method"] == "sft"), "correct"] = 1
     made, settings = Evidence(rows, full.stored_logs), ("svlm-pure_dyme", "svlm-sft")
-    assert verdicts.items(made, *settings).verdict == verdicts.NOT_REPRODUCED
-    found = verdicts.items(made, *settings, kinds=("gap",))
-    assert found.verdict == verdicts.REPRODUCED and "(correct, test, gap)" in found.measured
+    assert claims.items(made, *settings).verdict == claims.NOT_REPRODUCED
+    found = claims.items(made, *settings, kinds=("gap",))
+    assert found.verdict == claims.REPRODUCED and "(correct, test, gap)" in found.measured
 
 
-def test_measures_of_a_run_by_hand() -> None:
+def test_the_sentence_of_a_claim_holds_its_verdict_and_numbers_or_what_is_missing() -> None:
+    claim = claims.better("DyME is better", "svlm-pure_dyme", "svlm-grpo")
+    found = claims.items(evidence("main"), "svlm-pure_dyme", "svlm-grpo")
+    assert claim.sentence(evidence("main")) == f"DyME is better: reproduced. {found.measured}."
+    assert claim.sentence(evidence("main", seeds=2)) == (
+        "DyME is better: not measured yet. 2 of 3 seeds so far of svlm-pure_dyme, svlm-grpo.")
+
+
+def test_metrics_of_a_run_by_hand() -> None:
     run = {"setting": "a", "seed": 0}
     logs = pd.DataFrame([run | {"event": "step", "step": step, "memorize": memorize, "explore": 4 - memorize, "mastered": 0,
                                 "cpu_s": 2.0, "zero_variance": zero}
                          for step, memorize, zero in ((1, 4, 1.0), (2, 3, 0.5), (3, 2, 0.5), (4, 1, 0.0))]
                         + [run | {"event": "eval", "step": step, "correct": correct}
                            for step, correct in ((0, 0.0), (2, 0.5), (3, 0.3), (4, 0.4))])
-    assert verdicts.zero_variance(logs)[0] == 50
-    assert verdicts.memorize_drift(logs)[0] == 75  # 100 % of the first quarter, 25 % of the last
-    assert verdicts.step_seconds(logs)[0] == 2
-    assert verdicts.drop_from_best(logs)[0] == pytest.approx(10)
-    assert verdicts.restlessness(logs)[0] == pytest.approx(10)
+    found = claims.run_metrics(logs).loc[("a", 0)]
+    assert (found["zero_variance"], found["step_seconds"]) == (50, 2)
+    assert found["memorize_drift"] == 75  # 100 % of the first quarter, 25 % of the last
+    assert (found["drop_from_best"], found["restlessness"]) == pytest.approx((10, 10))
     last = pd.concat([logs, logs.assign(seed=1, correct=0.8), logs.assign(seed=2, correct=0.6)])
-    assert verdicts.distance_between_seeds(last).tolist() == pytest.approx([20, 20, 0])
+    assert claims.run_metrics(last)["distance_between_seeds"].tolist() == pytest.approx([20, 20, 0])
 
 
 def test_a_smaller_gain_of_the_large_model_is_seen() -> None:
     rows = study_rows([replace(point, seeds=(0, 1, 2)) for point in points("main", "large")],
                       lambda setting: {"svlm-base": 0.3, "large-base": 0.6}.get(setting, 0.7))
-    found = verdicts.gains(Evidence(rows, pd.DataFrame()), ("svlm-pure_dyme", "svlm-base"), ("large-pure_dyme", "large-base"))
-    assert found.verdict == verdicts.REPRODUCED
+    found = claims.gains(Evidence(rows, pd.DataFrame()), ("svlm-pure_dyme", "svlm-base"), ("large-pure_dyme", "large-base"))
+    assert found.verdict == claims.REPRODUCED
 
 
-@pytest.mark.parametrize(("error", "verdict"), [(1e-15, verdicts.REPRODUCED), (1e-3, verdicts.NOT_REPRODUCED)])
+@pytest.mark.parametrize(("error", "verdict"), [(1e-15, claims.REPRODUCED), (1e-3, claims.NOT_REPRODUCED)])
 def test_gradients_are_held_to_their_bounds(error: float, verdict: str) -> None:
     frame = pd.DataFrame({"group": "all", "dtype": ["float64", "float32"], "relative_error": [error, 1e-7]})
-    assert verdicts.gradient_form(Evidence(pd.DataFrame(), pd.DataFrame(), (), frame)).verdict == verdict
+    assert claims.gradient_form(Evidence(pd.DataFrame(), pd.DataFrame(), (), frame)).verdict == verdict
 
 
 def test_what_beats_the_binary_switch_on_every_seed_is_a_finding_and_nothing_else() -> None:
-    found = findings.findings(evidence("main", "large", "ablation", "switch"))
+    found = claims.findings(evidence("main", "large", "ablation", "switch"))
     assert {sentence.split(" beats ")[0] for sentence in found} == {"LUFFY", "CoT-SFT"}
     assert len(found) == 4 and all("on each of 3 seeds" in sentence for sentence in found)
 
@@ -122,13 +130,13 @@ def test_one_seed_behind_is_no_finding_though_the_interval_is_above_zero() -> No
         binary[first_right] = 0  # one answer less than the binary switch has in this seed
     rows.loc[rows["run"] == "svlm-pure_dyme-luffy-s4", "correct"] = binary
     found = Evidence(rows, pd.DataFrame())
-    assert verdicts.items(found, "svlm-pure_dyme-luffy", "svlm-pure_dyme").verdict == verdicts.REPRODUCED
-    assert not any(sentence.startswith("LUFFY") for sentence in findings.findings(found))
+    assert claims.items(found, "svlm-pure_dyme-luffy", "svlm-pure_dyme").verdict == claims.REPRODUCED
+    assert not any(sentence.startswith("LUFFY") for sentence in claims.findings(found))
 
 
 def test_the_page_is_the_same_bytes_twice_and_counts_its_verdicts() -> None:
     found = evidence("main", "large", "ablation", "switch")
-    page, again = (findings.markdown(findings.table(found), findings.findings(found)) for _ in range(2))
+    page, again = (claims.markdown(claims.table(found), claims.findings(found), found.manifests) for _ in range(2))
     assert page == again and page.count("not to be edited") == 1
     assert f"Of {sum(map(len, claims.claims().values()))} claims: " in page
     assert all(f"## {section}\n" in page for section in (*claims.claims(), "Findings of ours"))
@@ -136,14 +144,14 @@ def test_the_page_is_the_same_bytes_twice_and_counts_its_verdicts() -> None:
 
 def test_reported_numbers_never_stand_in_the_measured_column() -> None:
     empty = Evidence(evidence("main").stored_rows.iloc[:0], evidence("main").stored_logs.iloc[:0])
-    frame = findings.table(empty)
-    assert set(frame["Verdict"]) == {verdicts.NOT_MEASURED, verdicts.NOT_TESTABLE}
-    assert frame["Reported"].equals(findings.table(evidence("main"))["Reported"])
+    frame = claims.table(empty)
+    assert set(frame["Verdict"]) == {claims.NOT_MEASURED, claims.NOT_TESTABLE}
+    assert frame["Reported"].equals(claims.table(evidence("main"))["Reported"])
 
 
 def test_tables_of_settings_hold_the_difference_on_shared_seeds_and_the_reported_number() -> None:
     rows = evidence("main", "large", "ablation", "switch").stored_rows
-    table = contrasts.switch_table(rows[(rows["variant"] != "chord") & ((rows["variant"] != "luffy") | (rows["seed"] > 0))])
+    table = tables.switch_table(rows[(rows["variant"] != "chord") & ((rows["variant"] != "luffy") | (rows["seed"] > 0))])
     assert table["Setting"].tolist() == [name for name in plan.SWITCH_NAMES.values() if name != "CHORD"]
     line = table.set_index("Setting").loc["LUFFY"]
     shared = rows[(rows["split"] == "test") & (rows["seed"] > 0)].groupby("run")["correct"].mean()
@@ -151,7 +159,7 @@ def test_tables_of_settings_hold_the_difference_on_shared_seeds_and_the_reported
     assert line["Difference on test (% points)"] == pytest.approx(expected)
     assert pd.isna(line["Reported (%)"]) and table.set_index("Setting").loc["HPT gate", "Reported (%)"] == 52.4
     with pytest.raises(statistics.NoRows):
-        contrasts.ablation_table(rows[rows["variant"] == ""])
+        tables.ablation_table(rows[rows["variant"] == ""])
 
 
 def test_the_tuning_table_marks_what_is_best_and_what_is_used() -> None:
@@ -160,7 +168,7 @@ def test_the_tuning_table_marks_what_is_best_and_what_is_used() -> None:
     used = (f"{profile.learning_rates['grpo']:g}", profile.warmup_steps["grpo"])
     best = next(point.runs()[0].name.removesuffix("-s0") for point in chosen if point.method == "grpo"
                 and (f"{point.value:g}", point.settings["warmup_steps.grpo"]) != used)
-    table = contrasts.tuning_table(study_rows(chosen, lambda setting: 0.9 if setting == best else 0.4), study_manifests(chosen))
+    table = tables.tuning_table(study_rows(chosen, lambda setting: 0.9 if setting == best else 0.4), study_manifests(chosen))
     assert len(table) == len(chosen)
     grpo = table[table["Grid"] == "GRPO"].set_index(["Learning rate", "Warm-up (steps)"])["Chosen"]
     assert grpo[grpo == "best"].index.map(lambda key: f"svlm-grpo-lr{key[0]}-w{key[1]}").tolist() == [best]
@@ -176,7 +184,7 @@ def test_a_report_of_a_study_under_way_leaves_out_what_is_missing(tmp_path: Path
     monkeypatch.setenv(config.PUBLISH, "1")
     (tmp_path / "README.md").write_text(f"Before\n\n{report.README_MARK}| old |\n\nAfter\n")
     monkeypatch.setattr(report, "read_manifests", lambda paths: found.manifests)
-    monkeypatch.setattr(report.statistics, "load_rows", lambda folder, runs: rows[rows["run"].isin(runs)])
+    monkeypatch.setattr(report.statistics, "load_rows", lambda folder, runs: rows)
     monkeypatch.setattr(report.statistics, "load_logs", lambda folder, runs: found.stored_logs)
     monkeypatch.setattr(report, "FIGURES", {name: report.FIGURES[name] for name in ("rollouts", "switches", "performance")})
     monkeypatch.setattr(report, "TABLES", {name: report.TABLES[name] for name in ("main", "tuning")})

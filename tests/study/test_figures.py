@@ -1,8 +1,9 @@
-"""Figures, plots and traces: the same rows give the same bytes, nothing overlaps, nothing leaves the page."""
+"""Figures: the same rows give the same bytes, nothing overlaps or leaves the page, and what has not run is left out."""
 from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from functools import cache, partial
 from itertools import combinations
 from pathlib import Path
 
@@ -17,9 +18,11 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
+from scripted_study import points, study_logs, study_manifests, study_rows
 
 from dyme_core.config import METHODS
-from study.figures import plots, theme, traces
+from study.figures import mechanism, plots, sweeps, theme, traces
+from study.statistics import NoRows
 
 WRONG_TRACE = "we locate 2010 and 2012 . 2010 has 12 and 6 , 2012 has 31 and 5 .\n<answer>2010</answer>"
 RIGHT_TRACE = "we locate 2010 and 2012 . 2010 has 12 and 6 , 2012 has 25 and 5 .\n<answer>2012</answer>"
@@ -71,6 +74,28 @@ GRADIENTS = pd.DataFrame([{"group": group, "dtype": dtype, "relative_error": err
 SETTINGS = pd.DataFrame({"setting": ["on policy", "dapo"], "scale": [1.0, 1.9], "relative_error": [0.0, 0.9]})
 ITEM = {"image": Image.new("RGB", (96, 96), "white"), "question": "Which year?", "trace": WRONG_TRACE, "score": 0.5,
         "right": ["12", "6", "5"], "wrong": ["31"]}
+CHANCES = {"sft": 0.65, "grpo": 0.42, "pure_dyme": 0.55, "full_dyme": 0.6}
+
+
+def chance(setting: str) -> float:
+    return CHANCES.get(setting.split("-")[1], 0.3) - 0.1 * (setting.count("-") > 1)
+
+
+@cache
+def rows_with(*experiments: str) -> pd.DataFrame:
+    """Rows of the main runs and of some experiments."""
+    return study_rows(points("main", *experiments), chance, items=40, seeds=3)
+
+
+STUDY: dict[str, Callable[[], Figure]] = {
+    "switches": lambda: sweeps.switches(rows_with("switch")), "ablation": lambda: sweeps.ablation(rows_with("ablation")),
+    "rollouts": lambda: sweeps.sweep(rows_with("rollouts"), "rollouts"),
+    "prompts": lambda: sweeps.sweep(rows_with("prompts", "rollouts"), "prompts"),
+    "data": lambda: sweeps.sweep(rows_with("data"), "data"),
+    "supervision": lambda: sweeps.supervision(rows_with("quality", "corruption")),
+    "length": lambda: sweeps.length(rows_with("length")),
+    "transfer": lambda: mechanism.transfer(rows_with("kinds", "statistics")),
+    "mechanism": lambda: mechanism.mechanism(study_logs(points("main"), chance, 3), study_manifests(points("main"), 3))}
 DRAW: dict[str, Callable[[], Figure]] = {
     "gradient_equivalence": lambda: plots.gradient_equivalence(GRADIENTS),
     "off_policy": lambda: plots.off_policy(SETTINGS),
@@ -78,8 +103,13 @@ DRAW: dict[str, Callable[[], Figure]] = {
     "thinking": lambda: plots.thinking(make_logs()), "performance": lambda: plots.performance(make_rows()),
     "kinds": lambda: plots.kinds(make_rows()), "gallery": lambda: traces.gallery([ITEM] * 3),
     "scores": lambda: plots.scores({"base": [0.0] * 17 + [0.5, 1.0, float("nan")], "refiner": [1.0] * 20}),
-    "pseudo_thinking": lambda: traces.pseudo_thinking(make_rows(), lambda item: ITEM["image"])}
+    "pseudo_thinking": lambda: traces.pseudo_thinking(make_rows(), lambda item: ITEM["image"]), **STUDY}
 EVERY = pytest.mark.parametrize("name", DRAW)
+
+
+@cache
+def drawn(name: str) -> Figure:
+    return DRAW[name]()
 
 
 def drawn_texts(figure: Figure, monkeypatch: pytest.MonkeyPatch) -> list[Text]:
@@ -98,20 +128,18 @@ def overlap(first: Text, second: Text) -> bool:
 
 @EVERY
 def test_the_same_rows_give_the_same_bytes_whatever_the_callers_settings(name: str, tmp_path: Path) -> None:
-    first = DRAW[name]()
-    first_paths = theme.save_figure(first, first.dyme_frame, name, tmp_path / "a")
+    first = theme.save_figure(drawn(name), name, tmp_path / "a")
     with mpl.rc_context({"font.size": 20, "axes.facecolor": "red", "savefig.dpi": 50}):
-        second = DRAW[name]()
-        second_paths = theme.save_figure(second, second.dyme_frame, name, tmp_path / "b")
-    assert sorted(first_paths) == ["csv", "pdf", "png"]
-    for suffix, path in first_paths.items():
-        assert path.read_bytes() == second_paths[suffix].read_bytes(), suffix
-    assert b"CreationDate" not in first_paths["pdf"].read_bytes()
+        second = theme.save_figure(DRAW[name](), name, tmp_path / "b")
+    assert sorted(first) == ["csv", "pdf", "png"]
+    for suffix, path in first.items():
+        assert path.read_bytes() == second[suffix].read_bytes(), suffix
+    assert b"CreationDate" not in first["pdf"].read_bytes()
 
 
 @EVERY
 def test_no_text_leaves_the_page_or_covers_another(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    figure = DRAW[name]()
+    figure = drawn(name)
     texts = drawn_texts(figure, monkeypatch)
     assert len(texts) > 5
     page = figure.bbox
@@ -123,14 +151,15 @@ def test_no_text_leaves_the_page_or_covers_another(name: str, monkeypatch: pytes
 
 @EVERY
 def test_every_figure_carries_its_numbers_and_a_caption_and_fits_a_paper(name: str) -> None:
-    figure = DRAW[name]()
-    assert len(figure.dyme_frame) and "{" not in figure.dyme_caption and figure.dyme_caption.endswith(".")
+    figure = drawn(name)
+    assert len(figure.dyme_frame) and "{" not in figure.dyme_caption
+    assert figure.dyme_caption.endswith(" Seeds: 3." if name in STUDY else ".")
     assert figure.get_figwidth() in (theme.COLUMN, theme.PAGE)
     assert not plt.get_fignums(), "an open figure would be shown twice in a notebook"
 
 
 def test_all_intervals_lie_inside_their_axes() -> None:
-    for figure in (DRAW["performance"](), DRAW["kinds"]()):
+    for figure in (drawn("performance"), drawn("kinds")):
         limits = {axes.get_xlim() for axes in figure.axes}
         assert len(limits) == 1
         assert figure.dyme_frame["high"].max() < limits.pop()[1]
@@ -201,7 +230,7 @@ def test_wrapped_lines_fit_their_width_and_lose_no_word() -> None:
 
 def test_the_shown_chart_is_the_first_that_fits_the_captions_rule() -> None:
     rows = make_rows()
-    figure = DRAW["pseudo_thinking"]()
+    figure = drawn("pseudo_thinking")
     pairs = rows[(rows["method"] == "sft") & (rows["split"] == "test") & (rows["seed"] == 0)].pivot(
         index="item", columns="model", values="correct")
     fits = pairs.index[(pairs["large"] == 1) & (pairs["svlm"] == 0)]
@@ -226,3 +255,52 @@ def test_scores_are_shared_out_over_the_traces_that_have_one() -> None:
     base = frame[frame["source"] == "base"].set_index("score")
     assert base["share"].round(6).to_dict() == {0.0: 66.666667, 0.5: 0.0, 1.0: 33.333333}
     assert frame.groupby("source")["num_traces"].first().to_dict() == {"base": 3, "refiner": 1}
+
+
+@pytest.mark.parametrize("draw", [sweeps.switches, sweeps.ablation, sweeps.supervision, sweeps.length, mechanism.transfer,
+                                  *(partial(sweeps.sweep, experiment=name) for name in sweeps.AXES)])
+def test_main_runs_alone_make_no_sweep(draw: Callable[[pd.DataFrame], Figure]) -> None:
+    with pytest.raises(NoRows):
+        draw(rows_with())
+
+
+def test_logs_without_gradients_entropy_or_captions_make_no_mechanism() -> None:
+    logs = study_logs(points("main"), chance, 1).drop(columns=["entropy", "memorize_norm", "explore_norm", "cosine"])
+    with pytest.raises(NoRows):
+        mechanism.mechanism(logs, [])
+    only = mechanism.mechanism(logs, study_manifests(points("main"), 1))
+    assert set(only.dyme_frame["panel"]) == {"captions"} and "Norm" not in only.dyme_caption
+
+
+def test_a_point_without_rows_is_left_out() -> None:
+    stored = rows_with("rollouts")
+    frame = sweeps.sweep(stored[~stored["variant"].isin(["g2", "g16"])], "rollouts").dyme_frame
+    assert set(frame["x"]) == {4, 8}
+    few = stored[(stored["variant"] != "g4") | (stored["seed"] == 0)]
+    assert sweeps.sweep(few, "rollouts").dyme_caption.endswith(" Seeds: 1 to 3, by point.")
+
+
+def test_a_sweep_shows_each_points_own_rows() -> None:
+    frame = drawn("rollouts").dyme_frame.set_index(["method", "x"])
+    stored = rows_with("rollouts")
+    own = stored[(stored["method"] == "grpo") & (stored["variant"] == "g4") & (stored["split"] == "test")]
+    assert frame.loc[("grpo", 4), "value"] == pytest.approx(100 * own["correct"].mean())
+    main = stored[(stored["method"] == "grpo") & (stored["variant"] == "") & (stored["split"] == "test")]
+    assert frame.loc[("grpo", 8), "value"] == pytest.approx(100 * main["correct"].mean())
+
+
+def test_transfer_splits_the_test_set_by_kind_and_by_source() -> None:
+    frame = drawn("transfer").dyme_frame
+    stored = rows_with("kinds", "statistics")
+    own = stored[(stored["run"].str.startswith("svlm-sft-no-gap-count")) & (stored["split"] == "test")]
+    line = frame[(frame["setting"] == "svlm-sft-no-gap-count")].set_index("part")["value"]
+    assert line["gap and count"] == pytest.approx(100 * own[own["kind"].isin(["gap", "count"])]["correct"].mean())
+    assert line["other kinds"] == pytest.approx(100 * own[~own["kind"].isin(["gap", "count"])]["correct"].mean())
+    assert {"generated tables", "real statistics"} < set(frame["part"])
+
+
+def test_a_steps_gradients_are_means_over_the_seeds_that_have_them() -> None:
+    frame = drawn("mechanism").dyme_frame
+    norms = frame[(frame["panel"] == "gradients") & (frame["name"] == "memorize")]
+    assert norms["value"].iloc[0] == pytest.approx(2.25) and norms["low"].iloc[0] == 2.0
+    assert frame[frame["panel"] == "cosine"]["step"].max() == 28

@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import trim_mean
 
 from dyme_core import store
-from study import statistics
+from study import plan, statistics
 
 
 def rows_of(scores: np.ndarray, method: str = "grpo", split: str = "test") -> pd.DataFrame:
@@ -125,16 +125,6 @@ def test_a_summary_keeps_the_order_of_the_methods_and_does_not_depend_on_its_nei
     pd.testing.assert_frame_equal(alone, summary.iloc[[1]].reset_index(drop=True))
 
 
-def test_a_comparison_gives_what_a_sentence_needs() -> None:
-    better, worse = np.ones((2, 20)), np.ones((2, 20))
-    worse[:, :6] = 0
-    found = statistics.compare(pd.concat([rows_of(better, "pure_dyme"), rows_of(worse, "grpo")]), "pure_dyme", "grpo")
-    assert found["difference"] == pytest.approx(0.3)
-    assert 0 < found["low"] < 0.3 < found["high"]
-    assert found["mcnemar_p"] == pytest.approx(2 / 2**6)
-    assert found["probability_of_improvement"] == 1.0
-
-
 def write(folder: Path, run: str, rows: list[dict]) -> None:
     store.write_rows(store.run_file(folder, run), rows)
 
@@ -171,3 +161,10 @@ def test_a_difference_between_differences_is_the_signed_sum_of_its_parts() -> No
 def test_what_was_not_measured_is_told_from_a_fault() -> None:
     with pytest.raises(statistics.NoRows, match="no rows to summarise"):
         statistics.summarise(pd.DataFrame(columns=["model", "method", "split", "seed", "item", "correct"]), "correct")
+
+
+def test_a_setting_is_a_run_without_its_seed() -> None:
+    frame = statistics.with_setting(pd.DataFrame({"run": ["svlm-pure_dyme-real1-s12", "large-sft-s0"]}))
+    assert frame["setting"].tolist() == ["svlm-pure_dyme-real1", "large-sft"]
+    for point in plan.points():
+        assert {statistics.setting_of(run.name) for run in point.runs()} == {point.setting}

@@ -31,10 +31,11 @@ def costs(rows: pd.DataFrame) -> pd.DataFrame:
                          for (method, seed), values in seconds.items() for value in values]
                         + [{"event": "eval", "model": "svlm", "method": "full_dyme", "seed": 0, "seconds": None},
                            {"event": "step", "model": "large", "method": "full_dyme", "seed": 0, "seconds": 90.0}])
-    manifests = [{"method": "base", "model": "svlm", "profile": "smoke", "settings": {}},
-                 *({"method": "full_dyme", "model": "svlm", "profile": "smoke", "settings": {"external_model": "judge-7B"},
+    manifests = [{"method": "base", "model": "svlm", "settings": {}},
+                 *({"method": "full_dyme", "model": "svlm", "settings": {"external_model": "judge-7B"},
                     "rollouts": 64, "tokens": tokens, "cpu_s": 9.6} for tokens in (100, 200, 900)),
-                 {"method": "sft", "model": "large", "profile": "smoke", "settings": {}}]
+                 {"method": "sft", "model": "large", "settings": {}}]
+    manifests = [manifest | {"profile": "smoke", "cpu": "this machine"} for manifest in manifests]
     return tables.cost_table(logs, rows, manifests)
 
 
