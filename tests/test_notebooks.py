@@ -99,7 +99,7 @@ def test_notebook_03_runs_top_to_bottom_as_profile_gpu_does(tmp_path: Path, monk
                                              for method in ("base", "grpo", "full_dyme")]
     run = names[-1]
     assert "estimate, not measured: profile gpu on 1 x" in shown and "longest sample, item" in shown
-    assert "trained now: svlm-" in shown and f"# {run}" in shown and "not reproduced here" in shown
+    assert "trained now: svlm-" in shown and f"# {run}" in shown and "not measured yet. 1 of 3 seeds" in shown
     assert {path.stem for path in (tmp_path / "results" / "local" / "gpu" / "runs").iterdir()} == {
         *names}
     gathered = {path.name for path in (tmp_path / "runs" / "gpu" / "gathered" / run).iterdir()}
