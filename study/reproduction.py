@@ -17,14 +17,14 @@ from dyme_core.config import METHOD_NAMES
 from dyme_core.pipeline.runs import differences
 from dyme_core.store import read_rows, run_file
 from dyme_core.utils import provenance, write_atomic
-from study import statistics
 from study.registry import read_manifests
-from study.statistics import Estimate
-from study.tables import MODEL_NAMES
+from study.statistics import Estimate, bootstrap, load_rows, score_matrix
+from study.tables import MODEL_NAMES, markdown_table
 
 IDENTICAL, INSIDE, OUTSIDE = "identical to the last bit", "inside", "outside"
 FILE = "REPRODUCTION.md"
 SPLIT, METRIC = "test", "correct"
+Manifests = Mapping[str, Mapping[str, Any]]  # by name of the run
 
 
 @dataclass(frozen=True)
@@ -44,17 +44,25 @@ class Line:
     own: Estimate
     published: Estimate
     verdict: str
-    reasons: tuple[str, ...] = ()
+    reasons: tuple[str, ...]
 
     @property
     def is_unexplained(self) -> bool:
         """Whether the rows differ although nothing that they depend on does."""
         return self.verdict != IDENTICAL and not self.reasons
 
+    def cells(self) -> dict[str, str]:
+        """As a line of a table."""
+        value, low, high = (100 * number for number in (self.published.value, self.published.low, self.published.high))
+        explained = "" if self.verdict == IDENTICAL else "; ".join(self.reasons) or "nothing: it should be identical"
+        return {"Model": MODEL_NAMES[self.model], "Method": METHOD_NAMES[self.method],
+                "Seeds": " ".join(map(str, self.seeds)), "Own (%)": f"{100 * self.own.value:.2f}",
+                "Published (%)": f"{value:.2f} [{low:.1f}, {high:.1f}]", "Reproduced": self.verdict, "Explained by": explained}
+
 
 @dataclass(frozen=True)
 class Report:
-    """All lines, with what made the two sides."""
+    """All lines, and the manifests of what made the two sides."""
 
     lines: tuple[Line, ...]
     own: Mapping[str, Any]
@@ -65,78 +73,48 @@ class Report:
         """1 where a method is not what it should be and nothing explains it."""
         return int(any(line.is_unexplained for line in self.lines))
 
-    def frame(self) -> pd.DataFrame:
-        """One row a line, as text: Model, Method, Seeds, Own (%), Published (%), Reproduced, Explained by."""
-        return pd.DataFrame([{
-            "Model": MODEL_NAMES[line.model], "Method": METHOD_NAMES[line.method],
-            "Seeds": " ".join(map(str, line.seeds)), "Own (%)": f"{100 * line.own.value:.2f}",
-            "Published (%)": "{:.2f} [{:.1f}, {:.1f}]".format(*(100 * value for value in (
-                line.published.value, line.published.low, line.published.high))),
-            "Reproduced": line.verdict, "Explained by": _reasons(line)} for line in self.lines])
-
-    def text(self) -> str:
-        """The report for a terminal: the table, both origins, and one sentence."""
-        return f"{self.frame().to_string(index=False)}\n\n" + "\n".join([*self._origins(), self._sentence()])
-
     def markdown(self) -> str:
-        """The report as Markdown."""
-        frame = self.frame()
-        rows = [list(frame.columns), ["---"] * frame.shape[1], *frame.to_numpy().tolist()]
-        table = "\n".join("| " + " | ".join(cell or "–" for cell in row) + " |" for row in rows)
-        origins = "\n".join(f"- {line}" for line in self._origins())
-        return "\n\n".join(["# Reproduction report", self._sentence(), table, origins,
-                            "Well-formed correct answers on the test set. The interval resamples seeds and items of the "
-                            "published runs of the same seeds; \"inside\": the own value lies in it."]) + "\n"
-
-    def _origins(self) -> list[str]:
-        return [f"Own: {_origin([self.own])}", f"Published: {_origin(self.published)}"]
-
-    def _sentence(self) -> str:
+        """One sentence, the table of lines, and what made both sides."""
         same = sum(line.verdict == IDENTICAL for line in self.lines)
-        strange = [METHOD_NAMES[line.method] for line in self.lines if line.is_unexplained]
-        end = (f"; {', '.join(strange)}: same code, CPU and versions as published, other rows. Please report it"
-               if strange else "")
-        return f"{same} of {len(self.lines)} methods are identical to the published runs, to the last bit{end}."
+        strange = ", ".join(METHOD_NAMES[line.method] for line in self.lines if line.is_unexplained)
+        end = f"; {strange}: same code, CPU and versions as published, other rows. Please report it" if strange else ""
+        return "\n\n".join([
+            "# Reproduction report",
+            f"{same} of {len(self.lines)} methods are identical to the published runs, to the last bit{end}.",
+            markdown_table(pd.DataFrame([line.cells() for line in self.lines])),
+            f"- Own: {_origin([self.own])}\n- Published: {_origin(self.published)}",
+            "Well-formed correct answers on the test set. The interval resamples seeds and items of the published runs of the "
+            "same seeds; \"inside\": the own value lies in it."]) + "\n"
 
 
-def reproduction(profile: str) -> Report | None:
-    """Compare the own runs of the main table with the published ones; None where there is nothing to compare."""
+def write_report(profile: str) -> Report | None:
+    """Compare the own runs of the main table with the published ones, and leave the report beside the own results; None where
+    there is nothing to compare."""
     own = dataclasses.replace(config.paths(profile), is_published=False)
     published = dataclasses.replace(own, is_published=True)
     mine, theirs = ({made["run"]: made for made in read_manifests(paths) if not made["variant"]} for paths in (own, published))
     lines = tuple(_lines(own, published, mine, theirs))
-    compared = [theirs[run] for run in mine if run in theirs]
-    return Report(lines, provenance(own.root), compared) if lines else None
-
-
-def write_report(profile: str) -> Report | None:
-    """`reproduction`, left as REPRODUCTION.md beside the own results."""
-    report = reproduction(profile)
-    if report:
-        write_atomic(dataclasses.replace(config.paths(profile), is_published=False).results / FILE, report.markdown())
+    if not lines:
+        return None
+    report = Report(lines, provenance(own.root), [theirs[run] for run in mine if run in theirs])
+    write_atomic(own.results / FILE, report.markdown())
     return report
 
 
-def _lines(own: config.Paths, published: config.Paths, mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[Line]:
+def _lines(own: config.Paths, published: config.Paths, mine: Manifests, theirs: Manifests) -> Iterator[Line]:
     for model in MODEL_NAMES:
         for method in config.METHODS:
-            runs = sorted((made["seed"], name) for name, made in mine.items()
-                          if name in theirs and (made["model"], made["method"]) == (model, method)
-                          and SPLIT in made["results"])
+            runs = {made["seed"]: name for name, made in mine.items() if name in theirs and SPLIT in made["results"]
+                    and (made["model"], made["method"]) == (model, method)}
             if not runs:
                 continue
-            names = [name for _, name in runs]
-            is_same = all(_rows(own, name) == _rows(published, name) for name in names)
-            sides = [statistics.bootstrap(statistics.score_matrix(frame[frame["split"] == SPLIT], METRIC))
-                     for frame in (statistics.load_rows(paths.rows, names) for paths in (own, published))]
-            is_inside = sides[1].low <= sides[0].value <= sides[1].high
-            reasons = dict.fromkeys(reason for name in names for reason in explanations(mine[name], theirs[name]))
-            yield Line(model, method, tuple(seed for seed, _ in runs), *sides,
-                       IDENTICAL if is_same else INSIDE if is_inside else OUTSIDE, tuple(reasons))
-
-
-def _rows(paths: config.Paths, name: str) -> list[dict[str, Any]]:
-    return read_rows(run_file(paths.rows, name))
+            is_same = all(read_rows(run_file(own.rows, name)) == read_rows(run_file(published.rows, name))
+                          for name in runs.values())
+            here, there = (bootstrap(score_matrix(rows[rows["split"] == SPLIT], METRIC))
+                           for rows in (load_rows(paths.rows, runs.values()) for paths in (own, published)))
+            verdict = IDENTICAL if is_same else INSIDE if there.low <= here.value <= there.high else OUTSIDE
+            reasons = dict.fromkeys(reason for name in runs.values() for reason in explanations(mine[name], theirs[name]))
+            yield Line(model, method, tuple(sorted(runs)), here, there, verdict, tuple(reasons))
 
 
 def explanations(own: Mapping[str, Any], published: Mapping[str, Any]) -> list[str]:
@@ -158,12 +136,6 @@ def explanations(own: Mapping[str, Any], published: Mapping[str, Any]) -> list[s
     if changed := differences(published["settings"], own["settings"]):
         found.append(f"other settings: {', '.join(changed)}")
     return found
-
-
-def _reasons(line: Line) -> str:
-    if line.verdict == IDENTICAL:
-        return ""
-    return "; ".join(line.reasons) or "nothing: it should be identical"
 
 
 def _origin(made: Sequence[Mapping[str, Any]]) -> str:

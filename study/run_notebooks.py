@@ -108,7 +108,7 @@ def _compare(profile: str) -> int:
     report = write_report(profile)
     if report is None:
         return 0
-    logger.info("\nReproduction report (%s):\n%s", config.paths(profile).results / FILE, report.text())
+    logger.info("\nReproduction report (%s):\n%s", config.paths(profile).results / FILE, report.markdown())
     return report.exit_code
 
 

@@ -14,7 +14,6 @@ from study import plan, statistics
 from study.figures.plots import WINDOW, draw_curves, step_curves
 from study.figures.sweeps import INTERVALS
 from study.figures.theme import (
-    BODY,
     COLUMN,
     GAP,
     GREY,
@@ -60,7 +59,8 @@ def transfer(rows: pd.DataFrame) -> Figure:
     if not blocks:
         raise NoRows("no run of kinds or statistics has been made")
     lines = max(len(points) for points, _ in blocks)
-    figure, (line,) = panels(1, 2 * len(blocks), PAGE if len(blocks) == 2 else COLUMN, 0.8 + 0.19 * lines, sharex=True)
+    figure, (line,) = panels(1, 2 * len(blocks), PAGE if len(blocks) == 2 else COLUMN, 0.8 + 0.19 * lines, gap=GAP / 2,
+                             xlabel="correct (%)", sharex=True)
     frames = []
     for index, (points, parts) in enumerate(blocks):
         names = {point.setting: label for label, point in points.items()}
@@ -74,8 +74,6 @@ def transfer(rows: pd.DataFrame) -> Figure:
     frame = pd.concat(frames)
     line[0].set_xlim(0, 1.05 * frame["high"].max() or 1)
     line[0].xaxis.set_major_locator(MaxNLocator(4))
-    figure.get_layout_engine().set(wspace=GAP / 2)
-    figure.supxlabel("correct (%)", fontsize=BODY)
     return finish(figure, frame, CAPTIONS["transfer"] + INTERVALS + seeds_sentence(frame))
 
 
@@ -108,9 +106,7 @@ def mechanism(logs: pd.DataFrame, manifests: Iterable[Mapping[str, Any]]) -> Fig
         raise NoRows("no run has logged gradients, entropy or captions")
     drawn = {"gradients": _draw_gradients, "cosine": _draw_cosine, "entropy": _draw_entropy, "captions": _draw_captions}
     lines = -(-len(frames) // 2)
-    figure, grid = panels(lines, 2, PAGE, 0.3 + 1.75 * lines)
-    for axes in grid.flat[len(frames):]:
-        axes.set_visible(False)
+    figure, grid = panels(lines, 2, PAGE, 0.3 + 1.75 * lines, count=len(frames))
     for axes, (name, frame) in zip(grid.flat, frames.items(), strict=False):
         if "step" in frame:
             axes.set(xlim=(0, logs.loc[logs["event"] == "step", "step"].max()), xlabel="optimisation step")

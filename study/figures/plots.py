@@ -151,13 +151,11 @@ def performance(rows: pd.DataFrame) -> Figure:
     """Draw correct answers of each method on both test sets, with 95 % intervals (SVLM)."""
     summary = _percent(rows[rows["split"].isin(["test", "unseen"])], ("method", "split"))
     methods = list(dict.fromkeys(summary["method"]))
-    figure, (line,) = panels(1, 2, COLUMN, 0.75 + 0.2 * len(methods), sharex=True)
+    figure, (line,) = panels(1, 2, COLUMN, 0.75 + 0.2 * len(methods), gap=GAP, xlabel="correct (%)", sharex=True)
     for axes, (split, title) in zip(line, {"test": "test", "unseen": "unseen styles"}.items(), strict=True):
         _draw_methods(axes, summary[summary["split"] == split], methods, summary["high"].max())
         axes.set_title(title)
     _name_methods(line[0], methods)
-    figure.get_layout_engine().set(wspace=GAP)
-    figure.supxlabel("correct (%)", fontsize=BODY)
     return finish(figure, summary, "Correct answers (right and well-formed) after training, mini world: "
                   f"{summary['num_items'].max()} test charts in seen styles, and as many in unseen styles and value ranges. "
                   "Bars: 95 % bootstrap intervals." + seeds_note(summary, ""))
@@ -171,9 +169,8 @@ def kinds(rows: pd.DataFrame) -> Figure:
     names = sorted(set(summary["kind"]))
     columns = min(4, len(names))
     lines = -(-len(names) // columns)
-    figure, grid = panels(lines, columns, PAGE, 0.35 + lines * (0.4 + 0.16 * len(methods)), sharex=True)
-    for axes in grid.flat[len(names):]:
-        axes.set_visible(False)
+    figure, grid = panels(lines, columns, PAGE, 0.35 + lines * (0.4 + 0.16 * len(methods)), count=len(names), gap=GAP,
+                          xlabel="correct (%)", sharex=True)
     for axes, name in zip(grid.flat, names, strict=False):
         part = summary[summary["kind"] == name]
         _draw_methods(axes, part, methods, summary["high"].max())
@@ -183,8 +180,6 @@ def kinds(rows: pd.DataFrame) -> Figure:
     # Where the last line of panels is not full, the panels above the gap need their own numbers.
     for axes in grid.flat[max(0, len(names) - columns): len(names)]:
         axes.tick_params(labelbottom=True)
-    figure.get_layout_engine().set(wspace=GAP)
-    figure.supxlabel("correct (%)", fontsize=BODY)
     return finish(figure, summary, "Correct answers on the test set by kind of question, mini world. Bars: 95 % bootstrap "
                   "intervals." + seeds_note(summary, ""))
 

@@ -11,7 +11,6 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from dyme_core.config import METHOD_NAMES
 from study import plan
 from study.figures.theme import (
-    BODY,
     COLUMN,
     GAP,
     STYLES,
@@ -71,7 +70,7 @@ def _settings(rows: pd.DataFrame, name: str, points: Sequence[plan.Point], refer
     labels, filled = list(dict.fromkeys(frame["label"])), [point.label for point in references]
     low, high = frame["low"].min(), frame["high"].max()
     margin = 0.06 * (high - low)
-    figure, (line,) = panels(1, 2, COLUMN, 0.75 + 0.19 * len(labels), sharex=True, sharey=True)
+    figure, (line,) = panels(1, 2, COLUMN, 0.75 + 0.19 * len(labels), gap=GAP, xlabel="correct (%)", sharex=True, sharey=True)
     for axes, (split, title) in zip(line, SPLITS.items(), strict=True):
         part = frame[frame["split"] == split]
         for mark in part[part["label"].isin(filled)].itertuples():
@@ -80,8 +79,6 @@ def _settings(rows: pd.DataFrame, name: str, points: Sequence[plan.Point], refer
         axes.set_title(title)
     name_lines(line[0], labels)
     line[0].set_xlim(max(0.0, low - margin), high + margin)
-    figure.get_layout_engine().set(wspace=GAP)
-    figure.supxlabel("correct (%)", fontsize=BODY)
     return finish(figure, frame, CAPTIONS[name] + INTERVALS + seeds_sentence(frame))
 
 
@@ -109,13 +106,12 @@ def supervision(rows: pd.DataFrame) -> Figure:
     frame = scores(rows, plan.points("quality") + plan.points("corruption"))
     is_quality = frame["experiment"] == "quality"
     frame.loc[is_quality, "x"] = frame.loc[is_quality, "label"].map(qualities.index)
-    figure, ((left, right),) = panels(1, 2, COLUMN, 2.1, sharey=True)
+    figure, ((left, right),) = panels(1, 2, COLUMN, 2.1, gap=GAP, sharey=True)
     _draw_lines(left, frame[is_quality])
     ends = _draw_lines(right, frame[~is_quality])
     left.set(xlim=(-0.2, 2.2), xticks=range(3), xticklabels=qualities, xlabel="quality of targets",
              ylabel="correct on test (%)", ylim=(0, 1.05 * frame["high"].max() or 1))
     right.set(xlim=(-3, 53), xticks=(0, 12.5, 25, 50), xticklabels=("0", "12.5", "25", "50"), xlabel="wrong facts (%)")
-    figure.get_layout_engine().set(wspace=GAP)
     label_ends(right, ends)
     return finish(figure, frame, CAPTIONS["supervision"] + BANDS + seeds_sentence(frame))
 

@@ -86,10 +86,25 @@ def themed() -> Iterator[None]:
         yield
 
 
-def panels(rows: int, columns: int, width: float, height: float, **kwargs: Any) -> tuple[Figure, np.ndarray]:
-    """Make a figure of (rows, columns) axes; sizes in inches. Closed for pyplot, so a notebook shows it only once."""
+def panels(rows: int, columns: int, width: float, height: float, *, count: int | None = None, gap: float | None = None,
+           xlabel: str = "", **kwargs: Any) -> tuple[Figure, np.ndarray]:
+    """Make a figure of (rows, columns) axes; closed for pyplot, so that a notebook shows it only once.
+
+    Args:
+        width, height: in inches.
+        count: how many of the axes are used; the last ones are hidden.
+        gap: between panels side by side, of a panel's width.
+        xlabel: of all panels together.
+        kwargs: of plt.subplots.
+    """
     figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, **kwargs)
     plt.close(figure)
+    for unused in axes.flat[count:] if count else ():
+        unused.set_visible(False)
+    if gap is not None:
+        figure.get_layout_engine().set(wspace=gap)
+    if xlabel:
+        figure.supxlabel(xlabel, fontsize=BODY)
     return figure, axes
 
 

@@ -105,9 +105,9 @@ def test_equal_rows_are_identical_whatever_made_them(copied: Path) -> None:
 
 def test_other_rows_with_nothing_to_explain_them_are_an_error(copied: Path, caplog) -> None:
     change(copied, "svlm-sft-s1", flips=1)
-    report = reproduction.reproduction("mini")
+    report = reproduction.write_report("mini")
     assert report.lines[0].verdict == reproduction.INSIDE and report.lines[0].is_unexplained and report.exit_code == 1
-    assert "CoT-SFT: same code, CPU and versions" in report.text()
+    assert "CoT-SFT: same code, CPU and versions" in report.markdown()
     with caplog.at_level("INFO"):
         assert run_notebooks._compare("mini") == 1
     assert "Reproduction report" in caplog.text and "should be identical" in caplog.text
@@ -125,15 +125,15 @@ def test_another_cpu_or_version_explains_other_rows(copied: Path, changed: dict,
         made = json.loads(path.read_text())
         path.write_text(json.dumps(made | {"cpu_kind": None if "cpu" in changed else "A CPU"}))
     change(copied, "svlm-grpo-s0", flips=120, **changed)
-    line = reproduction.reproduction("mini").lines[1]
+    line = reproduction.write_report("mini").lines[1]
     assert line.verdict == reproduction.OUTSIDE and not line.is_unexplained and reason in "; ".join(line.reasons)
-    assert reproduction.reproduction("mini").exit_code == 0
+    assert reproduction.write_report("mini").exit_code == 0
 
 
 def test_runs_with_other_settings_are_not_compared(copied: Path) -> None:
     for run in RUNS:
         change(copied, run, variant="steps100")
-    assert reproduction.reproduction("mini") is None and reproduction.write_report("smoke") is None
+    assert reproduction.write_report("mini") is None and reproduction.write_report("smoke") is None
 
 
 def test_what_make_paper_trains_is_published_by_this_version_of_the_code() -> None:
