@@ -25,8 +25,8 @@ SUPERVISORS = ("rule", "api", "replay")
 COLLAPSE_ACTIONS = ("warn", "stop")
 POLICIES = ("rule", "raise", "skip")  # what a call without a usable reply comes to (judge.py)
 QUALITIES = ("high", "medium", "low")  # of targets
-ENDPOINT_SETTINGS = ("model", "base_url", "known_as", "max_concurrency", "requests_per_minute", "tokens_per_minute",
-                     "total_timeout_s", "max_tries", "breaker_failures", "breaker_cooldown_s")
+ENDPOINT_SETTINGS = ("model", "base_url", "known_as", "max_concurrency", "requests_per_minute", "total_timeout_s", "max_tries",
+                     "breaker_failures", "breaker_cooldown_s")
 PRICES_DATE = "2026-03"  # list prices of the standard tier as quoted then; check the provider's page before citing a cost
 PRICES_USD_PER_MILLION = {  # model: (input tokens, output tokens); a model that is not here has no known cost
     "gpt-4o": (2.50, 10.00), "gpt-4o-mini": (0.15, 0.60), "gpt-4.1": (2.00, 8.00), "gpt-4.1-mini": (0.40, 1.60),
@@ -126,7 +126,6 @@ class Supervision:
     known_as: str | None = None
     max_concurrency: int = 8
     requests_per_minute: float | None = None
-    tokens_per_minute: float | None = None
     total_timeout_s: float = 60.0
     max_tries: int = 4
     breaker_failures: int = 5
@@ -138,7 +137,7 @@ class Supervision:
     def __post_init__(self) -> None:
         check(self, "supervision", backend=SUPERVISORS, policy=POLICIES, quality=QUALITIES, corruption=(0, 1),
               **dict.fromkeys(("max_concurrency", "max_tries", "breaker_failures"), (1, None)),
-              **dict.fromkeys(("requests_per_minute", "tokens_per_minute", "total_timeout_s", "breaker_cooldown_s"),
+              **dict.fromkeys(("requests_per_minute", "total_timeout_s", "breaker_cooldown_s"),
                               (1e-3, None)))
         if self.backend != "rule" and (self.quality != "high" or self.corruption):
             raise ValueError(f"supervision.quality and supervision.corruption need backend 'rule': got {self.backend!r}")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = ("torch", "transformers", "trl", "datasets", "peft", "accelerate", "numpy", "pandas", "unsloth")
+MIN_SECRET_CHARS = 8  # a shorter "key" ("none", "EMPTY") is no secret, and blotting it out would spoil texts
 PART_SUFFIX = ".part"  # a file that is still being written; the runner removes those an interrupted notebook left
 
 
@@ -112,3 +113,20 @@ def provenance(root: Path) -> dict[str, Any]:
     """Everything a stored number carries about its making: commit, dirty, versions, cpu, cpu_kind, platform."""
     return {**git_state(root), "versions": versions(), "cpu": cpu_model(), "cpu_kind": cpu_kind(),
             "platform": platform.platform()}
+
+
+def redact(text: str) -> str:
+    """The text without the API key, $OPENAI_API_KEY."""
+    key = os.environ.get("OPENAI_API_KEY", "").strip()
+    return text.replace(key, "[api key]") if len(key) >= MIN_SECRET_CHARS else text
+
+
+def redact_error(error: BaseException) -> BaseException:
+    """The same error, without the API key in its texts and in those of its causes (servers echo what they were sent)."""
+    link: BaseException | None = error
+    while link is not None:
+        link.args = tuple(redact(part) if isinstance(part, str) else part for part in link.args)
+        if hasattr(link, "message") and hasattr(link, "body"):  # openai.APIError
+            link.message, link.body = redact(link.message), None
+        link = link.__cause__ or link.__context__
+    return error

@@ -26,8 +26,7 @@ from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from papermill.translators import PythonTranslator
 
-from dyme_core.supervision.llm.endpoint import redact, redact_error
-from dyme_core.utils import write_atomic
+from dyme_core.utils import redact, redact_error, write_atomic
 
 RUN_VARIABLE = "DYME_RUN"  # inherited by all that a kernel starts, so that nothing is left behind
 START_TIMEOUT_S = 180  # a busy two-core machine can take half a minute to bring a kernel up

@@ -9,7 +9,9 @@ from typing import Any
 from scripted_server import Act, ScriptedServer, answer
 
 from dyme_core.data.schema import Fact, Item, Record, facts_to_rows, item_of
-from dyme_core.supervision.llm.client import Client, Endpoint, Recording
+from dyme_core.supervision.llm.cache import Recording
+from dyme_core.supervision.llm.client import Client
+from dyme_core.supervision.llm.endpoint import Endpoint
 from dyme_core.supervision.refiner import RuleRefiner
 
 SHOWN = (Fact("2010", "FAV", 30.0), Fact("2010", "UNF", 10.0), Fact("2012", "FAV", 25.0), Fact("2012", "UNF", 20.0))
@@ -81,5 +83,5 @@ def num_drafts(server: ScriptedServer) -> int:
 
 
 def client_of(server: ScriptedServer, recording: Recording | None = None, **settings: object) -> Client:
-    defaults = {"model": "m", "total_timeout_s": 5.0, "max_tries": 2, "backoff_s": 0.02, "max_concurrency": 16}
+    defaults = {"model": "m", "total_timeout_s": 5.0, "max_tries": 2, "max_concurrency": 16}
     return Client(Endpoint(base_url=server.base_url, **{**defaults, **settings}), recording)

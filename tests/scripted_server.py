@@ -13,7 +13,7 @@ import json
 import socket
 import struct
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -138,6 +138,12 @@ def reset() -> Act:
         handler.wfile.close()
         handler.connection.close()
     return act
+
+
+def outcomes(client: Any, requests: Iterable[Any], one_by_one: bool = False) -> list[Any]:
+    """What each request came to, in order: the reply, or the error in the place of one that got none."""
+    futures = (client.submit(request) for request in requests)
+    return [future.exception() or future.result() for future in (futures if one_by_one else list(futures))]
 
 
 class _Server(ThreadingHTTPServer):

@@ -13,7 +13,8 @@ from PIL import Image, UnidentifiedImageError
 from dyme_core.data.numbers import clean_label
 from dyme_core.data.schema import Fact
 from dyme_core.supervision.fact_extraction import FactsError, Picture
-from dyme_core.supervision.llm.client import Client, Request
+from dyme_core.supervision.llm.client import Client
+from dyme_core.supervision.llm.parsing import Request
 from dyme_core.supervision.llm.prompts import FACTS_SYSTEM, FactsReply, facts_messages
 from dyme_core.utils import hash_json
 

@@ -15,11 +15,12 @@ from dyme_core.data.metrics import accuracy_reward
 from dyme_core.data.schema import Record
 from dyme_core.supervision.checker import RuleChecker
 from dyme_core.supervision.corruption import GradedRefiner, corrupt
-from dyme_core.supervision.llm.attempts import LEDGER_FILE, Attempts
-from dyme_core.supervision.llm.client import Client, Endpoint, Recording
+from dyme_core.supervision.llm.cache import Recording
+from dyme_core.supervision.llm.client import Client
+from dyme_core.supervision.llm.endpoint import Endpoint
 from dyme_core.supervision.llm.judge import LLMChecker
 from dyme_core.supervision.llm.refiner import LLMRefiner
-from dyme_core.supervision.llm.usage import add_up
+from dyme_core.supervision.llm.usage import LEDGER_FILE, Attempts, add_up
 from dyme_core.supervision.refiner import RuleRefiner, TemplateBank, TracesFirst, target_writer
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,8 @@ from dyme_core.data.datasets import png_bytes
 from dyme_core.data.schema import Record, facts_to_rows, item_of
 from dyme_core.supervision.fact_extraction import FactBackend, FactsError, FactStore, Picture
 from dyme_core.supervision.fact_readers import ImageFacts
-from dyme_core.supervision.llm.client import Client, SupervisionError
+from dyme_core.supervision.llm.client import Client
+from dyme_core.supervision.llm.parsing import SupervisionError
 
 logger = logging.getLogger(__name__)
 TELL_S = 10.0

@@ -27,7 +27,7 @@ from dyme_core.pipeline import checkpointing, step_log, train
 from dyme_core.pipeline.checkpointing import CHECKSUMS, Keeper
 from dyme_core.store import read_rows
 from dyme_core.supervision.llm import cache, usage
-from dyme_core.supervision.llm.attempts import LEDGER_FILE, Attempts
+from dyme_core.supervision.llm.usage import LEDGER_FILE, Attempts
 from dyme_core.trainer import batching
 from dyme_core.trainer.dyme_trainer import DyMETrainer
 

@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from dyme_core.data import chart_questions
 from dyme_core.data.schema import Fact, Item, item_of
 from dyme_core.supervision.checker import RuleChecker
-from dyme_core.supervision.llm.client import Client, Endpoint, Recording
+from dyme_core.supervision.llm.cache import Recording
+from dyme_core.supervision.llm.client import Client
+from dyme_core.supervision.llm.endpoint import Endpoint
 from dyme_core.supervision.llm.judge import LLMChecker
 from dyme_core.supervision.refiner import FIRST_TEMPLATE, RuleRefiner
 from scripts.agreement import agreement, confusion

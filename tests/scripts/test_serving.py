@@ -15,9 +15,12 @@ from pathlib import Path
 
 import pytest
 from pydantic import BaseModel
+from scripted_server import outcomes
 
 from dyme_core import config
-from dyme_core.supervision.llm.client import Client, InvalidReply, Rating, Recording, Request
+from dyme_core.supervision.llm.cache import Recording
+from dyme_core.supervision.llm.client import Client
+from dyme_core.supervision.llm.parsing import InvalidReply, Rating, Request
 from scripts import serving, weights
 from study import cli
 
@@ -251,7 +254,7 @@ def test_the_client_copes_with_a_real_server_that_ignores_schemas(tmp_path: Path
         with Recording(tmp_path / "cache.sqlite") as recording:
             with Client(endpoint, recording, ledger=tmp_path / "ledger.jsonl") as client:
                 start = time.monotonic()
-                [got] = client.ask_all([request])
+                [got] = outcomes(client, [request])
                 assert time.monotonic() - start < 2 * 120 + 1, "one reply and one repair, each within its limit"
                 assert isinstance(got, (Verdict, InvalidReply)), got
             is_recorded = recording.get(request.key("smollm2-135m-instruct")) is not None

@@ -14,7 +14,10 @@ from dyme_core.data.schema import Fact
 from dyme_core.supervision.chart_ocr.matching import compare
 from dyme_core.supervision.fact_extraction import FactsError, FactStore, Picture
 from dyme_core.supervision.fact_readers import HintFacts, ImageFacts
-from dyme_core.supervision.llm.client import Client, Endpoint, InvalidReply, Recording, SupervisionError
+from dyme_core.supervision.llm.cache import Recording
+from dyme_core.supervision.llm.client import Client
+from dyme_core.supervision.llm.endpoint import Endpoint
+from dyme_core.supervision.llm.parsing import InvalidReply, SupervisionError
 
 SAID = {"facts": [{"entity": " Latvia* ", "attribute": "", "value": 3, "unit": "percent"},
                   {"entity": "2010.0", "attribute": "FAV", "value": 8.9, "unit": ""},
@@ -29,7 +32,7 @@ def png(colour: str = "red", kind: str = "png") -> bytes:
 
 
 def client_of(server: ScriptedServer, **settings) -> Client:
-    return Client(Endpoint(model="m", base_url=server.base_url, max_tries=1, backoff_s=0.01, **settings))
+    return Client(Endpoint(model="m", base_url=server.base_url, max_tries=1, **settings))
 
 
 def test_a_text_is_read_once_and_its_facts_are_stored_with_their_provenance(tmp_path: Path) -> None:

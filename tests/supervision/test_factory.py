@@ -25,8 +25,8 @@ from dyme_core.store import read_rows
 from dyme_core.supervision import factory
 from dyme_core.supervision.corruption import GradedRefiner
 from dyme_core.supervision.factory import Experts
-from dyme_core.supervision.llm.client import SupervisionError
 from dyme_core.supervision.llm.judge import LLMChecker
+from dyme_core.supervision.llm.parsing import SupervisionError
 from dyme_core.supervision.llm.refiner import LLMRefiner
 from dyme_core.supervision.refiner import DEFAULT_TEMPLATES, LearningChecker, RuleRefiner, TemplateBank, target_writer
 from dyme_core.trainer.dyme_trainer import DyMEConfig, DyMETrainer
@@ -148,7 +148,7 @@ def test_training_stops_with_the_cause_when_the_policy_is_to_raise(tmp_path: Pat
 
 
 def test_a_server_that_comes_back_costs_nothing_but_time(tmp_path: Path) -> None:
-    with ScriptedServer(judge(grade_of, draft_of)) as server, client_of(server, max_tries=8, backoff_s=0.2) as client:
+    with ScriptedServer(judge(grade_of, draft_of)) as server, client_of(server, max_tries=8) as client:
         trainer = trainer_of(tmp_path, client, "raise", [After(1, lambda: (server.stop(), server.start()))])
         trainer.train()
     assert trainer.state.global_step == 3 and num_drafts(server) == 3

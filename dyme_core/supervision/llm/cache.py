@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,18 +39,15 @@ class Recording:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         place = ":memory:" if is_export else f"{self.path.resolve().as_uri()}{'?mode=ro' if read_only else ''}"
         self._database = sqlite3.connect(place, timeout=60, isolation_level=None, check_same_thread=False, uri=not is_export)
-        self._prepare()
-        if is_export:
-            self._insert(_read_export(self.path))
-
-    def _prepare(self) -> None:
         try:
-            if not self.is_read_only or self.path.suffix == ".jsonl":
+            if is_export or not read_only:
                 self._database.execute("CREATE TABLE IF NOT EXISTS replies (key TEXT PRIMARY KEY, row TEXT NOT NULL)")
             self._database.execute("SELECT key, row FROM replies LIMIT 1")
         except sqlite3.DatabaseError as error:
             self._database.close()
             raise ValueError(f"{self.path} is no recording ({error}); move it away, or name another file") from error
+        if is_export:
+            self._insert(_read_export(self.path))
 
     def get(self, key: str) -> dict[str, Any] | None:
         """The recorded row, or None.
@@ -64,15 +61,9 @@ class Recording:
 
     def put(self, row: dict[str, Any]) -> None:
         """Store a row with FIELDS under its key; on return it is on disk. A row of the same key is replaced."""
-        self._refuse_if_read_only()
+        if self.is_read_only:
+            raise ValueError(f"{self.path} is read-only; record into a SQLite file and export it as JSONL")
         self._insert([row])
-
-    def import_jsonl(self, path: Path | str) -> int:
-        """Take over all rows of an export (all or none); the number of rows."""
-        self._refuse_if_read_only()
-        rows = list(_read_export(Path(path)))
-        self._insert(rows)
-        return len(rows)
 
     def export_jsonl(self, path: Path | str) -> int:
         """Write one JSON line per reply, sorted by key: the same replies give the same bytes. The number of rows."""
@@ -94,11 +85,7 @@ class Recording:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _refuse_if_read_only(self) -> None:
-        if self.is_read_only:
-            raise ValueError(f"{self.path} is read-only; record into a SQLite file, and import or export JSONL")
-
-    def _insert(self, rows: Any) -> None:
+    def _insert(self, rows: Iterable[dict[str, Any]]) -> None:
         texts = [(row["key"], json.dumps({name: row[name] for name in FIELDS}, ensure_ascii=False)) for row in rows]
         with self._lock, self._database:  # commits, or rolls back on an error
             self._database.execute("BEGIN IMMEDIATE")  # waits its turn; a later upgrade of the lock would not

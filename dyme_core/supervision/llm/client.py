@@ -1,7 +1,6 @@
-"""The client of an OpenAI-compatible server: asks, checks, keeps what was answered, and says in numbers what it cost.
+"""The client of an OpenAI-compatible server: it asks, checks, keeps what was answered, and counts what it cost.
 
-Everything others need stands here: Client, Endpoint, Request, Recording, Rating and the errors. A fault is always an error
-with the item's name, never a value; what to do about it (rule, raise, skip) is the caller's choice.
+A fault is always an error with the item's name, never a value; what to do about it (rule, raise, skip) is the caller's choice.
 """
 from __future__ import annotations
 
@@ -9,29 +8,21 @@ import asyncio
 import concurrent.futures
 import logging
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import openai
 from pydantic import BaseModel, ValidationError
 
-from dyme_core.supervision.llm.bulk import in_order
 from dyme_core.supervision.llm.cache import Recording
-from dyme_core.supervision.llm.calls import Caller, call_error
-from dyme_core.supervision.llm.endpoint import Endpoint
-from dyme_core.supervision.llm.requests import (
-    CircuitOpen,
-    InvalidReply,
-    MissingRecording,
-    Rating,
-    Request,
-    SupervisionError,
-    parse_rating,
-)
+from dyme_core.supervision.llm.endpoint import Endpoint, Server, advice, status_of
+from dyme_core.supervision.llm.parsing import InvalidReply, NotAsked, Request, SupervisionError, Unusable, read_object
+from dyme_core.supervision.llm.prompts import ask_again
 from dyme_core.supervision.llm.usage import Ledger, Tally
+from dyme_core.utils import redact_error
 
-__all__ = ["CircuitOpen", "Client", "Endpoint", "InvalidReply", "MissingRecording", "Rating", "Recording", "Request",
-           "SupervisionError", "parse_rating"]
 logger = logging.getLogger(__name__)
 
 
@@ -40,6 +31,9 @@ class Client:
 
     A reply that was valid once is served from the recording from then on; equal requests under way are asked once. In
     replay mode nothing but the recording is asked: no socket, no thread.
+
+    Attributes:
+        step: the training step that asks, for the ledger.
 
     Args:
         endpoint: server, model and limits.
@@ -59,30 +53,25 @@ class Client:
             raise ValueError("replay needs a recording; pass Recording(path, read_only=True)")
         if mode == "live" and recording is not None and recording.is_read_only:
             raise ValueError(f"a live client writes its recording, but {recording.path} is read-only; name a SQLite file")
-        self.endpoint, self.recording, self.mode = endpoint, recording, mode
+        self.endpoint, self.recording, self.mode, self.step = endpoint, recording, mode, 0
         self._ledger = Ledger(ledger, endpoint.name, endpoint.usd_per_million, paid)
-        self.step = 0  # of the training that asks, for the ledger
-        self._caller = Caller(endpoint, self._ledger) if mode == "live" else None
+        self._server = Server(endpoint) if mode == "live" else None
         self._slots = asyncio.Semaphore(endpoint.max_concurrency)
         self._under_way: dict[str, asyncio.Task] = {}
+        self._num_failed, self._rests_until = 0, 0.0  # failed calls in a row, and when the next may be made
         self._lock, self._is_closed = threading.RLock(), False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
 
-    async def ask(self, request: Request) -> BaseModel:
-        """The valid reply, an instance of `request.schema`.
-
-        Raises:
-            SupervisionError: where there is none; its subclasses say why.
-        """
-        return await asyncio.wrap_future(self.submit(request))
-
     def submit(self, request: Request) -> concurrent.futures.Future:
-        """Start asking and return at once; the future gives what `ask` gives or raises."""
+        """Start asking and return at once; the future gives the valid reply, an instance of `request.schema`, or raises
+
+        SupervisionError: where there is none; its subclasses say why.
+        """
         with self._lock:
             if self._is_closed:
                 raise RuntimeError("this client is closed; make a new one")
-            tally = Tally(step=self.step)
+            tally = Tally(self.step, request.key(self.endpoint.name))
             if self.mode == "live":
                 return asyncio.run_coroutine_threadsafe(self._ask(request, tally), self._running_loop())
         future: concurrent.futures.Future = concurrent.futures.Future()
@@ -92,27 +81,15 @@ class Client:
             future.set_exception(error)
         return future
 
-    def ask_all(self, requests: Iterable[Request], **options: Any) -> list[BaseModel | SupervisionError]:
-        """The replies in the order of the requests, an error in the place of each that got none; options of `iter_all`."""
-        return list(self.iter_all(requests, **options))
-
-    def iter_all(self, requests: Iterable[Request], window: int | None = None, total: int | None = None,
-                 progress_every_s: float = 10.0) -> Iterator[BaseModel | SupervisionError]:
-        """As `ask_all`, one by one, with at most `window` requests drawn and not yet yielded (None: 4 * max_concurrency), so
-        that memory stays flat over any number. Progress is logged, with the time left where `total` or a length tells it."""
-        total = total if total is not None else getattr(requests, "__len__", lambda: None)()
-        yield from in_order(self.submit, requests, window or 4 * self.endpoint.max_concurrency, total, progress_every_s)
-
     def counts(self) -> dict[str, float]:
         """Sums since the start.
 
         calls: requests that went to the server; hits: served from recording or from an equal call under way; retries,
-        repairs; failures: requests without a usable reply, of which invalid: answered, but not validly, and refused: by the
-        open circuit, or for want of a recording; tokens_in, tokens_out, cost_usd of the calls, as far as known; waited_s:
-        seconds in which at least one call was under way; fallbacks: 1 after the server was found to know no schemas.
+        repairs; failures: requests without a usable reply, of which invalid: answered, but not validly, and refused: nobody
+        was asked; tokens_in, tokens_out, cost_usd of the calls, as far as known; waited_s: seconds in which at least one call
+        was under way; fallbacks: 1 after the server was found to know no schemas.
         """
-        is_plain = self._caller is not None and self._caller.transport.schemas is False
-        return {**self._ledger.sums(), "fallbacks": int(is_plain)}
+        return {**self._ledger.sums(), "fallbacks": int(self._server is not None and self._server.takes_schemas is False)}
 
     def close(self) -> None:
         """Cancel what is under way and end the thread; replies that came are kept. May be called twice."""
@@ -142,39 +119,28 @@ class Client:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._caller.transport.close()
+        await self._server.close()
 
     def _replay(self, request: Request, tally: Tally) -> BaseModel:
-        tally.key = request.key(self.endpoint.name)
         value = self._look_up(request, tally)
         if value is not None:
             return value
-        error = call_error(MissingRecording, request, self.endpoint.name, f"{self.recording.path} holds no reply to it (key "
-                           f"{tally.key[:12]}); record it with a live client and the same model name, prompts and parameters")
+        error = self._error(NotAsked, request, f"{self.recording.path} holds no reply to it (key {tally.key[:12]}); record it "
+                            "with a live client and the same model name, prompts and parameters")
         self._ledger.book(request, tally, error)
         raise error
 
     async def _ask(self, request: Request, tally: Tally) -> BaseModel:
-        key = tally.key = request.key(self.endpoint.name)
+        """From the recording, else from an equal call under way, else from the server."""
         value = self._look_up(request, tally)
         if value is not None:
             return value
+        key = tally.key
         if key in self._under_way:
             return await self._share(self._under_way[key], request, tally)
         task = self._under_way[key] = asyncio.create_task(self._call(request, tally))
         task.add_done_callback(lambda done: (self._under_way.pop(key), done.cancelled() or done.exception()))
         return await asyncio.shield(task)
-
-    async def _share(self, task: asyncio.Task, request: Request, tally: Tally) -> BaseModel:
-        """The outcome of an equal request under way; its error, too, under this request's own name."""
-        try:
-            value = await asyncio.shield(task)
-        except SupervisionError as error:
-            own = type(error)(f"{error} (item {request.item!r} asked the same)", request.item, request.purpose)
-            self._ledger.book(request, tally, own, is_hit=True)
-            raise own from error
-        self._ledger.book(request, tally, is_hit=True)
-        return value
 
     def _look_up(self, request: Request, tally: Tally) -> BaseModel | None:
         """The recorded reply, booked as a hit; None where there is none that still fits the schema."""
@@ -191,10 +157,21 @@ class Client:
         self._ledger.book(request, tally, is_hit=True)
         return value
 
+    async def _share(self, task: asyncio.Task, request: Request, tally: Tally) -> BaseModel:
+        """The outcome of an equal request under way; its error, too, under this request's own name."""
+        try:
+            value = await asyncio.shield(task)
+        except SupervisionError as error:
+            own = type(error)(f"{error} (item {request.item!r} asked the same)", request.item, request.purpose)
+            self._ledger.book(request, tally, own, is_hit=True)
+            raise own from error
+        self._ledger.book(request, tally, is_hit=True)
+        return value
+
     async def _call(self, request: Request, tally: Tally) -> BaseModel:
         try:
             async with self._slots:
-                value = await self._caller.call(request, tally)
+                value = await self._converse(request, tally)
         except SupervisionError as error:
             self._ledger.book(request, tally, error)
             raise
@@ -204,3 +181,47 @@ class Client:
                                 "reply": value.model_dump(mode="json", by_alias=True), "tokens_in": tally.tokens_in,
                                 "tokens_out": tally.tokens_out})
         return value
+
+    async def _converse(self, request: Request, tally: Tally) -> BaseModel:
+        """Ask, and once more with the reasons where the reply is not usable; every fault is an error naming the item."""
+        self._refuse_while_resting(request)
+        try:
+            with self._ledger.under_way():
+                reply = await self._server.complete(request, request.messages, tally)
+                try:
+                    value = read_object(reply, request.schema)
+                except Unusable as error:
+                    if not reply.can_repair:
+                        raise
+                    again, tally.repairs = ask_again(request.messages, reply.content, str(error)), 1
+                    value = read_object(await self._server.complete(request, again, tally), request.schema)
+        except Unusable as error:
+            self._note(is_alive=True)
+            raise self._error(InvalidReply, request, f"expected a reply that fits {request.schema.__name__}, got none in "
+                              f"{1 + tally.repairs} replies: {error}; a model that follows instructions better, or a larger "
+                              "max_tokens, may do") from error
+        except openai.APIError as error:
+            self._note(is_alive=status_of(error) in (400, 413, 422))  # a working server that refused this one request
+            raise self._error(SupervisionError, request, f"expected a reply within {1 + tally.retries} tries, "
+                              f"{advice(error, self.endpoint)}") from redact_error(error)
+        self._note(is_alive=True)
+        return value
+
+    def _refuse_while_resting(self, request: Request) -> None:
+        left_s = self._rests_until - time.monotonic()
+        if left_s > 0:
+            raise self._error(NotAsked, request, f"not asked, for {self._num_failed} calls in a row failed; the next is tried "
+                              f"in {left_s:.0f} s")
+
+    def _note(self, is_alive: bool) -> None:
+        """Count failed calls in a row; where there are too many, make none for a while."""
+        self._num_failed = 0 if is_alive else self._num_failed + 1
+        if self._num_failed >= self.endpoint.breaker_failures:
+            logger.warning("%d calls in a row failed: none is made for %.0f s", self._num_failed,
+                           self.endpoint.breaker_cooldown_s)
+            self._rests_until = time.monotonic() + self.endpoint.breaker_cooldown_s
+
+    def _error(self, kind: type[SupervisionError], request: Request, what: str) -> SupervisionError:
+        """An error that names purpose, item and model before saying what was expected, what came and what to do."""
+        return kind(f"{request.purpose} of item {request.item!r} by {self.endpoint.name!r}: {what}", request.item,
+                    request.purpose)

@@ -1,19 +1,34 @@
-"""Where a model is served and how hard it may be asked; what its faults mean. The API key is read from $OPENAI_API_KEY when
-a call is made and is kept in no field, text or file.
+"""One OpenAI-compatible server: where it is, how hard it may be asked, what its replies and faults mean.
+
+`openai` sends a request and tries again (408, 409, 429 with its Retry-After, 5xx, lost connections). What is added here: a
+time limit on each whole try, a rate, and plain words in place of a schema for servers that know none. The API key is read from
+$OPENAI_API_KEY and is kept in no field, text or file.
 """
 from __future__ import annotations
 
-import email.utils
+import asyncio
+import contextlib
+import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from typing import Any
 from urllib.parse import urlsplit
 
+import httpx2
 import openai
+from aiolimiter import AsyncLimiter
 
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
-PASSING = (408, 409, 429)  # HTTP statuses worth another try, beside 5xx
-_MIN_SECRET_CHARS = 8  # a shorter "key" ("none", "EMPTY") is no secret, and blotting it out would spoil replies
+from dyme_core.supervision.llm.parsing import Reply, Request, read_completion
+from dyme_core.supervision.llm.prompts import ask_for_json
+from dyme_core.supervision.llm.usage import Tally
+from dyme_core.utils import redact
+
+CONNECT_TIMEOUT_S = 5.0
+BURST = 0.1  # share of a minute's budget that may go out at once, so that no minute holds more than 1.1 budgets
+logger = logging.getLogger(__name__)
+for _name in ("httpx", "httpx2"):  # under openai; a line for every call, with the server's address
+    logging.getLogger(_name).setLevel(logging.WARNING)
 
 
 @dataclass(frozen=True)
@@ -25,12 +40,10 @@ class Endpoint:
         base_url: for example http://127.0.0.1:8000/v1; None reads $OPENAI_BASE_URL. There is no other default.
         known_as: what key, recording and ledger call the model; None takes the id, of a path its last part (local servers
             name a model by its folder, which is another one on each machine).
-        requests_per_minute, tokens_per_minute: None for no limit; tokens are estimated before a call.
-        total_timeout_s: limit of one try from sending to the last byte.
-        retry_after_max_s: longest wait that a server's Retry-After is granted.
-        breaker_failures: failed calls in a row after which calls are refused for breaker_cooldown_s.
+        requests_per_minute: tries count, too; None for no limit.
+        total_timeout_s: limit of one try, from sending to the last byte.
+        breaker_failures: failed calls in a row after which none is made for breaker_cooldown_s.
         usd_per_million: (input, output) prices in place of config.py's; (0.0, 0.0) says that the server costs nothing.
-        seed: of the waiting times between tries.
     """
 
     model: str | None = None
@@ -38,27 +51,19 @@ class Endpoint:
     known_as: str | None = None
     max_concurrency: int = 8
     requests_per_minute: float | None = None
-    tokens_per_minute: float | None = None
-    connect_timeout_s: float = 5.0
     total_timeout_s: float = 60.0
     max_tries: int = 4
-    backoff_s: float = 0.5  # doubled after each try
-    backoff_max_s: float = 20.0
-    retry_after_max_s: float = 60.0
     breaker_failures: int = 5
     breaker_cooldown_s: float = 30.0
     usd_per_million: tuple[float, float] | None = None
-    seed: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "model", self.model or os.environ.get("OPENAI_MODEL") or None)
         object.__setattr__(self, "base_url", self.base_url or os.environ.get("OPENAI_BASE_URL") or None)
-        for name in ("max_concurrency", "connect_timeout_s", "total_timeout_s", "max_tries", "breaker_failures"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0: got {getattr(self, name)!r}")
-        for name in ("requests_per_minute", "tokens_per_minute"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0, or None for no limit: got {getattr(self, name)!r}")
+        for name in ("max_concurrency", "total_timeout_s", "max_tries", "breaker_failures", "requests_per_minute"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be above 0: got {value!r}; leave it out for the default")
         if not self.model:
             raise ValueError("no model is named; set OPENAI_MODEL or Endpoint(model=...)")
         if self.base_url:
@@ -73,7 +78,7 @@ class Endpoint:
     @property
     def is_local(self) -> bool:
         """True for a server on this machine; it is never reached through a proxy."""
-        return urlsplit(self.base_url or "").hostname in LOOPBACK
+        return urlsplit(self.base_url or "").hostname in ("localhost", "127.0.0.1", "::1")
 
 
 def _check_url(url: str) -> None:
@@ -84,69 +89,111 @@ def _check_url(url: str) -> None:
         raise ValueError(f"base_url must be like http://127.0.0.1:8000/v1: got {url!r}")
 
 
-def redact(text: str) -> str:
-    """The text without the API key."""
-    key = os.environ.get("OPENAI_API_KEY", "").strip()
-    return text.replace(key, "[api key]") if len(key) >= _MIN_SECRET_CHARS else text
+class Server:
+    """Sends messages and gives back the server's reply, whatever it is worth.
+
+    `takes_schemas` says whether the server knows response_format: None until it is known; False for good after it refused it
+    (400, 422, or as llama-cpp-python does 500) and then answered without, or after it answered a schema with prose.
+
+    Raises:
+        ValueError: without a base_url; nothing leaves the machine unless one is set.
+    """
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        if not endpoint.base_url:
+            raise ValueError("no server is named, so nothing is sent; set OPENAI_BASE_URL (for a local server for example "
+                             "http://127.0.0.1:8000/v1) or Endpoint(base_url=...), or use mode='replay' with a recording")
+        self.endpoint, self.takes_schemas = endpoint, None
+        self._openai = openai.AsyncOpenAI(
+            base_url=endpoint.base_url, api_key=os.environ.get("OPENAI_API_KEY", "").strip() or "none",
+            max_retries=endpoint.max_tries - 1, http_client=_LimitedHttp(endpoint))
+
+    async def complete(self, request: Request, messages: Sequence[dict[str, Any]], tally: Tally) -> Reply:
+        """The server's reply, as JSON that fits the request's schema where the server heeds that.
+
+        Raises:
+            openai.APIError: what the last try ended in.
+        """
+        with_schema = self.takes_schemas is not False
+        try:
+            reply = await self._post(request, messages, tally, with_schema)
+        except openai.APIStatusError as error:
+            if not with_schema or self.takes_schemas or error.status_code not in (400, 422, 500):
+                raise
+            reply = await self._post(request, messages, tally, with_schema=False)
+            self._give_up_schemas()
+            return reply
+        if with_schema and reply.fault is None and "{" not in reply.content:
+            self._give_up_schemas()
+        elif with_schema and reply.fault is None and self.takes_schemas is None:
+            self.takes_schemas = True
+        return reply
+
+    async def close(self) -> None:
+        await self._openai.close()
+
+    def _give_up_schemas(self) -> None:
+        if self.takes_schemas is not False:
+            logger.warning("the server refuses or ignores response_format; from now on JSON is asked for in words")
+        self.takes_schemas = False
+
+    async def _post(self, request: Request, messages: Sequence[dict[str, Any]], tally: Tally, with_schema: bool) -> Reply:
+        chat = self._openai.chat.completions.with_raw_response
+        try:
+            raw = await chat.parse(
+                model=self.endpoint.model, messages=messages if with_schema else ask_for_json(messages, request.schema),
+                response_format=request.schema if with_schema else openai.omit, extra_body=dict(request.parameters))
+        except openai.APIError as error:
+            tally.retries += int(error.request.headers.get("x-stainless-retry-count", 0))
+            raise
+        tally.retries += raw.retries_taken
+        reply = read_completion(redact(raw.text))
+        tally.add(reply)
+        return reply
 
 
-def redact_error(error: BaseException) -> BaseException:
-    """The same error, without the API key in its texts and in those of its causes (servers echo what they were sent)."""
-    link: BaseException | None = error
-    while link is not None:
-        link.args = tuple(redact(part) if isinstance(part, str) else part for part in link.args)
-        if isinstance(link, openai.APIError):
-            link.message, link.body = redact(link.message), None
-        link = link.__cause__ or link.__context__
-    return error
+class _LimitedHttp(openai.DefaultAsyncHttpxClient):
+    """Sends each try when the rate allows it, and gives up on one whose whole reply takes longer than total_timeout_s."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._total_s, per_minute = endpoint.total_timeout_s, endpoint.requests_per_minute
+        at_once = max((per_minute or 1.0) * BURST, 1.0)
+        self._rate = AsyncLimiter(at_once, at_once * 60.0 / per_minute) if per_minute else contextlib.nullcontext()
+        super().__init__(trust_env=not endpoint.is_local, follow_redirects=False,
+                         timeout=httpx2.Timeout(endpoint.total_timeout_s, connect=CONNECT_TIMEOUT_S))
+
+    async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
+        """One try, headers and body."""
+        async with self._rate:
+            pass
+        try:
+            async with asyncio.timeout(self._total_s):
+                return await super().send(request, **options)
+        except TimeoutError as error:
+            raise httpx2.ReadTimeout("no whole reply in time", request=request) from error
 
 
-def is_passing(error: BaseException) -> bool:
-    """True for a fault that another try may not meet: time-outs, lost connections, 408, 409, 429 and 5xx."""
-    if isinstance(error, openai.APIStatusError):
-        return error.code != "insufficient_quota" and (error.status_code in PASSING or error.status_code >= 500)
-    return isinstance(error, (TimeoutError, openai.APIConnectionError))
+def status_of(error: openai.APIError) -> int | None:
+    """The HTTP status of an error, None where no answer came."""
+    return error.status_code if isinstance(error, openai.APIStatusError) else None
 
 
-def is_about_server(error: BaseException) -> bool:
-    """False where a working server refused this one request (400, 413, 422), which says nothing about the next."""
-    return not (isinstance(error, openai.APIStatusError) and error.status_code in (400, 413, 422))
-
-
-def retry_after_s(error: BaseException | None, now: datetime | None = None) -> float | None:
-    """Seconds that the server's Retry-After asks for, given as a number or an HTTP date; None without a readable one."""
-    text = error.response.headers.get("retry-after", "") if isinstance(error, openai.APIStatusError) else ""
-    try:
-        return max(float(text), 0.0) if float(text) < float("inf") else None
-    except ValueError:
-        pass
-    try:
-        return max((email.utils.parsedate_to_datetime(text) - (now or datetime.now(UTC))).total_seconds(), 0.0)
-    except (ValueError, TypeError):  # no date, or one without a time zone
-        return None
-
-
-def advice(error: BaseException, endpoint: Endpoint) -> str:
+def advice(error: openai.APIError, endpoint: Endpoint) -> str:
     """What came, and what to do about it."""
-    if isinstance(error, openai.APIStatusError):
-        return f"got HTTP {error.status_code} ({redact(error.message)[:300]}); {_status_advice(error.status_code, endpoint)}"
-    if isinstance(error, (TimeoutError, openai.APITimeoutError)):
+    status = status_of(error)
+    if isinstance(error, openai.APITimeoutError):
         return (f"got no whole reply within {endpoint.total_timeout_s:g} s; raise total_timeout_s, lower max_tokens or "
                 "max_concurrency, or look whether the server hangs")
-    return (f"lost the connection ({type(error.__cause__ or error).__name__}); check that the server runs and that "
-            "OPENAI_BASE_URL names its host and port")
-
-
-def _status_advice(status: int, endpoint: Endpoint) -> str:
-    if status in (400, 413, 422):
-        return "a prompt longer than the model's context, or a parameter that the server does not know, is the usual cause"
-    if status in (401, 403):
-        return "check OPENAI_API_KEY, and that its account may use the model"
-    if status == 404:
-        return (f"check the model's name ({endpoint.model!r} from OPENAI_MODEL; GET <base_url>/models lists those served) and "
-                "that OPENAI_BASE_URL has the right path, mostly /v1")
-    if status == 429:
-        return "set requests_per_minute and tokens_per_minute to the account's limits, or check its quota"
-    if 300 <= status < 400:
-        return "redirects are not followed; name the final address in OPENAI_BASE_URL"
-    return "look into the server's log; replies so far are kept, rerun to go on"
+    if status is None:
+        return (f"lost the connection ({type(error.__cause__ or error).__name__}); check that the server runs and that "
+                "OPENAI_BASE_URL names its host and port")
+    remedies = {
+        400: "a prompt longer than the model's context, or a parameter that the server does not know, is the usual cause",
+        401: "check OPENAI_API_KEY, and that its account may use the model",
+        404: f"check the model's name ({endpoint.model!r} from OPENAI_MODEL; GET <base_url>/models lists those served) and "
+             "that OPENAI_BASE_URL has the right path, mostly /v1",
+        429: "set requests_per_minute to the account's limit, or check its quota"}
+    remedies |= {403: remedies[401], 413: remedies[400], 422: remedies[400]}
+    other = ("redirects are not followed; name the final address in OPENAI_BASE_URL" if 300 <= status < 400 else
+             "look into the server's log; replies so far are kept, rerun to go on")
+    return f"got HTTP {status} ({redact(error.message)[:300]}); {remedies.get(status, other)}"

@@ -18,7 +18,8 @@ from pydantic import BaseModel
 from dyme_core.config import POLICIES
 from dyme_core.data.schema import Fact, Item, item_of
 from dyme_core.supervision.checker import Judgement, RuleChecker
-from dyme_core.supervision.llm.client import Client, Request, SupervisionError
+from dyme_core.supervision.llm.client import Client
+from dyme_core.supervision.llm.parsing import Request, SupervisionError
 from dyme_core.supervision.llm.prompts import CheckReply, FactRow, check_messages
 
 logger = logging.getLogger(__name__)

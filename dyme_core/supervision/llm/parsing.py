@@ -1,24 +1,88 @@
-"""What a server answered, read into one object that fits a schema, or the reason why not.
+"""What is asked of a language model, and how its answer is read into one object that fits a schema.
 
-A reply counts only when it is whole and means one thing: cut-off texts, two different objects or a doubled key are
-unusable, never a score.
+A reply counts only when it is whole and means one thing: a cut-off text, two objects or a doubled key make it unusable, never
+a score.
 """
 from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, BeforeValidator, ValidationError
 
-MAX_BRACES = 1000  # where an object may begin; a text with more of them is rubbish that would take long to search
+from dyme_core.utils import hash_json
+
+RESERVED = {"model", "messages", "response_format", "stream", "n", "timeout", "extra_headers", "extra_query", "extra_body"}
 MAX_CHARS = 100_000  # of a reply, its thinking aside: a trace is a few sentences, a table some kilobytes
+_RATING = re.compile(r"[\W_]*(low|medium|high)[\W_]*")
 _THINKING = re.compile(r"<think>.*?</think>", re.DOTALL)  # what reasoning models say before the reply proper
+
+
+class SupervisionError(RuntimeError):
+    """A call that gave no usable reply after its tries; `item` and `purpose` name what it was for, the cause is kept."""
+
+    def __init__(self, message: str, item: str = "", purpose: str = "") -> None:
+        super().__init__(message)
+        self.item, self.purpose = item, purpose
+
+
+class InvalidReply(SupervisionError):
+    """The server answered, but nothing valid: wrong schema, refusal, empty, null, cut off."""
+
+
+class NotAsked(SupervisionError):
+    """Nobody was asked: too many calls in a row failed a moment ago, or a replay's recording holds no reply."""
 
 
 class Unusable(ValueError):
     """Why one reply is not taken; the client turns it into a repair attempt, then into InvalidReply."""
+
+
+def parse_rating(value: object) -> str:
+    """Read "low", "medium" or "high" in any case; quotes, dots and stars around the word are let pass.
+
+    Raises:
+        ValueError: for anything else, such as "follows", "not high" or "low or high".
+    """
+    match = _RATING.fullmatch(value.lower()) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError(f"a rating is one of the words low, medium, high: got {value!r:.80}")
+    return match[1]
+
+
+Rating = Annotated[Literal["low", "medium", "high"], BeforeValidator(parse_rating)]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question to the model.
+
+    Attributes:
+        purpose: what it is for, "check", "refine" or "facts"; goes into the ledger.
+        item: the record's name; goes into ledger, recording and error texts, not into the key.
+        messages: OpenAI chat messages; `content` is a text or a list of parts (image_url with a data: URI).
+        schema: what the reply must be.
+        parameters: temperature, max_tokens, seed and the like, sent as they are.
+    """
+
+    purpose: str
+    item: str
+    messages: Sequence[dict[str, Any]]
+    schema: type[BaseModel]
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.messages:
+            raise ValueError(f"a request needs at least one message: got none for {self.item!r}")
+        if taken := RESERVED & self.parameters.keys():
+            raise ValueError(f"parameters must not hold {sorted(taken)}: the client sets them or has no use for them")
+
+    def key(self, model: str) -> str:
+        """SHA-256 of model, messages, parameters and schema, as 64 hex digits; the order of dict keys does not matter."""
+        return hash_json([model, list(self.messages), dict(self.parameters), self.schema.model_json_schema()])
 
 
 @dataclass(frozen=True)
@@ -48,6 +112,8 @@ class _Usage(BaseModel):
 
 
 class _Completion(BaseModel):
+    """The fields that are read; many servers leave out others that `openai.types` requires."""
+
     choices: list[_Choice] = []
     usage: _Usage | None = None
 
@@ -79,45 +145,28 @@ def _fault(completion: _Completion) -> tuple[str | None, bool]:
 
 
 def read_object(reply: Reply, schema: type[BaseModel]) -> BaseModel:
-    """The one valid object of a reply, also where text or a Markdown fence stands around it.
+    """The valid object of a reply, also where text or a Markdown fence stands around it.
 
     Raises:
-        Unusable: with the reasons, where there is none or where there are two that differ.
+        Unusable: with the reasons, where there is none, or more than one.
     """
     if reply.fault:
         raise Unusable(reply.fault)
-    text, found, problems = _THINKING.sub("", reply.content), [], ["no JSON object in the reply"]
+    text = _THINKING.sub("", reply.content)
     if len(text) > MAX_CHARS:
         raise Unusable(f"the reply has {len(text)} characters, at most {MAX_CHARS} are read; be shorter")
-    for candidate in _json_objects(text):
-        try:
-            found.append(schema.model_validate(candidate))
-        except ValidationError as error:
-            problems.append("; ".join(f"{'.'.join(map(str, e['loc'])) or 'reply'}: {e['msg']}" for e in error.errors()))
-    if any(one != found[0] for one in found):
-        raise Unusable("the reply holds two valid objects that differ; one is wanted")
-    if not found:
-        raise Unusable(problems[-1][:1000])
-    return found[0]
-
-
-def _json_objects(text: str) -> list[dict[str, Any]]:
-    """The outermost JSON objects of a text. After a broken one the search goes on where the reading stopped, so that no inner
-    part of a broken object passes for a reply."""
-    decoder = json.JSONDecoder(object_pairs_hook=_without_doubles, parse_constant=lambda name: None)  # NaN is no number
-    objects, start = [], text.find("{")
-    for _ in range(MAX_BRACES):
-        if start < 0:
-            break
-        try:
-            value, end = decoder.raw_decode(text, start)
-            objects.append(value)
-        except json.JSONDecodeError as error:
-            end = max(error.pos, start + 1)
-        except RecursionError:
-            raise Unusable("the reply's JSON is nested too deeply") from None
-        start = text.find("{", end)
-    return objects
+    whole = text[text.find("{"): text.rfind("}") + 1]
+    if not whole:
+        raise Unusable("no JSON object in the reply")
+    try:
+        return schema.model_validate(json.loads(whole, object_pairs_hook=_without_doubles, parse_constant=lambda name: None))
+    except json.JSONDecodeError as error:
+        raise Unusable(f"not one JSON object in the reply: {error}") from error
+    except RecursionError:
+        raise Unusable("the reply's JSON is nested too deeply") from None
+    except ValidationError as error:
+        reasons = (f"{'.'.join(map(str, e['loc'])) or 'reply'}: {e['msg']}" for e in error.errors())
+        raise Unusable("; ".join(reasons)[:1000]) from error
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

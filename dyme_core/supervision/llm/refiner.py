@@ -11,8 +11,9 @@ from typing import Any
 
 from dyme_core.data.prompt_format import is_well_formed, write_response
 from dyme_core.data.schema import Item, item_of
-from dyme_core.supervision.llm.client import Client, SupervisionError
+from dyme_core.supervision.llm.client import Client
 from dyme_core.supervision.llm.judge import PARAMETERS, Expert, fact_rows
+from dyme_core.supervision.llm.parsing import SupervisionError
 from dyme_core.supervision.llm.prompts import RefineReply, refine_messages
 from dyme_core.supervision.refiner import RuleRefiner, TemplateBank
 

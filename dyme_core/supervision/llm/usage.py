@@ -1,36 +1,41 @@
-"""What calls cost: the tally of one call, a ledger row for each, and the sums that a training step shows."""
+"""What calls cost: the tally of one call, a line of the ledger for each, and the sums of a step and of a run.
+
+A run that goes on from a checkpoint asks again what it has asked since, and the recording answers. So that its ledger equals
+that of a run which never stopped, every attempt books into a file of its own; a reply that an earlier attempt paid is booked
+as the call that it was (`Attempts.paid`), and of each step the rows of the last attempt count (`merge`).
+"""
 from __future__ import annotations
 
 import json
+import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dyme_core.config import PRICES_USD_PER_MILLION
-from dyme_core.supervision.llm.parsing import Reply
-from dyme_core.supervision.llm.requests import CircuitOpen, InvalidReply, MissingRecording, Request, SupervisionError
+from dyme_core.store import write_rows
+from dyme_core.supervision.llm.parsing import InvalidReply, NotAsked, Reply, Request, SupervisionError
 
+LEDGER_FILE = "ledger.jsonl"
 COUNTS = ("calls", "hits", "retries", "repairs", "failures", "invalid", "refused", "tokens_in", "tokens_out", "cost_usd")
-REFUSED = (CircuitOpen.__name__, MissingRecording.__name__)  # outcomes of requests that nobody was asked
+logger = logging.getLogger(__name__)
 
 
 @dataclass
 class Tally:
     """What one call has cost so far; tokens are None while no reply reports any."""
 
+    step: int = 0  # the training step that asks
+    key: str = ""  # Request.key
     start: float = field(default_factory=time.monotonic)
     retries: int = 0
     repairs: int = 0
     tokens_in: int | None = None
     tokens_out: int | None = None
-    server_errors: int = 0  # HTTP 500 so far
-    is_plain: bool = False  # the call goes on without response_format
-    step: int = 0  # the training step that asks
-    key: str = ""  # Request.key
 
     def add(self, reply: Reply) -> None:
         """Add the tokens that a reply reports."""
@@ -55,16 +60,16 @@ def identity(row: Mapping[str, Any]) -> tuple[int, str, str]:
 
 def is_call(row: Mapping[str, Any]) -> bool:
     """Whether a ledger's row is of a call that was made."""
-    return not row["hit"] and row["outcome"] not in REFUSED
+    return not row["hit"] and row["outcome"] != NotAsked.__name__
 
 
 def add_up(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     """COUNTS of a ledger's rows, as `Client.counts` names them; retries, repairs, tokens and dollars are those of calls."""
     sums: dict[str, float] = dict.fromkeys(COUNTS, 0)
     for row in rows:
-        ended, is_made = row["outcome"], is_call(row)
-        counted = {"calls": is_made, "hits": row["hit"] and ended == "ok", "failures": ended != "ok",
-                   "invalid": ended == InvalidReply.__name__, "refused": ended in REFUSED}
+        outcome, is_made = row["outcome"], is_call(row)
+        counted = {"calls": is_made, "hits": row["hit"] and outcome == "ok", "failures": outcome != "ok",
+                   "invalid": outcome == InvalidReply.__name__, "refused": outcome == NotAsked.__name__}
         for name in COUNTS:
             sums[name] += counted[name] if name in counted else is_made and row[name] or 0
     return sums
@@ -79,7 +84,7 @@ class Ledger:
         model: the name that rows carry.
         usd_per_million: prices in place of config.py's.
         paid: rows of calls by `identity`: where one of these requests is served from the recording, its row is entered, once,
-            in place of a hit's (`attempts`).
+            in place of a hit's.
     """
 
     def __init__(self, path: Path | None, model: str, usd_per_million: tuple[float, float] | None = None,
@@ -92,12 +97,11 @@ class Ledger:
 
     def book(self, request: Request, tally: Tally, error: SupervisionError | None = None, is_hit: bool = False) -> None:
         """Enter how a request ended. A hit costs nothing; its tokens are those of the call that was recorded."""
-        outcome = "ok" if error is None else type(error).__name__
         cost = 0.0 if is_hit else cost_usd(self._model, tally.tokens_in, tally.tokens_out, self._prices)
-        seconds = round(time.monotonic() - tally.start, 3)
         row = {"step": tally.step, "purpose": request.purpose, "item": request.item, "key": tally.key, "model": self._model,
-               "tokens_in": tally.tokens_in, "tokens_out": tally.tokens_out, "seconds": seconds, "hit": is_hit,
-               "retries": tally.retries, "repairs": tally.repairs, "outcome": outcome, "cost_usd": cost}
+               "tokens_in": tally.tokens_in, "tokens_out": tally.tokens_out,
+               "seconds": round(time.monotonic() - tally.start, 3), "hit": is_hit, "retries": tally.retries,
+               "repairs": tally.repairs, "outcome": "ok" if error is None else type(error).__name__, "cost_usd": cost}
         with self._lock:
             if is_hit and error is None:
                 row = self._paid.pop(identity(row), row)
@@ -125,3 +129,61 @@ class Ledger:
         with self._lock:
             running_s = time.monotonic() - self._since if self._under_way else 0.0
             return {**self._sums, "waited_s": self._waited_s + running_s}
+
+
+class Attempts:
+    """What earlier attempts at a run have booked, and the file of this one. Several processes may share it, if all of them
+    make it before one books. A call under way when its process was killed is in no ledger: no reply came.
+
+    Attributes:
+        path: of this attempt's ledger.
+        paid: calls of earlier attempts that got a reply, by `identity`.
+
+    Args:
+        folder: of the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._is_over, earlier = folder, False, _read_attempts(folder)
+        self.path = folder / f"attempt-{len(earlier)}.jsonl"
+        self.paid = {identity(row): row for rows in earlier for row in rows if is_call(row) and row["outcome"] == "ok"}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The run's ledger up to now."""
+        return merge(_read_attempts(self._folder))
+
+    def write(self) -> None:
+        """Write the run's ledger, whole or not at all."""
+        write_rows(self._folder / LEDGER_FILE, self.rows())
+        self._is_over = True
+
+    def close(self) -> None:
+        """Remove the attempts' files where the ledger is written; else the next attempt needs them."""
+        for file in _attempt_files(self._folder) if self._is_over else ():
+            file.unlink()
+
+
+def merge(attempts: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """One ledger of all attempts, by step, purpose, item and request: of each step the rows of the last attempt that has some,
+    and calls of those before which it did not make again, for they were paid (sampling on a GPU may differ)."""
+    last = {row["step"]: number for number, rows in enumerate(attempts) for row in rows}
+    kept = [row for number, rows in enumerate(attempts) for row in rows if last[row["step"]] == number]
+    known = {identity(row) for row in kept if is_call(row)}
+    lost = {identity(row): row for rows in attempts for row in rows if is_call(row) and identity(row) not in known}
+    return sorted([*kept, *lost.values()], key=lambda row: (row["step"], row["purpose"], row["item"], row["key"], row["hit"]))
+
+
+def _attempt_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("attempt-*[0-9].jsonl"), key=lambda path: int(path.stem.rpartition("-")[2]))
+
+
+def _read_attempts(folder: Path) -> list[list[dict[str, Any]]]:
+    return [list(_read_lines(file)) for file in _attempt_files(folder)]
+
+
+def _read_lines(file: Path) -> Iterator[dict[str, Any]]:
+    for line in filter(None, file.read_text(encoding="utf-8", errors="replace").split("\n")):
+        try:
+            yield json.loads(line)
+        except ValueError:
+            logger.warning("%s: a line was torn when the run was interrupted; one call is not in the ledger", file)

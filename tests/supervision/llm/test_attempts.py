@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dyme_core.store import read_rows
-from dyme_core.supervision.llm.attempts import LEDGER_FILE, Attempts, settled
+from dyme_core.supervision.llm.usage import LEDGER_FILE, Attempts, merge
 
 
 def row(step: int, key: str, hit: bool = False, outcome: str = "ok", item: str = "a") -> dict:
@@ -26,12 +26,12 @@ WHOLE = [row(0, "x"), row(1, "y"), row(1, "y", hit=True), row(2, "x", hit=True),
     [WHOLE[:2], WHOLE],  # from the start
 ], ids=["never stopped", "between steps", "inside a step", "twice", "before any checkpoint"])
 def test_a_run_that_went_on_has_the_ledger_of_one_that_was_never_stopped(attempts: list[list[dict]]) -> None:
-    assert settled(attempts) == settled([WHOLE])
+    assert merge(attempts) == merge([WHOLE])
 
 
 def test_a_call_that_no_later_attempt_made_again_stays_for_it_was_paid() -> None:
-    assert settled([[row(1, "x"), row(1, "y", hit=True)], [row(1, "z")]]) == [row(1, "x"), row(1, "z")]
-    assert settled([[row(1, "x", outcome="CircuitOpen")], [row(1, "z")]]) == [row(1, "z")], "nobody was asked"
+    assert merge([[row(1, "x"), row(1, "y", hit=True)], [row(1, "z")]]) == [row(1, "x"), row(1, "z")]
+    assert merge([[row(1, "x", outcome="NotAsked")], [row(1, "z")]]) == [row(1, "z")], "nobody was asked"
 
 
 def test_what_earlier_attempts_paid_is_known_until_the_ledger_is_written(tmp_path: Path, caplog) -> None:

@@ -13,9 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
-from scripted_server import ScriptedServer, answer, status
+from scripted_server import ScriptedServer, answer, outcomes, status
 
-from dyme_core.supervision.llm.client import Client, Endpoint, MissingRecording, Rating, Recording, Request
+from dyme_core.supervision.llm.cache import Recording
+from dyme_core.supervision.llm.client import Client
+from dyme_core.supervision.llm.endpoint import Endpoint
+from dyme_core.supervision.llm.parsing import NotAsked, Rating, Request
 from dyme_core.supervision.llm.usage import cost_usd
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -78,9 +81,9 @@ def test_a_reply_is_asked_once_and_replayed_without_a_socket(tmp_path: Path, mon
         endpoint = Endpoint(model="m", base_url=server.base_url)
         with Recording(tmp_path / "cache.sqlite") as recording:
             with Client(endpoint, recording) as client:
-                first = client.ask_all(asked, window=1)
+                first = outcomes(client, asked, one_by_one=True)
             with Client(Endpoint(model="m", base_url="http://127.0.0.1:1/v1"), recording, ledger=ledger) as client:
-                assert client.ask_all(asked) == first == [Verdict(rating="low"), Verdict(rating="high")]
+                assert outcomes(client, asked) == first == [Verdict(rating="low"), Verdict(rating="high")]
                 assert client.counts()["hits"] == 2 and client.counts()["calls"] == client.counts()["tokens_in"] == 0
             assert recording.export_jsonl(tmp_path / "export.jsonl") == 2
     assert len(server.seen) == 2
@@ -93,11 +96,11 @@ def test_a_reply_is_asked_once_and_replayed_without_a_socket(tmp_path: Path, mon
     for name in ("export.jsonl", "cache.sqlite"):
         with Recording(tmp_path / name, read_only=True) as recording:
             client = Client(Endpoint(model="m"), recording, "replay")
-            assert client.ask_all(asked) == first
-            [missing] = client.ask_all([request("chart-9")])
-            assert type(missing) is MissingRecording and (missing.item, missing.purpose) == ("chart-9", "check")
+            assert outcomes(client, asked) == first
+            [missing] = outcomes(client, [request("chart-9")])
+            assert type(missing) is NotAsked and (missing.item, missing.purpose) == ("chart-9", "check")
             assert "check of item 'chart-9' by 'm'" in str(missing) and name in str(missing)
-            assert type(client.ask_all([request("a", temperature=1)])[0]) is MissingRecording
+            assert type(outcomes(client, [request("a", temperature=1)])[0]) is NotAsked
             assert client.counts()["refused"] == 2
 
 
@@ -106,24 +109,25 @@ def test_failures_are_not_recorded_so_that_a_rerun_asks_only_for_them(tmp_path: 
         with Recording(tmp_path / "cache.sqlite") as recording:
             for _ in range(2):
                 with Client(Endpoint(model="m", base_url=server.base_url), recording) as client:
-                    outcomes = client.ask_all([request("a"), request("b")], window=1)
-    assert outcomes == [Verdict(rating="low"), Verdict(rating="high")] and len(server.seen) == 3
+                    got = outcomes(client, [request("a"), request("b")], one_by_one=True)
+    assert got == [Verdict(rating="low"), Verdict(rating="high")] and len(server.seen) == 3
 
 
 def test_a_recorded_reply_that_no_longer_fits_is_asked_again(tmp_path: Path) -> None:
     with ScriptedServer([answer('{"rating": "low"}')]) as server, Recording(tmp_path / "cache.sqlite") as recording:
         recording.put(row(request("a").key("m"), "follows"))
         with Client(Endpoint(model="m", base_url=server.base_url), recording) as client:
-            assert client.ask_all([request("a")]) == [Verdict(rating="low")]
+            assert outcomes(client, [request("a")]) == [Verdict(rating="low")]
         assert recording.get(request("a").key("m"))["reply"] == {"rating": "low"}
 
 
 def test_an_export_is_sorted_text_and_comes_back_whole(tmp_path: Path) -> None:
-    with Recording(tmp_path / "one.sqlite") as one, Recording(tmp_path / "two.sqlite") as two:
+    with Recording(tmp_path / "one.sqlite") as one:
         for key in ("b", "a", "c"):
             one.put({**row(key), "item": "Köln – 'x'"})
         one.export_jsonl(tmp_path / "one.jsonl")
-        assert two.import_jsonl(tmp_path / "one.jsonl") == len(two) == 3
+    with Recording(tmp_path / "one.jsonl") as two:
+        assert len(two) == 3 and two.get("a") == {**row("a"), "item": "Köln – 'x'"}
         two.export_jsonl(tmp_path / "two.jsonl")
     text = (tmp_path / "one.jsonl").read_text()
     assert text == (tmp_path / "two.jsonl").read_text() and "Köln" in text
@@ -163,8 +167,8 @@ def test_the_ledger_has_a_row_for_each_request(tmp_path: Path) -> None:
     ledger = tmp_path / "new folder" / "ledger.jsonl"
     script = [answer('{"rating": "low"}'), status(429), answer('{"score": 1}'), answer('{"rating": "high"}'), status(404)]
     with ScriptedServer(script) as server, Recording(tmp_path / "cache.sqlite") as recording:
-        with Client(Endpoint(model="gpt-4o", base_url=server.base_url, backoff_s=0.02), recording, ledger=ledger) as client:
-            client.ask_all([request("a"), request("a"), request("b"), request("c")], window=1)
+        with Client(Endpoint(model="gpt-4o", base_url=server.base_url), recording, ledger=ledger) as client:
+            outcomes(client, [request("a"), request("a"), request("b"), request("c")], one_by_one=True)
             counts = client.counts()
     names = ("purpose", "item", "model", "tokens_in", "tokens_out", "hit", "retries", "repairs", "outcome")
     price = 11 * 2.50 / 1e6 + 7 * 10.00 / 1e6

@@ -1,34 +1,20 @@
 """Settings of a server, and what is read out of its faults."""
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 import httpx2
 import openai
 import pytest
 
-from dyme_core.supervision.llm.client import Client, Endpoint
-from dyme_core.supervision.llm.endpoint import redact, redact_error, retry_after_s
+from dyme_core.supervision.llm.client import Client
+from dyme_core.supervision.llm.endpoint import Endpoint
+from dyme_core.utils import redact, redact_error
 
 SECRET = "sk-planted-0123456789abcdef"
 
 
-@pytest.fixture(autouse=True)
-def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_MODEL"):
-        monkeypatch.delenv(name, raising=False)
-
-
-def status_error(message: str = "slow down", retry_after: str = "") -> openai.APIStatusError:
-    response = httpx2.Response(429, headers={"retry-after": retry_after}, request=httpx2.Request("POST", "http://x"))
+def status_error(message: str = "slow down") -> openai.APIStatusError:
+    response = httpx2.Response(429, request=httpx2.Request("POST", "http://x"))
     return openai.RateLimitError(message, response=response, body={"message": message})
-
-
-@pytest.mark.parametrize(("text", "seconds"), [
-    ("7", 7.0), ("0.5", 0.5), ("-3", 0.0), ("Wed, 21 Oct 2026 07:28:09 GMT", 9.0), ("Wed, 21 Oct 2026 07:27:00 GMT", 0.0),
-    ("soon", None), ("", None), ("nan", None), ("inf", None)])
-def test_retry_after_is_read_as_seconds_or_date(text: str, seconds: float | None) -> None:
-    assert retry_after_s(status_error(retry_after=text), datetime(2026, 10, 21, 7, 28, tzinfo=UTC)) == seconds
 
 
 def test_the_key_is_taken_out_of_an_error_and_all_its_causes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,7 +47,7 @@ def test_nothing_is_sent_unless_a_server_is_named(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(("settings", "advice"), [
     ({"base_url": f"http://me:{SECRET}@host/v1"}, "put the key into OPENAI_API_KEY"),
     ({"base_url": "localhost:80"}, "must be like"), ({"max_tries": 0}, "max_tries must be above 0"),
-    ({"tokens_per_minute": 0}, "or None for no limit")])
+    ({"requests_per_minute": 0}, "leave it out")])
 def test_settings_that_cannot_work_are_refused(settings: dict, advice: str) -> None:
     with pytest.raises(ValueError, match=advice) as caught:
         Endpoint(model="m", **settings)

@@ -14,8 +14,9 @@ from dyme_core.data.prompt_format import write_response
 from dyme_core.data.schema import Fact, Item, facts_from_rows, item_of
 from dyme_core.supervision.checker import RuleChecker
 from dyme_core.supervision.llm import prompts
-from dyme_core.supervision.llm.client import CircuitOpen, InvalidReply, Recording, SupervisionError
+from dyme_core.supervision.llm.cache import Recording
 from dyme_core.supervision.llm.judge import LLMChecker, fact_rows
+from dyme_core.supervision.llm.parsing import InvalidReply, NotAsked, SupervisionError
 from dyme_core.supervision.llm.refiner import LLMRefiner
 from dyme_core.supervision.refiner import FIRST_TEMPLATE, RuleRefiner, target_writer
 from dyme_core.trainer import rewards
@@ -57,7 +58,7 @@ def test_without_a_server_the_policy_decides(policy: str, caplog: pytest.LogCapt
         if policy == "raise":
             with pytest.raises(SupervisionError, match="check of item 'chart-7' by 'm'.*lost the connection"):
                 checker.score_all(traces, [RECORD] * 3)
-            with pytest.raises(CircuitOpen, match="refine of item 'chart-7'"):
+            with pytest.raises(NotAsked, match="refine of item 'chart-7'"):
                 refiner.refine_all([RECORD])
             with pytest.raises(SupervisionError):
                 checker.judge(GOOD, ITEM)

@@ -4,8 +4,8 @@ from __future__ import annotations
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from dyme_core.supervision.llm.parsing import Reply, Unusable, read_object
-from dyme_core.supervision.llm.requests import Rating, Request, ask_again, ask_for_json, parse_rating
+from dyme_core.supervision.llm.parsing import Rating, Reply, Request, Unusable, parse_rating, read_object
+from dyme_core.supervision.llm.prompts import ask_again, ask_for_json
 
 
 class Verdict(BaseModel):
@@ -30,21 +30,20 @@ def test_anything_else_is_no_rating(value: object) -> None:
 
 @pytest.mark.parametrize("text", [
     '{"rating": "high"}', 'Sure: {"rating": "high"} Anything else?', '```json\n{"rating": "high"}\n```',
-    '<think>{"rating": "low"}?</think>{"rating": "high"}', '{see below} {"rating": "high"}',
-    '{"rating": "high"} and again {"rating": "High"}', '{"type": "object"} {"rating": "high"}',
+    '<think>{"rating": "low"}?</think>{"rating": "high"}',
     '{"rating": "high", "why": "the text says {\\"rating\\": \\"low\\"}"}'])
-def test_one_valid_object_is_found_wherever_it_stands(text: str) -> None:
+def test_a_valid_object_is_found_also_with_text_around_it(text: str) -> None:
     assert read_object(Reply(text), Verdict).rating == "high"
 
 
 @pytest.mark.parametrize(("text", "reason"), [
-    ("high", "no JSON object"), ('["high"]', "no JSON object"), ('{"rating": "high"', "no JSON object"),
-    ('{"rating": "low"} or {"rating": "high"}', "two valid objects that differ"),
+    ("high", "no JSON object"), ('["high"]', "no JSON object"), ('{"rating": "high"', "no JSON object|not one JSON object"),
+    ('{"rating": "low"} or {"rating": "high"}', "not one JSON object"), ('{"rating": "high"} {"rating": "high"}', "not one"),
     ('{"rating": "low", "rating": "high"}', "a key stands twice in the reply: 'rating'"),
-    ('{"draft": {"rating": "high"}, oops', "no JSON object"), ('{"draft": {"rating": "high"}}', "rating: Field required"),
-    ('{"rating": "high", "weight": NaN}', "weight: Input should be a valid number"),
-    ("{" * 100_000, "no JSON object"), ('{"a":' * 20_000, "nested too deeply"),
-    ('{"rating": "high"}' + " " * 100_000, "100018 characters, at most 100000 are read"), ("<think>high", "no JSON object")])
+    ('{"draft": {"rating": "high"}, oops', "not one JSON object"), ('{"draft": {"rating": "high"}}', "rating: Field required"),
+    ('{"rating": "high", "weight": NaN}', "weight: Input should be a valid number"), ('}high{', "no JSON object"),
+    ("{" * 100_000, "no JSON object"), ('{"a":' * 19_000 + "}", "nested too deeply"), ("<think>high", "no JSON object"),
+    ('{"rating": "high"}' + " " * 100_000, "100018 characters, at most 100000 are read")])
 def test_a_reply_that_could_be_misread_is_unusable(text: str, reason: str) -> None:
     with pytest.raises(Unusable, match=reason):
         read_object(Reply(text), Verdict)

@@ -7,8 +7,8 @@ import pytest
 from scripted_judge import BAD, GOOD, ITEM, RECORD, asked, client_of, judge, record_of
 from scripted_server import ScriptedServer
 
-from dyme_core.supervision.llm.client import SupervisionError
 from dyme_core.supervision.llm.judge import LLMChecker
+from dyme_core.supervision.llm.parsing import SupervisionError
 from dyme_core.supervision.llm.refiner import LLMRefiner
 from dyme_core.supervision.refiner import FIRST_TEMPLATE, LearningChecker, RuleRefiner, TemplateBank
 
