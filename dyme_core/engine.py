@@ -73,7 +73,7 @@ class DataSource:
         on_bad_row: what a row that is refused comes to: "raise" stops, "skip" leaves it out and counts it (bad_rows.py).
         options: of the data set's reader (`sources.load`), such as the folder of pictures.
         facts: of training questions that have none: "given" leaves it so, "ocr" reads what the picture prints, "vlm" asks the
-            supervising model, which must see pictures (missing_facts.py).
+            supervising model, which must see pictures (fact_extraction.py).
         test_name, test_source: another data set for the test split, as MathVerse is for Geo170K; "": the same one.
     """
 

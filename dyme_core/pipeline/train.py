@@ -47,8 +47,8 @@ from dyme_core.pipeline.runs import (
 )
 from dyme_core.pipeline.step_log import StepLog
 from dyme_core.store import run_file, write_rows
+from dyme_core.supervision.fact_extraction import backend_of, with_facts
 from dyme_core.supervision.factory import Experts, save_bank, too_long
-from dyme_core.supervision.missing_facts import backend_of, with_facts
 from dyme_core.supervision.refiner import TracesFirst, target_writer
 from dyme_core.trainer import switches
 from dyme_core.trainer.dyme_trainer import DyMETrainer

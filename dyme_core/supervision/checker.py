@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from dyme_core.data.numbers import same_answer
 from dyme_core.data.schema import Item, item_of, write_facts
-from dyme_core.supervision.facts import Reading, read_trace
+from dyme_core.supervision.claims import Reading, read_trace
 
 SCORES = {"low": 0.0, "medium": 0.5, "high": 1.0}  # the rubric's three grades
 

@@ -1,23 +1,39 @@
-"""Visual facts of a picture from a back end, made once a picture and stored with their provenance.
+"""Visual facts of questions that come without: read from each picture once, and stored with their provenance.
 
-A back end is anything with the members of `FactBackend`. Here: `TableFacts` (the data set's own table). `ocr.OcrFacts` reads
-the picture offline; a language model reading a hint or the picture is one more class with the same members.
+A back end is anything with the members of `FactBackend`. Here: `TableFacts` (the data set's own table) and `ImageFacts` (a
+model that sees). `chart_ocr.ocr.OcrFacts` reads the picture offline.
 """
 from __future__ import annotations
 
+import base64
+import dataclasses
 import hashlib
+import importlib
+import io
 import json
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from PIL import Image, UnidentifiedImageError
+
 from dyme_core.data.benchmarks.tabular import csv_facts
-from dyme_core.data.schema import Fact, facts_from_rows, facts_to_rows
+from dyme_core.data.datasets import png_bytes
+from dyme_core.data.numbers import clean_label
+from dyme_core.data.schema import Fact, Record, facts_from_rows, facts_to_rows, item_of
+from dyme_core.supervision.llm.client import Client
+from dyme_core.supervision.llm.parsing import Request, SupervisionError
+from dyme_core.supervision.llm.prompts import FACTS_SYSTEM, FactsReply, facts_messages
 from dyme_core.utils import hash_json, write_json
 
 MAX_STORED = 2**24  # bytes of a picture's facts
+PARAMETERS = {"temperature": 0.0, "max_tokens": 2000}  # of a request for facts
+PROGRESS_S = 10.0  # between log lines
+logger = logging.getLogger(__name__)
 
 
 class FactsError(ValueError):
@@ -32,19 +48,17 @@ class Picture:
         item: id for messages; does not decide where facts are stored.
         image: the bytes of its file.
         table: the data set's table as CSV text, "" where there is none.
-        hint: a text about the picture (caption, description), "" where there is none.
     """
 
     item: str
     image: bytes = field(repr=False)
     table: str = field(default="", repr=False)
-    hint: str = field(default="", repr=False)
 
     @classmethod
-    def of_files(cls, image: Path, table: Path | None = None, hint: str = "") -> Picture:
+    def of_files(cls, image: Path, table: Path | None = None) -> Picture:
         """Read a picture and, where it exists, its table from files; the image's stem is the item."""
         text = table.read_bytes().decode("utf-8-sig") if table is not None and table.is_file() else ""
-        return cls(image.stem, image.read_bytes(), text, hint)
+        return cls(image.stem, image.read_bytes(), text)
 
 
 class FactBackend(Protocol):
@@ -80,6 +94,39 @@ class TableFacts:
         if not picture.table:
             raise FactsError(f"item {picture.item!r}: expected a table, got none; give one or use another back end")
         return csv_facts(picture.table)
+
+
+class ImageFacts:
+    """The back end "vlm": facts that a model sees in the picture, which travels inside the message.
+
+    Args:
+        client: asks the model.
+        parameters: sent with each request; they and the prompt are part of the version.
+    """
+
+    name = "vlm"
+    reads = ("image",)
+
+    def __init__(self, client: Client, parameters: Mapping[str, Any] = PARAMETERS) -> None:
+        self.client, self.parameters = client, dict(parameters)
+        self.version = f"{client.endpoint.name}-{hash_json([FACTS_SYSTEM, self.parameters])[:8]}"
+
+    def extract(self, picture: Picture) -> tuple[Fact, ...]:
+        """Ask for the facts; rows without an entity are left out, for no trace could be held against them.
+
+        Raises:
+            SupervisionError: where the model gives no valid reply.
+            FactsError: where the picture's bytes are no picture.
+        """
+        try:
+            kind = Image.open(io.BytesIO(picture.image)).get_format_mimetype()
+        except (UnidentifiedImageError, OSError) as error:
+            raise FactsError(f"item {picture.item!r}: expected a picture, got {len(picture.image)} bytes that are none; "
+                             "restore the file or remove the row") from error
+        messages = facts_messages(image_url=f"data:{kind};base64,{base64.b64encode(picture.image).decode()}")
+        reply = self.client.submit(Request("facts", picture.item, messages, FactsReply, self.parameters)).result()
+        return tuple(Fact(clean_label(row.entity), clean_label(row.attribute), float(row.value), row.unit.strip())
+                     for row in reply.facts if clean_label(row.entity))
 
 
 @dataclass(frozen=True)
@@ -121,7 +168,7 @@ class FactStore:
         start = self.clock()
         facts = backend.extract(picture)
         made = Extraction(facts, backend.name, backend.version, _sha256(picture.image), round(self.clock() - start, 4))
-        write_json(path, _row(made))
+        write_json(path, dataclasses.asdict(made))
         self.misses += 1
         return made
 
@@ -132,13 +179,59 @@ def store_key(picture: Picture, backend: FactBackend) -> str:
     return hash_json({"backend": backend.name, "version": backend.version, **read})
 
 
+def backend_of(name: str, client: Client | None) -> FactBackend:
+    """The back end of a name of engine.FACTS: "ocr" reads offline, "vlm" asks the supervising model, which must see pictures.
+
+    Raises:
+        ValueError: for "vlm" without a client.
+    """
+    if name == "ocr":
+        return importlib.import_module("dyme_core.supervision.chart_ocr.ocr").OcrFacts()  # an extra
+    if client is None:
+        raise ValueError("data.facts='vlm' asks a model about pictures: set supervision.backend='api' and an endpoint that "
+                         "sees pictures, or data.facts='ocr'")
+    return ImageFacts(client)
+
+
+def with_facts(records: Sequence[Record], backend: FactBackend, folder: Path, at_once: int = 1) -> list[Record]:
+    """The records, those without facts given what the back end reads in their picture.
+
+    A picture that it cannot read is logged, and its question stays without facts: no target, no thinking score.
+
+    Args:
+        folder: of the store; what lies there is not extracted again.
+        at_once: pictures under way together.
+    """
+    store, start, said, num_failed = FactStore(folder), time.monotonic(), time.monotonic(), 0
+    without = [place for place, record in enumerate(records) if record.image is not None and not item_of(record.row).facts]
+    extended = list(records)
+    with ThreadPoolExecutor(at_once) as pool:
+        found = pool.map(lambda place: _facts_or_error(records[place], backend, store), without)
+        for number, (place, facts) in enumerate(zip(without, found, strict=True), 1):
+            if isinstance(facts, Exception):
+                num_failed += 1
+                logger.warning("%s: no facts: %s", records[place].item, facts)
+            else:
+                supervision = json.loads(records[place].supervision) | {"facts": facts_to_rows(facts)}
+                extended[place] = dataclasses.replace(records[place], supervision=json.dumps(supervision))
+            if time.monotonic() - said > PROGRESS_S:
+                said, left_s = time.monotonic(), (time.monotonic() - start) / number * (len(without) - number)
+                logger.info("facts: %d of %d pictures, %d without, about %.0f s left", number, len(without), num_failed, left_s)
+    if without:
+        logger.info("facts by %s: %d pictures read now, %d stored before, %d without", backend.name, store.misses, store.hits,
+                    num_failed)
+    return extended
+
+
+def _facts_or_error(record: Record, backend: FactBackend, store: FactStore) -> tuple[Fact, ...] | Exception:
+    try:
+        return store.get(Picture(record.item, png_bytes(record.load_image())), backend).facts
+    except (FactsError, SupervisionError) as error:
+        return error
+
+
 def _sha256(content: bytes | str) -> str:
     return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
-
-
-def _row(made: Extraction) -> dict[str, Any]:
-    return {"backend": made.backend, "version": made.version, "image_sha256": made.image_sha256, "seconds": made.seconds,
-            "facts": facts_to_rows(made.facts)}
 
 
 def _read(path: Path) -> Extraction:

@@ -18,7 +18,7 @@ from dyme_core.models import tiny_onevision
 from dyme_core.models.generation import Decoded
 from dyme_core.pipeline import evaluate, train
 from dyme_core.store import read_rows
-from dyme_core.supervision import missing_facts
+from dyme_core.supervision import fact_extraction
 from dyme_core.supervision.refiner import RuleRefiner
 
 
@@ -94,11 +94,11 @@ def test_pictures_without_facts_are_looked_at_once_by_a_model_that_sees(tmp_path
 
     with ScriptedServer(sees) as server, client_of(server) as client:
         for _ in range(2):
-            seen = missing_facts.with_facts(records, missing_facts.backend_of("vlm", client), tmp_path, at_once=2)
+            seen = fact_extraction.with_facts(records, fact_extraction.backend_of("vlm", client), tmp_path, at_once=2)
     assert seen[0] is records[0] and [fact.value for fact in item_of(seen[1].row).facts] == [45.0]
     assert seen[2] == records[2] and f"{records[2].item}: no facts" in caplog.text
     assert shown.count(1) == 1 and shown.count(2) >= 2 and 0 not in shown, "what was seen is not asked again"
     with pytest.raises(ValueError, match="set supervision.backend='api'"):
-        missing_facts.backend_of("vlm", None)
+        fact_extraction.backend_of("vlm", None)
     with pytest.raises(ValueError, match=r"data.facts must be one of \('given', 'ocr', 'vlm'\): got 'guess'"):
         config.load_profile("smoke", **{"data.facts": "guess"})

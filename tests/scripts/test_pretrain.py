@@ -19,7 +19,7 @@ from dyme_core.data import chart_images, chart_tables, prompt_format
 from dyme_core.data.chart_tables import facts_of
 from dyme_core.data.schema import Fact
 from dyme_core.models import loading, processors, tiny_onevision
-from dyme_core.supervision.facts import read_trace
+from dyme_core.supervision.claims import read_trace
 from scripts import batches, lessons, pretrain
 
 PROCESSOR = tiny_onevision.build_processor()

@@ -16,8 +16,8 @@ from dyme_core.data.schema import item_of
 from dyme_core.models import tiny_onevision
 from dyme_core.supervision import corruption
 from dyme_core.supervision.checker import RuleChecker
+from dyme_core.supervision.claims import read_trace
 from dyme_core.supervision.corruption import GradedRefiner, corrupt, misread
-from dyme_core.supervision.facts import read_trace
 from dyme_core.supervision.refiner import RuleRefiner, target_writer
 
 RECORDS = datasets.mini_records("train", 420, seed=0)

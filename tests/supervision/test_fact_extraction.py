@@ -1,15 +1,22 @@
-"""The store of facts and the comparison of back ends with gold tables."""
+"""Facts of pictures: made once and stored, and those of a model that sees never invented by a failure."""
 from __future__ import annotations
 
+import base64
+import io
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from scripted_server import ScriptedServer, answer, status
 
 from dyme_core.data.schema import Fact
-from dyme_core.supervision.chart_ocr.matching import backend_rows, compare
-from dyme_core.supervision.fact_extraction import Extraction, FactsError, FactStore, Picture, TableFacts, store_key
+from dyme_core.supervision.fact_extraction import FactsError, FactStore, ImageFacts, Picture, TableFacts, store_key
+from dyme_core.supervision.llm.cache import Recording
+from dyme_core.supervision.llm.client import Client
+from dyme_core.supervision.llm.endpoint import Endpoint
+from dyme_core.supervision.llm.parsing import InvalidReply, SupervisionError
 
 SHOWN = (Fact("2010", "FAV", 62.0, "%"), Fact("2010", "UNF", 36.0, "%"))
 
@@ -40,8 +47,8 @@ def test_facts_are_made_once_and_reused_by_another_store_and_under_another_name(
 
 @pytest.mark.parametrize(("picture", "backend"), [
     (Picture("a", b"other"), Scripted()), (Picture("a", b"png"), Scripted(version="2")),
-    (Picture("a", b"png"), Scripted(name="x")), (Picture("a", b"png", hint="new"), Scripted(reads=("hint",)))])
-def test_another_image_back_end_version_or_hint_makes_facts_anew(tmp_path: Path, picture: Picture, backend: Scripted) -> None:
+    (Picture("a", b"png"), Scripted(name="x")), (Picture("a", b"png", "new"), Scripted(reads=("table",)))])
+def test_another_image_back_end_version_or_table_makes_facts_anew(tmp_path: Path, picture: Picture, backend: Scripted) -> None:
     store = FactStore(tmp_path)
     store.get(Picture("a", b"png"), Scripted(reads=backend.reads))
     store.get(picture, backend)
@@ -49,7 +56,7 @@ def test_another_image_back_end_version_or_hint_makes_facts_anew(tmp_path: Path,
 
 
 def test_what_a_back_end_does_not_read_does_not_matter(tmp_path: Path) -> None:
-    assert store_key(Picture("a", b"png", table="x"), Scripted()) == store_key(Picture("b", b"png", hint="y"), Scripted())
+    assert store_key(Picture("a", b"png", table="x"), Scripted()) == store_key(Picture("b", b"png", table="y"), Scripted())
 
 
 def test_a_picture_without_facts_is_stored_too(tmp_path: Path) -> None:
@@ -81,45 +88,58 @@ def test_a_picture_is_read_from_files_with_the_table_beside_it(tmp_path: Path) -
     assert Picture.of_files(tmp_path / "7.png", tmp_path / "no.csv").table == ""
 
 
-GOLD = (Fact("2010", "FAV", 62.0), Fact("2010", "UNF", 36.0), Fact("2012", "FAV", 65.4))
+SAID = {"facts": [{"entity": " Latvia* ", "attribute": "", "value": 3, "unit": "percent"},
+                  {"entity": "2010.0", "attribute": "FAV", "value": 8.9, "unit": ""},
+                  {"entity": "  ", "attribute": "", "value": 5, "unit": ""}]}
+READ = (Fact("Latvia", "", 3.0, "percent"), Fact("2010", "FAV", 8.9))
 
 
-@pytest.mark.parametrize(("found", "right", "contradicted", "values"), [
-    (GOLD, 3, 0, 3),
-    ((), 0, 0, 0),
-    ((Fact("2010", "FAV", 36.0), Fact("2010", "UNF", 62.0)), 0, 2, 2),  # series swapped: right numbers, no right fact
-    ((Fact("2012", "fav.", 65.0, "%"),), 1, 0, 1),  # printed rounded, another spelling
-    ((Fact("2010", "FAV", 62.0), Fact("2010", "FAV", 62.0)), 1, 1, 1),  # said twice, counts once
-    ((Fact("2011", "FAV", 62.0), Fact("", "", 65.4)), 0, 0, 2),  # a cell the table has not; a loose number
-])
-def test_facts_are_counted_against_gold(found: tuple[Fact, ...], right: int, contradicted: int, values: int) -> None:
-    assert compare(found, GOLD) == {"num_gold": 3, "num_found": len(found), "num_right": right,
-                                    "num_contradicted": contradicted, "num_values_right": values}
+def picture_of(kind: str = "png", item: str = "chart-1", colour: str = "red") -> Picture:
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 3), colour).save(buffer, kind)
+    return Picture(item, buffer.getvalue())
 
 
-def test_one_found_value_matches_one_gold_value_only() -> None:
-    gold = (Fact("a", "", 5.0), Fact("b", "", 5.0))
-    assert compare((Fact("", "", 5.0),), gold)["num_values_right"] == 1
+def client_of(server: ScriptedServer, recording: Recording | None = None) -> Client:
+    return Client(Endpoint(model="m", base_url=server.base_url, max_tries=1), recording)
 
 
-def test_the_name_of_a_single_series_does_not_count() -> None:
-    assert compare((Fact("DK", "Strong support", 3.0),), (Fact("DK", "Value", 3.0),))["num_right"] == 1
+@pytest.mark.parametrize("kind", ["png", "jpeg"])
+def test_a_picture_travels_whole_inside_the_message_and_is_asked_about_once(kind: str, tmp_path: Path) -> None:
+    picture = picture_of(kind)
+    with ScriptedServer([answer(json.dumps(SAID))]) as server, client_of(server) as client:
+        store, backend = FactStore(tmp_path), ImageFacts(client)
+        made = store.get(picture, backend)
+        assert made.facts == READ and made.backend == "vlm" and made.version.startswith("m-")
+        assert store.get(picture, backend) == made and len(server.seen) == 1
+        assert ImageFacts(client, {"temperature": 1.0}).version != backend.version
+    _, part = server.seen[0].body["messages"][-1]["content"]
+    head, _, data = part["image_url"]["url"].partition(",")
+    assert head == f"data:image/{kind};base64" and base64.b64decode(data) == picture.image
 
 
-def test_a_back_end_gets_a_row_a_chart_and_the_totals(tmp_path: Path) -> None:
-    pictures = [Picture("a", b"1", "Year,FAV,UNF\n2010,62,36\n2012,65,35"), Picture("b", b"2", "Year,FAV,UNF\n2010,62,37"),
-                Picture("no table", b"3")]
-    backend = Scripted()
-    *rows, total = backend_rows(pictures, backend, FactStore(tmp_path, clock=iter(range(9)).__next__))
-    assert [(row["item"], row["precision"], row["recall"]) for row in rows] == [("a", 1.0, 0.5), ("b", 0.5, 0.5)]
-    assert (total["item"], total["num_gold"], total["precision"], total["recall"], total["seconds"]) == ("all", 6, 0.75, 0.5, 2)
-    assert total["precision_listed"] == 0.75 and backend.items == ["a", "b"]
+@pytest.mark.parametrize(("act", "error"), [(status(401), SupervisionError), (answer("no facts in sight"), InvalidReply)])
+def test_a_models_failure_is_an_error_and_nothing_is_stored(act, error, tmp_path: Path) -> None:
+    with ScriptedServer([act]) as server, client_of(server) as client:
+        with pytest.raises(error, match="chart-1"):
+            FactStore(tmp_path).get(picture_of(), ImageFacts(client))
+    assert not list(tmp_path.rglob("*.json"))
 
 
-def test_shares_of_nothing_are_unknown(tmp_path: Path) -> None:
-    [_, total] = backend_rows([Picture("a", b"1", "Year,A\n2010,6")], Scripted(facts=()), FactStore(tmp_path))
-    assert (total["precision"], total["recall"]) == (None, 0.0)
+def test_bytes_that_are_no_picture_are_refused_before_anything_is_sent() -> None:
+    with ScriptedServer([answer(json.dumps(SAID))]) as server, client_of(server) as client:
+        with pytest.raises(FactsError, match="chart-1.*expected a picture, got 3 bytes"):
+            ImageFacts(client).extract(Picture("chart-1", b"GIF"))
+    assert server.seen == []
 
 
-def test_an_extraction_is_a_value() -> None:
-    assert Extraction(SHOWN, "x", "1", "0" * 64, 1.0) == Extraction(SHOWN, "x", "1", "0" * 64, 1.0)
+def test_facts_are_replayed_from_a_recording_without_a_server(tmp_path: Path) -> None:
+    with ScriptedServer([answer(json.dumps(SAID))]) as server, Recording(tmp_path / "facts.sqlite") as recording:
+        with client_of(server, recording) as client:
+            said = ImageFacts(client).extract(picture_of())
+        recording.export_jsonl(tmp_path / "facts.jsonl")
+    with Recording(tmp_path / "facts.jsonl", read_only=True) as recording, \
+            Client(Endpoint(model="m"), recording, "replay") as client:
+        assert ImageFacts(client).extract(picture_of()) == said == READ
+        with pytest.raises(SupervisionError, match="chart-2"):
+            ImageFacts(client).extract(picture_of(item="chart-2", colour="blue"))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dyme_core.data.schema import Fact
-from dyme_core.supervision.facts import read_trace
+from dyme_core.supervision.claims import read_trace
 
 FACTS = tuple(Fact(year, name, value) for year, values in (("2010", (62, 36)), ("2012", (65, 35)))
               for name, value in zip(("FAV", "UNF"), map(float, values), strict=True))

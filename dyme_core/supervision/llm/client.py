@@ -64,9 +64,9 @@ class Client:
         self._thread: threading.Thread | None = None
 
     def submit(self, request: Request) -> concurrent.futures.Future:
-        """Start asking and return at once; the future gives the valid reply, an instance of `request.schema`, or raises
+        """Start asking and return at once; the future gives the valid reply, an instance of `request.schema`.
 
-        SupervisionError: where there is none; its subclasses say why.
+        Its `result` raises SupervisionError where there is none; the subclasses say why.
         """
         with self._lock:
             if self._is_closed:

@@ -1,8 +1,8 @@
-"""Visual facts: what can be read from a chart, and which of it a text states, rightly or wrongly.
+"""Which of a picture's facts a text states, rightly or wrongly.
 
-A fact is (entity, attribute, value, unit). `read_trace` finds the claims of a thinking trace without a model: it walks over
-names and numbers in order, gives each number to the entity and series named last ("2010 has FAV 62") or right after it ("62
-in 2010"), and pairs lists ("for Latvia, Portugal and Romania: 3.0, 8.9 and 13.0") by position.
+`read_trace` finds the claims of a thinking trace without a model: it walks over names and numbers in order, gives each number
+to the entity and series named last ("2010 has FAV 62") or right after it ("62 in 2010"), and pairs lists ("for Latvia,
+Portugal and Romania: 3.0, 8.9 and 13.0") by position.
 """
 from __future__ import annotations
 

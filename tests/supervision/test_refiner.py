@@ -1,0 +1,78 @@
+"""The rule refiner and the template bank: what is learnt from traces, and which targets are written with it."""
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+from scripted_judge import GOOD, ITEM
+
+from dyme_core.data import datasets, schema
+from dyme_core.data.schema import Fact, item_of
+from dyme_core.supervision.refiner import DEFAULT_TEMPLATES, FIRST_TEMPLATE, RuleRefiner, Template, TemplateBank, TraceRefiner
+
+
+def test_the_bank_puts_the_most_seen_template_first_and_breaks_ties_by_age() -> None:
+    bank, item = TemplateBank(), ITEM
+    steps = DEFAULT_TEMPLATES[1].fill(item)
+    assert bank.best() == FIRST_TEMPLATE
+    assert bank.observe(steps, item)
+    assert bank.best() == FIRST_TEMPLATE  # one each: the older one stays
+    assert bank.observe(steps, item)
+    assert bank.best().text == "Step 1 is to extract {facts}. Step 2 is to compute {working}. Therefore, {conclusion}."
+
+
+def test_the_refiner_writes_what_the_model_says_well() -> None:
+    bank, item = TemplateBank(), ITEM
+    own = f"So, {schema.write_facts(item.evidence)}. As {item.working}, {item.conclusion}."
+    for _ in range(2):
+        assert bank.observe(own, item)
+    other = next(item_of(record.row) for record in datasets.mini_records("train", 60, 0) if record.kind == "sum")
+    target = RuleRefiner(bank).refine(other)
+    assert target == f"So, {schema.write_facts(other.evidence)}. As {other.working}, {other.conclusion}."
+
+
+@pytest.mark.parametrize("thinking", ["", "the greater gap is in 2010", GOOD.replace("30 - 10", "25 - 5"),
+                                      GOOD + " In 1999 it was so.", GOOD.replace("Comparing", "\ufffd"),
+                                      GOOD.replace("Comparing", "\x07")])
+def test_the_bank_learns_nothing_from_what_is_no_structure(thinking: str) -> None:
+    bank = TemplateBank()
+    assert not bank.observe(thinking, ITEM)
+    assert bank.counts == {FIRST_TEMPLATE.text: 1}
+
+
+def test_a_bank_restored_goes_on_as_the_one_saved() -> None:
+    saved, restored, item = TemplateBank(), TemplateBank(), ITEM
+    saved.observe(DEFAULT_TEMPLATES[1].fill(item), item)
+    restored.load_state_dict(json.loads(json.dumps(saved.state_dict())))
+    assert restored == saved
+    for bank in (saved, restored):
+        bank.observe(DEFAULT_TEMPLATES[1].fill(item), item)
+    assert restored.best() == saved.best() == DEFAULT_TEMPLATES[1]
+    state = saved.state_dict()
+    saved.observe(GOOD, item)
+    assert state != saved.state_dict()  # a checkpoint does not change behind its back
+
+
+@pytest.mark.parametrize("text", ["no slots here", "{facts} only", "{facts} {facts} {conclusion}",
+                                  "{facts} {conclusion} {other}"])
+def test_a_template_without_its_slots_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="a template needs {facts} and {conclusion} once"):
+        Template(text)
+
+
+@pytest.mark.parametrize(("change", "reason"), [
+    ({"answer": "2012"}, "closes on '2010', not on the answer '2012'"),
+    ({"working": "30 - 10 = 21 > 25 - 20 = 5"}, "arithmetic does not hold"),
+    ({"evidence": (Fact("2010", "FAV", 33.0),)}, "claims are wrong"),
+    ({"facts": ()}, "names no fact"),
+])
+def test_the_refiner_refuses_a_wrong_record(change: dict, reason: str) -> None:
+    with pytest.raises(ValueError, match=f"no target for .* passes the checker: .*{reason}.*; check the record"):
+        RuleRefiner().refine(dataclasses.replace(ITEM, **change))
+
+
+def test_a_trace_of_the_data_set_is_the_target_where_a_response_can_hold_it() -> None:
+    stored = ("First add 2 and 3.", "", "Too short here", "It says <answer>5</answer> on the label")
+    records = [{"answer": "5", "supervision": schema.known(trace=trace)} for trace in stored]
+    assert TraceRefiner().refine_all(records) == ["First add 2 and 3.", None, None, None]
