@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from PIL import Image
 
 from dyme_core import config
 from dyme_core.models import loading, tiny_onevision
+from study import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -57,6 +59,16 @@ def test_every_make_target_and_module_named_exists(page: str) -> None:
     assert set(re.findall(r"(?:`|^)make ([a-z][a-z-]*)", PAGES[page], re.MULTILINE)) <= targets
     for module in re.findall(r"-m ((?:dyme_core|study|scripts)(?:\.\w+)+)", PAGES[page]):
         assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), module
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_dyme_command_named_exists_with_its_options(page: str) -> None:
+    known = {name: {option for each in command.params for option in each.opts}
+             for name, command in typer.main.get_command(cli.app).commands.items()}
+    text = PAGES[page].replace("\\\n", " ")
+    named = re.findall(r"(?:bin/dyme|`dyme|-m study) ([a-z][a-z-]*)([^`\n]*)", text)
+    assert {name for name, _ in named} <= known.keys()
+    assert not [(name, rest) for name, rest in named if not set(re.findall(r" (--[a-z-]+)", rest)) <= known[name]]
 
 
 @pytest.mark.parametrize("page", PAGES)
