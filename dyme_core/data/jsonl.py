@@ -1,4 +1,4 @@
-"""Your own data to records: a folder with data.jsonl (or the path of a JSONL file), one JSON object a line.
+"""Your own data to records: a folder with data.jsonl (or the path of a JSONL file), one JSON object per line.
 
 | field | meaning |
 | --- | --- |
@@ -36,7 +36,7 @@ def own_records(source: Path | str, split: str = "train", bad: BadRows | None = 
     Args:
         source: the folder of data.jsonl, or a JSONL file.
         split: one of config.SPLITS.
-        bad: takes the rows that are refused; None raises.
+        bad: collects the rows that are refused; None raises.
     Raises:
         DataError: naming row and id: what was expected, what came, what to do. Rows of other splits are checked as well.
     """

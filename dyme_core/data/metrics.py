@@ -1,7 +1,7 @@
-"""The rules that each data set is scored by, under the names of docs/evaluation.md; a score of None is one that does not apply.
+"""The rules that each data set is scored by, named as in docs/evaluation.md; None is a score that does not apply.
 
 A scorer is given a prediction (the parsed answer, None where there is none; for GSM8K the whole response) and the record's
-row. A rule that forgives more than the official one has a name of its own. What is trained on is `training_accuracy`.
+row. A rule that forgives more than the official one has a name of its own. Training uses `training_accuracy`.
 """
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Row = Mapping[str, Any]
 RELAXED_TOLERANCE = 0.05  # ChartQA's common rule, used in evaluation
 STRICT_TOLERANCE = 0.0  # public code: trains with 0 and evaluates with 5 %
 YEARS = range(1800, 2101)  # a target written as one of these integers is a year
-WHOLE_RESPONSE = ("gsm8k",)  # tasks whose official rules look for the answer themselves
+WHOLE_RESPONSE = ("gsm8k",)  # tasks whose official rules extract the answer themselves
 
 _NUMBER_WITH_UNIT = re.compile(r"([-+]?)([$€£¥]?)\s*([-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[-+]?\d+)?%?)\s*([a-z][a-z /]*)?")
 _THOUSANDS_COMMA = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
@@ -57,7 +57,7 @@ def year_exact_accuracy(prediction: str, target: str) -> float:
 def lenient_accuracy(prediction: str, target: str, tolerance: float = RELAXED_TOLERANCE) -> float:
     """Score as the common rule does, but forgive thousands commas, currency, a trailing dot and a unit on one side.
 
-    Never to be given as the common rule's figure. Two different units never match ("5 million" is not "5 thousand").
+    Never report it as the common rule. Two different units never match ("5 million" is not "5 thousand").
     """
     if relaxed_accuracy(prediction, target, tolerance):
         return 1.0
@@ -78,13 +78,13 @@ def score_answer(prediction: str | None, target: str) -> dict[str, int]:
 
 
 def chartqa_scores(prediction: str | None, row: Row) -> Scores:
-    """relaxed (the common rule), strict and year_exact, as always; lenient stands beside them."""
+    """relaxed (the common rule), strict and year_exact, and beside them lenient."""
     answer = row["answer"]
     return {**score_answer(prediction, answer), "lenient": 0.0 if prediction is None else lenient_accuracy(prediction, answer)}
 
 
 def aokvqa_scores(prediction: str | None, row: Row) -> Scores:
-    """A question asked with its choices has multiple_choice, any other has direct_answer and any_match.
+    """Scores of A-OKVQA: multiple_choice for a question asked with its choices, else direct_answer and any_match.
 
     direct_answer: min(1, matches / 3) over the ten answers, None for a difficult_direct_answer (the official rule; the
     script of allenai/aokvqa at 0438d33a drops those from the other score). any_match is what the public DyME code counts: any
@@ -190,7 +190,7 @@ def accuracy_of(task: str) -> Callable[..., list[float]]:
 
     def task_accuracy(completions: Sequence[Completion], answer: Sequence[str], kind: Sequence[str],
                       supervision: Sequence[str], **kwargs: Any) -> list[float]:
-        """Give each completion the training accuracy of its parsed answer; TRL repeats the columns to one a rollout."""
+        """Give each completion the training accuracy of its parsed answer; TRL repeats the columns, one value per rollout."""
         rows = [dict(zip(("answer", "kind", "supervision"), values, strict=True))
                 for values in zip(answer, kind, supervision, strict=True)]
         return [training_accuracy(task, split_response(completion_text(completion))[1], row)

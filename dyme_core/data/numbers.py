@@ -1,6 +1,6 @@
 """Numbers as charts and their tables print them: signs, thousands, percent, units, footnote stars, missing cells, years.
 
-A year (2012, 2012.0) is a name of the axis, never a value; `read_quantity` leaves that decision to its caller, who knows
+A year (2012, 2012.0) is a label of the axis, never a value; `read_quantity` leaves that decision to its caller, who knows
 the layout, and `is_year` and `clean_label` help with it.
 """
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 
 YEARS = (1800, 2100)
-MINUS_SIGNS = "-\u2212\u2013\u2012"  # hyphen, minus, en dash, figure dash: all print a negative number
+MINUS_SIGNS = "-\u2212\u2013\u2012"  # hyphen, minus, en dash and figure dash all print a negative number
 MISSING = {"", "nan", "na", "n/a", "none", "null", "-", "\u2013", "\u2014", "..", "...", "x"}
 SIMILAR = 0.85  # share of characters two spellings of one label must have in common (OCR slips, "A strong"/"a strong")
 LARGEST_ROUNDING = 0.05  # of the value: 0.71 is not "printed as 1"
@@ -29,10 +29,10 @@ class Quantity:
 
 
 def read_quantity(text: str) -> Quantity | None:
-    """The quantity that `text` is as a whole, None where it is anything else or a missing cell.
+    """The quantity that the whole of `text` prints; None for anything else, and for a missing cell.
 
     "1,234" and "\u22122.4" are numbers, "29 %" is Quantity(29, "%"); footnote stars go; an integer with a leading zero ("03")
-    lost its point in OCR, for no chart prints one.
+    has lost its point in OCR, because no chart prints one.
     """
     text = text.strip().strip("*").strip()
     match = None if text.lower() in MISSING else _QUANTITY.fullmatch(text)

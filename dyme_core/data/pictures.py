@@ -1,4 +1,4 @@
-"""Pictures from anywhere, as 8-bit RGB; what shows nothing, or would fill the memory, is refused before it is unpacked."""
+"""Pictures of any origin as 8-bit RGB. Empty ones, and those too large for memory, are refused before they are decoded."""
 from __future__ import annotations
 
 import io
@@ -10,7 +10,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF")  # others run programs (EPS: Ghostscript) or hold no pixels
-MIN_SIDE, MAX_SIDE, MAX_PIXELS = 2, 10_000, 50_000_000  # of 1 x 1 are what trackers and failed downloads leave
+MIN_SIDE, MAX_SIDE, MAX_PIXELS = 2, 10_000, 50_000_000  # trackers and failed downloads leave pictures of 1 x 1
 # What Pillow's readers raise on damaged files; a broken PNG is a SyntaxError to it.
 FAULTS = (OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, ArithmeticError, RuntimeError, MemoryError,
           struct.error, zlib.error, Image.DecompressionBombError)
@@ -19,13 +19,13 @@ Source = Image.Image | Path | bytes
 
 
 class PictureError(ValueError):
-    """Why a picture is not taken; `args` are what was expected, what came, what to do."""
+    """A picture that is refused; `args` are what was expected, what came, what to do."""
 
 
 def read_rgb(source: Source) -> Image.Image:
     """The picture as people see it: 8-bit RGB, upright (EXIF), the first frame of several, what is transparent on white.
 
-    16 bits a pixel lose the lower 8; CMYK is converted without colour profiles.
+    Pictures of 16 bits per channel lose the lower 8; CMYK is converted without colour profiles.
 
     Raises:
         PictureError: for what is damaged, of another format than FORMATS, has a side below MIN_SIDE or above MAX_SIDE, more
@@ -39,10 +39,10 @@ def read_rgb(source: Source) -> Image.Image:
 
 
 def is_plain(source: Source) -> bool:
-    """True where any reader gets `read_rgb`'s pixels by converting to RGB.
+    """True where a plain conversion to RGB gives the pixels of `read_rgb`.
 
     Raises:
-        PictureError: as `read_rgb`, as far as the head of the file tells.
+        PictureError: as `read_rgb`, as far as the file's header shows it.
     """
     image = _opened(source)
     try:
@@ -79,7 +79,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _depth(image: Image.Image) -> int:
-    """Bits a channel."""
+    """Bits per channel."""
     return 16 if image.mode.startswith("I;16") else 32 if image.mode in ("I", "F") else 8
 
 

@@ -1,4 +1,4 @@
-"""The format contract: how a question is asked, how thinking and answer are told apart in a response.
+"""The format contract: how a question is asked, and how a response is split into thinking and answer.
 
 A response is `thinking`, a newline, and one answer line `<answer>...</answer>` (the poster's flag).
 """
@@ -12,7 +12,7 @@ ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
 THINK_INSTRUCTION = (f"Output the thinking process and then give the final answer in {ANSWER_OPEN} {ANSWER_CLOSE} tag.")
 ANSWER_INSTRUCTION = f"Give the final answer in {ANSWER_OPEN} {ANSWER_CLOSE} tag."
 CAPTION_INSTRUCTION = "Describe the chart."
-MIN_THINKING_WORDS = 4  # fewer words before the answer are no thinking: without it, lucky answers crowd it out
+MIN_THINKING_WORDS = 4  # fewer words are no thinking; without this rule lucky bare answers crowd thinking out
 
 Completion = str | Sequence[Mapping[str, Any]]  # as TRL gives it: a text, or messages
 

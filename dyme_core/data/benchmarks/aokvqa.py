@@ -2,7 +2,7 @@
 
 Official files: aokvqa_v1p0_<split>.json, pictures COCO 2017's (train2017/, val2017/). On the hub (HuggingFaceM4/A-OKVQA) there
 are the same fields with `image` in place of `image_id`, and the free answers are the literal of a list. The answers of the test
-split are kept by its authors.
+split are not public.
 """
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def aokvqa_records(source: Path | str, split: str, images: Path | str | None = N
         images: COCO's folder, for the official files: <split>2017/<image id in 12 digits>.jpg.
         with_choices: asks with the choices, lettered, and the answer is the right one (kind "choice"). Otherwise (kind
             "direct") the answer is the one that most of the ten gave, the first of several.
-        bad: takes the rows that are refused; None raises.
+        bad: collects the rows that are refused; None raises.
     Returns:
         records whose trace is the longest rationale, and whose scoring has direct_answers, difficult_direct_answer,
         choices and correct_choice_idx, as `metrics` reads them.

@@ -26,7 +26,7 @@ def chartqa_records(source: Path | str, split: str = "test", bad: BadRows | None
         source: a folder that holds png/ and <split>_human.json or <split>_augmented.json or both, where tables/<image>.csv
             gives facts; or a hub id, or a folder in the hub's layout.
         split: ChartQA's name, "test", "val" or "train".
-        bad: takes the rows that are refused; None raises.
+        bad: collects the rows that are refused; None raises.
     Raises:
         DataError: naming the row, where a file is missing or a row lacks its picture, question or answer.
     """

@@ -30,14 +30,14 @@ _LETTER = re.compile(r"\(?([A-H])\)?(?:[:.\s].*)?", re.DOTALL)
 
 def geo170k_records(source: Path | str, split: str = "qa_tuning", images: Path | str | None = None,
                     bad: BadRows | None = None) -> list[Record]:
-    """Read question and solution of each row; a solution that closes on no readable answer is left out, and
-    the log says how many.
+    """Read question and solution of each row. A solution without a readable answer at its end is left out; the log says how
+    many.
 
     Args:
         source: a folder that holds <split>.json, a hub id, or a folder in the hub's layout.
         split: "qa_tuning"; "alignment" holds descriptions, not answers.
         images: the unpacked images.zip; images/ in `source` by default.
-        bad: takes the rows that are refused; None raises.
+        bad: collects the rows that are refused; None raises.
     Returns:
         records whose trace is the solution before the answer.
     Raises:
@@ -64,7 +64,7 @@ def mathverse_records(source: Path | str, split: str = "testmini", images: Path 
         source: a folder that holds <split>.json, a hub id, or a folder in the hub's layout.
         split: "testmini" (five versions with a picture) or "testmini_text_only" (none has one).
         images: the unpacked images.zip; images/ in `source` by default.
-        bad: takes the rows that are refused; None raises.
+        bad: collects the rows that are refused; None raises.
     Returns:
         records whose kind is the version, and whose scoring has question_type and choices {letter: text}.
     Raises:
@@ -115,6 +115,6 @@ def _mathverse_record(row: Row, place: int, split: str, folder: Path | str | Non
 
 
 def read_choices(question: str) -> dict[str, str]:
-    """The choices {letter: text} behind "Choices:", one a line; {} where there are none."""
+    """The choices {letter: text} after "Choices:", one per line; {} where there are none."""
     _, mark, behind = question.partition("Choices:")
     return dict(_CHOICE.findall(behind)) if mark else {}

@@ -1,7 +1,7 @@
 """GSM8K to records: word problems without a picture, with their solutions as traces.
 
 Official files: <split>.jsonl with rows {question, answer}; the hub (openai/gsm8k, config main) has the same columns. A solution
-ends in "#### " and the gold number; calculator notes like <<2*3=6>> stand in it.
+ends in "#### " and the gold number; it contains calculator notes like <<2*3=6>>.
 """
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def gsm8k_records(source: Path | str, split: str, bad: BadRows | None = None) ->
     Args:
         source: a folder that holds <split>.jsonl, a hub id, or a folder in the hub's layout.
         split: "train" or "test".
-        bad: takes the rows that are refused; None raises.
+        bad: collects the rows that are refused; None raises.
     Returns:
         records without a picture; the answer as it stands behind "####", the steps before it, without notes, as the trace.
     Raises:

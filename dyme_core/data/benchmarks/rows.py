@@ -1,6 +1,6 @@
 """Rows of a data set, from the hub or from files: read, their fields checked, their pictures kept inside their folder.
 
-Nothing of a data set is run: `datasets` 4 has no loading scripts, and lists kept as text are read as literals.
+No code of a data set is run: `datasets` 4 has no loading scripts, and lists stored as text are read as literals.
 """
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _read_piece(content: bytes, where: str) -> Any:
         return json.loads(content.decode(), object_pairs_hook=_without_doubles)
     except RecursionError as error:
         raise DataError.of(where, "JSON", "brackets nested too deep to be read", "write it flatter") from error
-    except ValueError as error:  # no JSON, no UTF-8, a number of too many digits, a key that stands twice
+    except ValueError as error:  # no JSON, no UTF-8, a number of too many digits, a repeated key
         raise DataError.of(where, "JSON in UTF-8", error, "correct it") from error
 
 
@@ -163,6 +163,6 @@ def picture_of(image: Any, item: str, folder: Path | str | None = None) -> bytes
 
 
 def _own_places(folder: Path) -> list[Path]:
-    """Where the files of a data set's folder may lie: in it, and of a hub's snapshot in the same repository's store, which
+    """The folders that a data set's files may lie in: its own, and for a snapshot of the hub the repository's blob store, which
     snapshots link to."""
     return [folder, *(above.parent / "blobs" for above in folder.parents if above.name == "snapshots")]

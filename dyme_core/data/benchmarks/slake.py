@@ -26,7 +26,7 @@ def slake_records(source: Path | str, split: str, images: Path | str | None = No
         split: "train", "validation" or "test".
         images: the folder imgs/; the one in `source` by default.
         language: "en" or "zh".
-        bad: takes the rows that are refused; None raises.
+        bad: collects the rows that are refused; None raises.
     Returns:
         records of kind "open" or "closed".
     Raises:

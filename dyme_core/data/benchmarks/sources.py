@@ -51,7 +51,7 @@ def load(name: str, source: Path | str, split: str, **options: Any) -> list[Reco
         name: a key of KNOWN.
         source: a folder (official files, or the hub's layout) or a hub id, such as KNOWN[name].hub_id.
         split: one of config.SPLITS that the data set has, or as it calls one itself ("testmini_text_only").
-        options: `bad`, which takes the rows that are refused (badrows.BadRows), and the reader's own: `images` (aokvqa,
+        options: `bad`, which collects the rows that are refused (bad_rows.BadRows), and the reader's own: `images` (aokvqa,
             slake, geo170k, mathverse), `with_choices` (aokvqa), `language` (slake).
     Raises:
         DataError: for an unknown name, with the known ones, and what the reader raises.

@@ -1,4 +1,4 @@
-"""Facts of a data set's own table: first column entities, first row attributes, one fact a cell that holds a number."""
+"""Facts of a data set's own table: first column entities, first row attributes, one fact per cell that holds a number."""
 from __future__ import annotations
 
 import csv
@@ -8,7 +8,7 @@ from pathlib import Path
 from dyme_core.data.numbers import clean_label, read_quantity
 from dyme_core.data.schema import Fact
 
-FILLED_SHARE = 0.25  # smallest by largest value of a series from which on a zero in it is a filled gap
+FILLED_SHARE = 0.25  # smallest divided by largest value of a series above which a zero in it is a filled gap
 
 _PERCENT = re.compile(r"\(\s*%\s*\)|\b(?:in|as)\s+(?:%|percent)|^\s*(?:%|percent)", re.IGNORECASE)
 
@@ -40,6 +40,6 @@ def csv_facts(text: str) -> tuple[Fact, ...]:
 
 
 def _fills_gaps(values: list[float]) -> bool:
-    """True where a 0 among `values` is far from all others, so that it must stand for a missing number."""
+    """True where a 0 among `values` is so far from the others that it must stand for a missing number."""
     others = [value for value in values if value]
     return len(others) > 1 and min(others) > 0 and min(others) >= FILLED_SHARE * max(others)
