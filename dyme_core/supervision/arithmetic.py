@@ -1,7 +1,7 @@
 """The arithmetic of a trace: written in signs or in words, found and computed again.
 
-Words become signs of the same length ("62 minus 36 equals 26", "the sum of 55 and 46 is 101"), so that every place in the
-text stays what it was. All patterns are bounded: a text of any length takes time in proportion to it.
+Words become signs of the same length ("62 minus 36 equals 26", "the sum of 55 and 46 is 101"), so that every position in the
+text stays the same. All patterns are bounded: a text of any length takes time in proportion to it.
 """
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 NUMBER = r"\d{1,12}(?:,\d{3})+(?:\.\d{1,12})?|\d{1,15}(?:\.\d{1,12})?"
 OPERATORS = "-+*/=<>"  # the minus first: these stand inside a character class
-SMALL_COUNT = 10  # numbers up to this may be counts (the 3 of a mean), which the picture does not show
+SMALL_COUNT = 10  # numbers up to this may be counts (the 3 of a mean) that the picture does not show
 UNICODE_SIGNS = {"\u2212": "-", "\u2013": "-", "\u00d7": "*", "\u00b7": "*", "\u00f7": "/", "\u2264": "<", "\u2265": ">"}
 
 _LEVELS = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b,
@@ -40,7 +40,7 @@ class Chain:
 
 
 def into_signs(text: str) -> str:
-    """The text with arithmetic in words turned into signs and Markdown bold into spaces, as long as it was."""
+    """The text with arithmetic in words turned into signs and Markdown bold into spaces; its length stays the same."""
     text = text.replace("**", "  ").translate(str.maketrans(UNICODE_SIGNS))
     text = _SUM.sub(_sign_sum, text)
     for sign, words in _SPOKEN:
@@ -59,7 +59,7 @@ def _sign_sum(match: re.Match) -> str:
 
 
 def find_chains(text: str, names: Iterable[tuple[int, int]] = ()) -> list[Chain]:
-    """The pieces of working in a text of signs; `names` are places of labels, which may be numbers ("2016 = 51")."""
+    """The pieces of working in a text of signs; `names` are positions of labels, which may be numbers ("2016 = 51")."""
     flat = list(text)
     for start, end in names:
         flat[start:end] = "x" * (end - start)

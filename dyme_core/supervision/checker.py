@@ -35,14 +35,14 @@ class VisualChecker(Protocol):
     def judge(self, thinking: str, item: Item) -> Judgement: ...
 
     def score_all(self, thinkings: Sequence[str], records: Sequence[dict[str, Any]]) -> list[float]:
-        """A score in {0, 0.5, 1} per trace, in order; NaN where none could be had (never a 0 for a failure)."""
+        """A score in {0, 0.5, 1} per trace, in order; NaN for a score that is missing (a failure is never 0)."""
 
 
 class RuleChecker:
     """The deterministic checker.
 
     high: every fact of the evidence is claimed rightly, nothing wrongly, before the working; the arithmetic holds and the
-    trace closes on the answer. low: no right claim, or more claims wrong than right. medium: what lies between.
+    trace closes on the answer. low: no right claim, or more claims wrong than right. medium: everything between.
     """
 
     def judge(self, thinking: str, item: Item) -> Judgement:

@@ -39,7 +39,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a trace says: its claims, whether its arithmetic holds, where the first working starts, its last statement."""
+    """A trace as read: its claims, whether its arithmetic holds, where the first working starts, its conclusion."""
 
     claims: tuple[Claim, ...]
     is_arithmetic_right: bool
@@ -90,7 +90,7 @@ class _Reader:
         entities: the name, or list of names, before the number; those of an earlier sentence (`is_old`) hold until others
             are named.
         series: named since the last number; they go on to the next entity where they came before the first (`leads`).
-        run: claims since the last entity, not yet judged.
+        run: claims since the last entity that are not judged yet.
     """
 
     facts: tuple[Fact, ...]
@@ -104,7 +104,7 @@ class _Reader:
     is_taken: bool = False  # a number has taken the series named last
 
     def name(self, word: Word, is_taken: bool = False) -> None:
-        """An entity, stranger or series; one that is taken belongs to the number before it alone."""
+        """An entity, stranger or series; one that is taken belongs only to the number before it."""
         if is_taken:
             return
         is_series = word.kind == "attribute" or word.name.lower() in self.attributes and not self.series
@@ -154,7 +154,7 @@ class _Reader:
 
 
 def _judge(claim: Claim, unused: list[Fact], is_bare: bool) -> Claim:
-    """Compare with the facts that are not yet claimed, and take the one that this claim is about out of them."""
+    """Compare with the facts that are not claimed yet, and remove the one that this claim is about."""
     candidates = [fact for fact in unused
                   if claim.entity in (None, fact.entity) and claim.attribute in (None, fact.attribute)]
     if is_bare and claim.entity and claim.attribute is None:

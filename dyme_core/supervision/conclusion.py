@@ -1,4 +1,4 @@
-"""What a trace concludes on, and which of its numbers state nothing of the picture."""
+"""What a trace concludes on, and which of its numbers say nothing about the picture."""
 from __future__ import annotations
 
 import bisect
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dyme_core.supervision.arithmetic import Chain
 from dyme_core.supervision.mentions import SENTENCE_END, STATES, Word
 
-LAST_SENTENCES = 20  # how many are searched for a conclusion, from the end
+LAST_SENTENCES = 20  # searched for a conclusion, from the end
 
 _NO_CLAIM_BEFORE = re.compile(r"\b(?:step|above|below|over|under|than|exceed(?:s|ing)?|threshold of|limit of)\s{0,3}$", re.I)
 _NO_CLAIM_AFTER = re.compile(r"\s{1,3}(?:of|values|bars|groups|numbers|labels|marks|categories|countries|months)\b", re.I)
@@ -33,15 +33,15 @@ def _is_led_to(word: Word, text: str) -> bool:
 
 
 def _may_close(word: Word, text: str) -> bool:
-    """A stranger closes a text only where "is" or "in" leads to it; behind the conclusion anything may be written."""
+    """A stranger ends a text only after "is" or "in"; anything may follow the conclusion."""
     return word.kind != "stranger" or bool(re.search(r"\b(?:is|in)[\s*`]{1,4}$", text[max(0, word.start - 8): word.start]))
 
 
 def conclusion(words: Sequence[Word], text: str, chains: Sequence[Chain] = ()) -> str:
     """The yes or no, number or name that the text concludes on.
 
-    That is what the last sentence with "therefore", "so", "the answer" leads to, whatever is written behind it; without
-    such a sentence, the last word.
+    That is what the last sentence with "therefore", "so", "the answer" leads to, whatever follows it; without such a
+    sentence, the last word.
     """
     for start, end in reversed(_sentences(text)[-LAST_SENTENCES:]):
         if _CONCLUDES.match(text, start):
@@ -66,9 +66,9 @@ def _is_in(word: Word, chains: Sequence[Chain]) -> bool:
 
 
 def is_no_claim(words: Sequence[Word], place: int, text: str, chains: Sequence[Chain], results: set[float]) -> bool:
-    """True for numbers that state nothing of the picture.
+    """True for numbers that say nothing about the picture.
 
-    Those are numbers of the working, results told again, bounds ("above 50"), counts ("3 bars"), list numbers ("1. "), and
+    Those are numbers of the working, repeated results, bounds ("above 50"), counts ("3 bars"), list numbers ("1. "), and
     answers: what "therefore ... is" or "the answer is" leads to without a name.
     """
     word = words[place]

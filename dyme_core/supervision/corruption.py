@@ -1,7 +1,7 @@
 """Worse supervision on purpose: targets of lower quality, and facts that an extraction misread.
 
-Quality is what the text of a target says; corruption is what everybody who supervises believes of a picture. Both are rules,
-nothing is drawn at training time, and held-out records are never touched.
+Quality concerns the text of a target. Corruption concerns the facts of a picture that checker and refiner work from. Both are
+rules: nothing is drawn at training time, and held-out records are never touched.
 """
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from dyme_core.data.datasets import write_supervision
 from dyme_core.data.schema import Fact, Item, Record, item_of
 from dyme_core.supervision.refiner import FIRST_TEMPLATE, RuleRefiner
 
-# The poster's pseudo thinking, in words of the mini tokenizer; no figure but an answer that is one.
+# The poster's pseudo thinking, in words of the mini tokenizer; it states no value except a numeric answer.
 LOW_TEMPLATE = "First, we locate {labels} in the chart. Then, we extract the values. Comparing the values, {conclusion}."
 LARGEST_SLIP = 10  # a misread value is at most this far from the true one
-TRIES = 10_000  # a misreading that fits the question takes about 30 on average
+TRIES = 10_000  # the average misreading that fits the question takes about 30
 
 
 @dataclass
@@ -30,17 +30,17 @@ class GradedRefiner:
     """The rule refiner, made to write targets of a given quality.
 
     high: the rule refiner's own.
-    medium: facts and conclusion without the working, and the last of several facts is left out: the rule checker asks for
-        no working, and would rate a target "high" that only lacks it. A look-up has one fact and no working, so that its
+    medium: facts and conclusion without the working, and without the last of several facts. (The rule checker does not need
+        the working: a target that lacks only that would be rated "high".) A look-up has one fact and no working, so its
         medium target is the high one in the first template.
-    low: fluent prose that names labels and no figure of the picture, then the conclusion.
+    low: fluent prose that names labels but no value of the picture, then the conclusion.
 
-    Whatever the quality, a record for which the rule refiner has no target raises as it does there. The answer line is not
-    written here: it is the record's answer, also where the facts were misread and the thinking concludes on another one.
+    At every quality a record without a target raises, as with the rule refiner. The answer line is not written here: it is the
+    record's answer, even where the facts were misread and the thinking concludes on another one.
 
     Attributes:
         quality: one of config.QUALITIES.
-        rules: writes the high targets; its template bank has no part in the others.
+        rules: writes the high targets; only these use its template bank.
     """
 
     quality: str
@@ -64,20 +64,20 @@ class GradedRefiner:
         return thinking
 
     def refine_all(self, records: Sequence[dict[str, Any]]) -> list[str | None]:
-        """A target per data record, None for one without evidence; misread records conclude on what their facts come to."""
-        items = [_as_supposed(record) for record in records]
+        """A target per data record, None without evidence; a misread record concludes on the answer that its facts give."""
+        items = [_as_misread(record) for record in records]
         return [self.refine(item) if item.evidence else None for item in items]
 
 
-def _as_supposed(record: dict[str, Any]) -> Item:
-    """The item with the answer that its facts lead to, which of a misread record is not the data set's."""
+def _as_misread(record: dict[str, Any]) -> Item:
+    """The item with the answer that its facts give; for a misread record that is not the data set's answer."""
     item = item_of(record)
-    return replace(item, answer=json.loads(record["supervision"]).get("supposed_answer", item.answer))
+    return replace(item, answer=json.loads(record["supervision"]).get("misread_answer", item.answer))
 
 
 def corrupt(records: Sequence[Record], share: float) -> list[Record]:
-    """The records, about `share` of them misread (`misread`); which ones is decided by a hash of each item's id alone, so that
-    those of a smaller share are among those of a larger one.
+    """The records, about `share` of them misread (`misread`). A hash of each item's id decides which ones, so that those of a
+    smaller share are among those of a larger one.
 
     Args:
         records: mini records of the training split.
@@ -98,7 +98,7 @@ def misread(record: Record) -> Record:
     Picture, question and answer stay. Working and conclusion are computed anew from the wrong values, so that the arithmetic
     of a target holds: all that is wrong in it are its facts and what follows from them. It reads "2001 has 5, 2013 has 20 ...
     5 + 20 = 25, the sum is 25" before the data set's own answer line, 17. The new conclusion may be the right one by luck
-    (often for "which" and "yes or no" questions, seldom for sums). `supposed_answer` in the supervision's JSON is what the
+    (often for "which" and "yes or no" questions, seldom for sums). `misread_answer` in the supervision's JSON is what the
     wrong facts come to. Values with which the question could not be asked (a tie, a count of none) are drawn again.
 
     Raises:
@@ -115,7 +115,7 @@ def misread(record: Record) -> Record:
                   for group in table.groups) for series in table.series))
         question: Question | None = KINDS[record.kind](rng, wrong)
         if question is not None and question.text == record.question:
-            return replace(record, supervision=write_supervision(wrong, question, supposed_answer=question.answer))
+            return replace(record, supervision=write_supervision(wrong, question, misread_answer=question.answer))
     raise ValueError(f"item {record.item!r}: {record.question!r} is no question of kind {record.kind!r} on its facts")
 
 

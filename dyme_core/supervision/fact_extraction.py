@@ -1,7 +1,7 @@
-"""Visual facts of questions that come without: read from each picture once, and stored with their provenance.
+"""Facts for questions that have none: extracted from each picture once, and stored with their provenance.
 
 A back end is anything with the members of `FactBackend`. Here: `TableFacts` (the data set's own table) and `ImageFacts` (a
-model that sees). `chart_ocr.ocr.OcrFacts` reads the picture offline.
+model that reads pictures). `chart_ocr.ocr.OcrFacts` reads the picture offline.
 """
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 class FactsError(ValueError):
-    """Facts that cannot be had: names the item, what was expected, what came, what to do."""
+    """Facts could not be extracted; names the item, what was expected, what came, what to do."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Picture:
     """What a back end may read of one picture.
 
     Attributes:
-        item: id for messages; does not decide where facts are stored.
+        item: id, for messages only.
         image: the bytes of its file.
         table: the data set's table as CSV text, "" where there is none.
     """
@@ -67,7 +67,7 @@ class FactBackend(Protocol):
     Attributes:
         name: short and unique, the folder that its facts are stored in.
         version: everything that may change its facts: packages, model, prompt, rules.
-        reads: the fields of `Picture` that it looks at; a change of any of them makes the facts anew.
+        reads: the fields of `Picture` that it uses; a change of any of them means a new extraction.
     """
 
     name: str
@@ -75,7 +75,7 @@ class FactBackend(Protocol):
     reads: tuple[str, ...]
 
     def extract(self, picture: Picture) -> tuple[Fact, ...]:
-        """Return the facts, () where the picture shows none; raise where they cannot be had (never () for a failure)."""
+        """Return the facts, () where the picture shows none; raise where extraction fails (never () for a failure)."""
 
 
 class TableFacts:
@@ -97,7 +97,7 @@ class TableFacts:
 
 
 class ImageFacts:
-    """The back end "vlm": facts that a model sees in the picture, which travels inside the message.
+    """The back end "vlm": facts that a model reads in the picture, which is sent inside the message.
 
     Args:
         client: asks the model.
@@ -112,7 +112,7 @@ class ImageFacts:
         self.version = f"{client.endpoint.name}-{hash_json([FACTS_SYSTEM, self.parameters])[:8]}"
 
     def extract(self, picture: Picture) -> tuple[Fact, ...]:
-        """Ask for the facts; rows without an entity are left out, for no trace could be held against them.
+        """Ask for the facts; rows without an entity are left out, because no trace can be checked against them.
 
         Raises:
             SupervisionError: where the model gives no valid reply.
@@ -145,9 +145,9 @@ class FactStore:
     """Facts on disk: one JSON file a picture and back end, written whole or not at all, never computed twice.
 
     Attributes:
-        folder: where they lie, as <back end>/<key>.json; safe to share between runs and processes.
+        folder: holds <back end>/<key>.json; safe to share between runs and processes.
         clock: seconds, for the time an extraction took.
-        hits, misses: how often a stored extraction was found, or made.
+        hits, misses: extractions that were found, and that were made.
     """
 
     folder: Path
@@ -180,7 +180,7 @@ def store_key(picture: Picture, backend: FactBackend) -> str:
 
 
 def backend_of(name: str, client: Client | None) -> FactBackend:
-    """The back end of a name of engine.FACTS: "ocr" reads offline, "vlm" asks the supervising model, which must see pictures.
+    """The back end called "ocr" (offline) or "vlm" (asks the supervising model, which must read pictures).
 
     Raises:
         ValueError: for "vlm" without a client.
@@ -200,7 +200,7 @@ def with_facts(records: Sequence[Record], backend: FactBackend, folder: Path, at
 
     Args:
         folder: of the store; what lies there is not extracted again.
-        at_once: pictures under way together.
+        at_once: pictures that are read at the same time.
     """
     store, start, said, num_failed = FactStore(folder), time.monotonic(), time.monotonic(), 0
     without = [place for place, record in enumerate(records) if record.image is not None and not item_of(record.row).facts]

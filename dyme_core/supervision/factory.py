@@ -35,15 +35,15 @@ class Experts:
 
     Attributes:
         client: None where rules supervise.
-        bank: one a run; Full DyME's checker feeds it.
-        rules: writes targets by rule, of the chosen quality; what a preflight looks at, for it asks nobody.
+        bank: one per run; Full DyME's checker feeds it.
+        rules: writes targets by rule, of the chosen quality; the preflight uses it, because it calls no model.
         checker, refiner: of the chosen back end.
 
     Args:
         settings: the back end and its limits.
-        paths: of the profile; the recording lies in its `runs` folder unless one is named.
-        folder: of the run; the ledger of calls is kept there.
-        objection: what is wrong with a drafted response, None for nothing (see `too_long`).
+        paths: of the profile; the recording is in its `runs` folder unless another is named.
+        folder: of the run, for the ledger of calls.
+        objection: what is wrong with a drafted response, None where nothing is (see `too_long`).
         accuracy: the accuracy that is trained on (`datasets.accuracy_of`).
     """
 
@@ -59,7 +59,7 @@ class Experts:
             self.checker = LLMChecker(self.client, **options)
             self.refiner = LLMRefiner(self.client, self.bank, objection=objection, **options)
         self._before, self._shared = self.counts(), dict(self.bank.counts)
-        self._sums_before: dict[str, dict[str, float]] = {}  # of an interrupted run, less what was counted until it went on
+        self._sums_before: dict[str, dict[str, float]] = {}  # of an interrupted run, less counts before resuming
 
     def _open(self, paths: config.Paths, folder: Path) -> None:
         settings, is_replay = self.settings, self.settings.backend == "replay"
@@ -67,17 +67,17 @@ class Experts:
         endpoint = Endpoint(**{name: getattr(settings, name) for name in config.ENDPOINT_SETTINGS})
         self._recording = Recording(path, read_only=is_replay)
         self._attempts = Attempts(folder)
-        ranks.gather(None)  # none books before all have read what was booked
+        ranks.gather(None)  # all processes read the earlier ledgers before one writes
         self.client = Client(endpoint, self._recording, "replay" if is_replay else "live", self._attempts.path,
                              self._attempts.paid)
 
     def supposed(self, records: Sequence[Record]) -> list[Record]:
-        """The training records with the facts that supervision believes in: a share of them is wrong (`corruption.corrupt`)."""
+        """The training records with the facts that supervision works from: a share of them is wrong (`corruption.corrupt`)."""
         return corrupt(records, self.settings.corruption)
 
     def share_bank(self) -> None:
-        """Give every process the structures that the others have seen since the last call, in the order of ranks, so that all
-        write the targets that one process would; all of them must call it."""
+        """Share the structures that any process has seen since the last call, in the order of ranks, so that all processes
+        write the targets that one process would. All of them must call it."""
         before, seen = self._shared, {text: number - self._shared.get(text, 0) for text, number in self.bank.counts.items()}
         self.bank.counts = dict(before)
         for others in ranks.gather({text: number for text, number in seen.items() if number}):
@@ -86,13 +86,13 @@ class Experts:
         self._shared = dict(self.bank.counts)
 
     def begin_step(self, step: int) -> None:
-        """Say which training step asks from here on."""
+        """Set the training step that later calls belong to."""
         if self.client is not None:
             self.client.step = step
 
     def state_dict(self) -> dict[str, Any]:
-        """What a run that goes on must know: the bank, as all processes share it between steps, and the sums of all of them;
-        all of them must call it."""
+        """The state that resuming needs: the bank, which all processes share between steps, and the sums over all processes.
+        All of them must call it."""
         return {"bank": self.bank.state_dict(), "sums": self._sums()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -103,7 +103,7 @@ class Experts:
                              for name, sums in state["sums"].items()}
 
     def _sums(self) -> dict[str, dict[str, float]]:
-        """What the experts have counted, and the seconds of waiting, in all processes and since the run's first start."""
+        """The experts' counts and the seconds of waiting, over all processes and since the run's first start."""
         if self.client is None:
             return {}
         own = {"checker": self.checker.counts(), "refiner": self.refiner.counts(),
@@ -113,7 +113,7 @@ class Experts:
                 for name, counts in sums.items()}
 
     def offline(self, records: Sequence[Record]) -> Refine:
-        """Pure DyME and SFT: write every target once, now, each process its share; the function returned only looks them up."""
+        """Pure DyME and SFT: write every target now, each process its share; the returned function only looks them up."""
         write, targets, start, own = target_writer(TracesFirst(self.refiner)), {}, time.monotonic(), ranks.share(records)
         for first in range(0, len(own), CHUNK):
             rows = [record.row for record in own[first: first + CHUNK]]
@@ -126,7 +126,7 @@ class Experts:
         return lambda rows: [targets[row["item"]] for row in rows]
 
     def counts(self) -> dict[str, float]:
-        """Sums since the start under the names that a step's log row has; empty where rules supervise."""
+        """Sums since the start, named as in a step's log row; empty where rules supervise."""
         if self.client is None:
             return {}
         client, experts = self.client.counts(), (self.checker.counts(), self.refiner.counts())
@@ -134,22 +134,22 @@ class Experts:
                 **{f"supervision_{name}": sum(counts[name] for counts in experts) for name in LOST}}
 
     def take_counts(self) -> dict[str, float]:
-        """What was added to `counts` since the last call."""
+        """The change of `counts` since the last call."""
         before, self._before = self._before, self.counts()
         return {name: value - before[name] for name, value in self._before.items()}
 
     def summary(self) -> dict[str, Any]:
-        """What the run's manifest says of its supervision, all processes together; no address and no key."""
+        """The supervision part of the run's manifest, over all processes; without address and key."""
         summary = {"backend": self.settings.backend, "quality": self.settings.quality, "corruption": self.settings.corruption,
                    "bank": self.bank.state_dict()}
         if self.client is None:
             return summary
-        sums = self._sums()  # of all: from here on every call is booked
+        sums = self._sums()  # of all processes: every call is in the ledger from here on
         client = {**add_up(self._attempts.rows()), **sums.pop("waited"), "fallbacks": self.client.counts()["fallbacks"]}
         return {**summary, "policy": self.settings.policy, "model": self.client.endpoint.name, "client": client, **sums}
 
     def write_ledger(self) -> None:
-        """Write the ledger of the run, which is over; where rules supervised there is none."""
+        """Write the ledger of the finished run; where rules supervised there is none."""
         if self.client is None:
             (self._folder / LEDGER_FILE).unlink(missing_ok=True)
         else:
@@ -175,7 +175,7 @@ def save_bank(bank: TemplateBank, folder: Path) -> None:
 
 
 def too_long(tokenizer: Any, max_tokens: int) -> Callable[[str], str | None]:
-    """An objection to responses that the policy could not say in `max_tokens` tokens, the end token included."""
+    """An objection to responses that are longer than `max_tokens` tokens of the policy, the end token included."""
     def objection(response: str) -> str | None:
         num_tokens = len(tokenizer(response, add_special_tokens=False)["input_ids"]) + 1
         return f"it takes {num_tokens} tokens with the answer line, at most {max_tokens} are allowed; be shorter" \

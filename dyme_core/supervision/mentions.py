@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from dyme_core.supervision.arithmetic import NUMBER
 
-# Capitalised words that are no labels; any other that owns a number is taken for an entity which the picture does not show.
+# Capitalised words that are no labels; any other one with a number counts as an entity that the picture does not show.
 COMMON = frozenset("""about above add adding all also an and answer anyway are as at average bar bars because below both but by
     calculate calculation chart compare comparing comparison compute conclusion count counting difference each extract figure
     final finally first for from gap given graph greater grader hence here highest how however if ignore image important in
@@ -73,7 +73,7 @@ def find_words(text: str, entities: Mapping[str, str], attributes: Mapping[str, 
 
 @functools.lru_cache(maxsize=4096)  # the charts of a run: its training set and test sets; re's own cache holds 512 patterns
 def _pattern(names: tuple[str, ...]) -> re.Pattern:
-    """Names (in capitals only as written, for "MAY" is no "may"), numbers, capitalised words."""
+    """Names (those in capitals only as written: "MAY" is not "may"), numbers, capitalised words."""
     spelled = [f"(?-i:{re.escape(name)})" if name.isupper() else re.escape(name)
                for name in sorted(set(names), key=len, reverse=True)]
     return re.compile(rf"(?<!\w)(?P<name>{'|'.join(spelled) or '(?!)'})(?!\w)|(?<![\w.])(?P<number>{NUMBER})(?!\w)"

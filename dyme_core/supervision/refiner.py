@@ -1,5 +1,5 @@
 """The refiner, which writes the thinking to memorize, and the template bank, which keeps structures that the model itself
-says well, so that targets stay within its reach.
+writes well, so that targets stay within its reach.
 
 A back end is anything with the methods of `VisualRefiner`. The rule refiner here fills templates with computed steps and
 needs no model; `llm.refiner` asks a language model.
@@ -24,12 +24,12 @@ class VisualRefiner(Protocol):
     """Writes the thinking to memorize for a question."""
 
     def refine_all(self, records: Sequence[dict[str, Any]]) -> list[str | None]:
-        """A target per data record, in order; None where there is none to be had."""
+        """A target per data record, in order; None where there is none."""
 
 
 def target_writer(refiner: VisualRefiner) -> Refine:
-    """Give the function from data rows to their targets' texts (thinking, newline, answer line; None for none) that
-    trainers take."""
+    """Give the function from data rows to their targets' texts (thinking, newline, answer line; None without a target)
+    that trainers take."""
     return lambda rows: [None if thinking is None else write_response(thinking, row["answer"])
                          for thinking, row in zip(refiner.refine_all(rows), rows, strict=True)]
 
@@ -46,7 +46,7 @@ class Template:
             raise ValueError(f"a template needs {{facts}} and {{conclusion}} once, and may have {SLOTS}: got {self.text!r}")
 
     def fill(self, item: Item) -> str:
-        """The thinking for `item`; what has no working (a look-up) loses the sentence part that would hold it."""
+        """The thinking for `item`; without a working (a look-up) the part of the sentence that would hold it is left out."""
         text = self.text if item.working else _WITHOUT_WORKING.sub(" Therefore, ", self.text)
         values = {"labels": " and ".join(item.labels), "facts": write_facts(item.evidence), "working": item.working,
                   "conclusion": item.conclusion}
@@ -62,7 +62,7 @@ DEFAULT_TEMPLATES = (FIRST_TEMPLATE,
 @dataclass
 class TemplateBank:
     """Structures of rollouts rated "high", most often seen first (ties: first seen), so that targets drift toward what the
-    model can say. One bank a run; `state_dict` goes into checkpoints.
+    model can say. One bank per run; `state_dict` goes into checkpoints.
 
     Attributes:
         counts: times each template was seen; starts with the given first template, counted once.
@@ -84,9 +84,9 @@ class TemplateBank:
                 return False
             text = text.replace(part, f"{{{slot}}}", 1)
         if "{working}" not in text or re.search(r"\d{2}", text) or len(text.split()) < MIN_THINKING_WORDS:
-            return False  # a structure without working, or with a figure left in it, is no template
+            return False  # a structure without working, or with a number left in it, is no template
         if not text.isprintable() or "\ufffd" in text:
-            return False  # bytes that are no text, which a byte-level tokenizer can sample
+            return False  # a byte-level tokenizer can sample bytes that are no text
         self.counts[text] = self.counts.get(text, 0) + 1
         return True
 
@@ -128,7 +128,7 @@ class TraceRefiner:
     """Gives the thinking that comes with the data set itself: GSM8K's solution, A-OKVQA's rationale, your own `trace`."""
 
     def refine_all(self, records: Sequence[dict[str, Any]]) -> list[str | None]:
-        """The trace of each data record; None where there is none, or none that a well-formed response can hold."""
+        """The trace of each data record; None without one, or where it makes no well-formed response."""
         traces = [json.loads(record["supervision"]).get("trace", "") for record in records]
         return [trace if is_well_formed(write_response(trace, record["answer"])) else None
                 for trace, record in zip(traces, records, strict=True)]

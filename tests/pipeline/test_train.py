@@ -157,7 +157,7 @@ def test_a_run_learns_from_what_its_settings_spoil_and_is_measured_on_what_is_tr
     manifest = training.execute(run)
     assert {record.kind for record, _ in trained} == {"lookup", "peak", "sum", "difference", "compare"}
     assert all(record.source != "generated" and "Comparing the values, " in target for record, target in trained)
-    assert 0 < sum("supposed_answer" in record.supervision for record, _ in trained) < len(trained)
+    assert 0 < sum("misread_answer" in record.supervision for record, _ in trained) < len(trained)
     for split in ("validation", "test", "unseen"):
         records = next(records for records in reversed(measured) if records[0].split == split)
         assert [record.supervision for record in records] == [

@@ -126,11 +126,11 @@ def test_exactly_the_facts_of_the_evidence_are_wrong_alike_in_both_lists() -> No
 def test_a_misread_target_is_sound_but_for_its_facts() -> None:
     checker, agreed = RuleChecker(), Counter()
     for record, wrong, thinking in zip(RECORDS, WRONG, thinkings("high", WRONG), strict=True):
-        supposed = json.loads(wrong.supervision)["supposed_answer"]
-        assert checker.judge(thinking, replace(item_of(wrong.row), answer=supposed)).rating == "high"
+        misread = json.loads(wrong.supervision)["misread_answer"]
+        assert checker.judge(thinking, replace(item_of(wrong.row), answer=misread)).rating == "high"
         by_truth = checker.judge(thinking, item_of(record.row))
         assert by_truth.rating == "low" and by_truth.reading.groundedness < 0.5, thinking
-        agreed[record.kind] += supposed == record.answer
+        agreed[record.kind] += misread == record.answer
     assert agreed["lookup"] == 0 and agreed["sum"] + agreed["difference"] < 20
     assert all(20 < agreed[kind] < 60 for kind in ("gap", "peak", "count", "compare")), "right by luck at times"
 

@@ -1,8 +1,8 @@
-"""Which number of a chart belongs to which name, by where they stand.
+"""Which number of a chart belongs to which name, by their positions.
 
-Three layouts are tried and the one that explains most numbers is taken: bars that lie (names in a column at the left), marks
-over an axis (names in a row below), and names standing by their number (pies). Numbers in an even row or column are the
-axis and no facts. What no layout explains stays loose.
+Three layouts are tried, and the one that explains most numbers is taken: horizontal bars (names in a column at the left), marks
+over an axis (names in a row below), and names beside their number (pies). Numbers in an even row or column are an axis, not
+facts. Numbers that no layout explains stay loose.
 """
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from dyme_core.supervision.chart_ocr.tokens import (
     split_inline,
 )
 
-REACH_ACROSS, REACH_UPRIGHT = 0.45, 0.4  # of the distance between names: how far a number may lie from its name's middle
+REACH_ACROSS, REACH_UPRIGHT = 0.45, 0.4  # of the distance between names: how far a number may be from its name
 SAME_ROW = 5  # pixels; no two lines of print are closer
 Cells = list[tuple[Token, Mark]]
 Offset = Callable[[Token, Mark], float]
@@ -32,10 +32,10 @@ Offset = Callable[[Token, Mark], float]
 
 @dataclass
 class Chart:
-    """What was told apart: names with their numbers, axis numbers, other texts, numbers left over.
+    """A chart as read: names with their numbers, axis numbers, other texts, numbers left over.
 
     Attributes:
-        form: "across" (bars that lie), "upright" (names below), "beside" (names by their numbers).
+        form: "across" (horizontal bars), "upright" (names below), "beside" (names beside their numbers).
         cells: (name, number) pairs, in the picture's order.
         loose: numbers that belong to no name.
         ticks: numbers of an axis.
@@ -54,7 +54,7 @@ class Chart:
 
 
 def read_chart(tokens: Sequence[Token]) -> Chart:
-    """Tell names, values, axis numbers and other texts apart, and join values to names where the layout allows."""
+    """Separate names, values, axis numbers and other texts, and join values to names where the layout allows."""
     texts, marks = sort_tokens(tokens)
     ticks = find_ticks(marks)
     marks = [mark for mark in marks if mark not in ticks]
@@ -145,7 +145,7 @@ def _nearest(marks: list[Mark], names: list[Token], offset: Offset, reach: float
 
 
 def _most_regular(tries: list[Cells], offset: Offset) -> Cells:
-    """The try with most numbers that stand to their names as the other names' numbers do."""
+    """The layout with most numbers that lie to their names as the other names' numbers do."""
     return max(tries, key=lambda cells: _regular(cells, offset), default=[])
 
 
@@ -192,7 +192,7 @@ def _place_between_years(chart: Chart) -> None:
 
 
 def _inside(chart: Chart) -> list[Mark]:
-    """The loose numbers that lie in the field of the chart: what stands outside is an icon or a page number."""
+    """The loose numbers inside the field of the chart; those outside are icons or page numbers."""
     known = [mark.token for _, mark in chart.cells] + [tick.token for tick in chart.ticks]
     if not known:
         return chart.loose

@@ -14,13 +14,13 @@ TOTAL = "all"  # the item of the last row
 
 
 def backend_rows(pictures: Iterable[Picture], backend: FactBackend, store: FactStore) -> list[dict[str, Any]]:
-    """Compare a back end with the tables of pictures that have one: a row a picture, then the row `TOTAL`.
+    """Compare a back end with the tables of pictures that have one: one row per picture, then the row `TOTAL`.
 
     Returns:
         rows of item, backend, version, the counts, and
-        precision, recall: of whole facts, in [0, 1]; None where nothing was found, or is gold.
-        precision_listed: the same, of those found facts alone whose cell the table fills: gold tables leave cells out
-            that the picture prints.
+        precision, recall: of whole facts, in [0, 1]; None where nothing was found, or nothing is gold.
+        precision_listed: precision of the found facts whose cell the table fills; gold tables leave out cells that the
+            picture prints.
         value_precision, value_recall: of the values alone.
         seconds: of the extraction; of all of them in the last row.
     """
@@ -37,8 +37,8 @@ def _row(picture: Picture, made: Extraction) -> dict[str, Any]:
 def compare(found: Sequence[Fact], gold: Sequence[Fact]) -> dict[str, int]:
     """Count right facts, each gold fact matched once.
 
-    Labels match but for case, punctuation and slips of OCR, values but for printed rounding. Attributes count only in tables of
-    several: a single series is called by its table as anything from "Value" to the chart's title. `num_contradicted`
+    Labels match except for case, punctuation and errors of OCR, values except for printed rounding. Attributes count only in
+    tables of several: the name of a single series may be anything from "Value" to the chart's title. `num_contradicted`
     are found facts whose cell is in the table with another value.
     """
     has_series = len({fact.attribute for fact in gold}) > 1

@@ -1,7 +1,7 @@
 """Facts of a picture offline, by OCR: RapidOCR reads the printed texts, `layout` and `series` join them.
 
-The optional extra `ocr` brings RapidOCR and ONNX Runtime; the models lie inside the package, nothing is downloaded. What a
-chart does not print (bars without numbers) no OCR can read: such a chart gives no facts.
+The optional extra `ocr` brings RapidOCR and ONNX Runtime; its models come with the package, nothing is downloaded. OCR
+cannot read what a chart does not print: bars without numbers give no facts.
 """
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from dyme_core.supervision.chart_ocr.tokens import Token
 from dyme_core.supervision.fact_extraction import Picture
 
 PACKAGE = "rapidocr"
-LAYOUT_VERSION = 1  # raise it when `tokens`, `layout` or `series` read a chart differently: stored facts are then made anew
-SETTINGS = {"Det.box_thresh": 0.3, "Global.text_score": 0.3,  # low: charts print small and pale; `tokens` weeds out
+LAYOUT_VERSION = 1  # raise it when `tokens`, `layout` or `series` read a chart differently: facts are then extracted again
+SETTINGS = {"Det.box_thresh": 0.3, "Global.text_score": 0.3,  # low, because charts print small and pale; `tokens` filters
             "Global.log_level": "critical", "EngineConfig.onnxruntime.intra_op_num_threads": 1,
             "EngineConfig.onnxruntime.inter_op_num_threads": 1}
 
@@ -53,7 +53,7 @@ class OcrFacts:
             raise OcrMissingError from error
 
     def extract(self, picture: Picture) -> tuple[Fact, ...]:
-        """Facts as printed; numbers that no label could be found for have entity ""."""
+        """Facts as printed; numbers without a label have entity ""."""
         pixels = np.asarray(Image.open(io.BytesIO(picture.image)).convert("RGB"))
         return chart_facts(read_chart(read_texts(pixels)), pixels)
 
@@ -75,7 +75,7 @@ def read_texts(pixels: np.ndarray) -> list[Token]:
 
 @functools.cache
 def _engine() -> Any:
-    """One engine a process: loading its models takes a second."""
+    """One engine per process: loading its models takes a second."""
     try:
         from rapidocr import RapidOCR
     except ImportError as error:

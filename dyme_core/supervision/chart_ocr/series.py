@@ -12,19 +12,19 @@ from dyme_core.supervision.chart_ocr.layout import Chart
 from dyme_core.supervision.chart_ocr.tokens import LINE_GAP, Mark, Token, clusters, merge_lines
 
 Colour = np.ndarray
-SAME_COLOUR = 45.0  # Euclidean distance in RGB (0..255) below which a number wears a series' colour
-WHITE, BLACK = 225, 40  # paper and ink: no series' colour
+SAME_COLOUR = 45.0  # Euclidean distance in RGB (0..255) below which a number has a series' colour
+WHITE, BLACK = 225, 40  # paper and ink are no series' colour
 
 
 def chart_facts(chart: Chart, pixels: np.ndarray) -> tuple[Fact, ...]:
-    """The facts of a chart that was told apart.
+    """The facts of a chart.
 
     Args:
         chart: what `layout.read_chart` gives.
-        pixels: (height, width, 3) the picture in RGB; decides which number wears which legend colour.
+        pixels: (height, width, 3) the picture in RGB; decides which number has which legend colour.
     Returns:
-        one fact a printed number: entity, attribute ("" where the series cannot be told), value, unit; loose numbers
-        last, with entity "". A unit that the chart prints at some numbers only holds for all.
+        one fact per printed number: entity, attribute ("" where the series is unknown), value, unit; loose numbers last,
+        with entity "". A unit that the chart prints at some numbers holds for all.
     """
     series = _series(chart, pixels)
     units = {mark.quantity.unit for _, mark in chart.cells if mark.quantity.unit}
@@ -50,7 +50,7 @@ def _series(chart: Chart, pixels: np.ndarray) -> dict[Mark, str]:
 
 
 def _caption(chart: Chart) -> str:
-    """What a single series is called: the axis title below the numbers of a lying axis, else the chart's title."""
+    """What a single series is called: the axis title below the numbers of a horizontal axis, else the chart's title."""
     rows = clusters((tick.token for tick in chart.ticks), lambda token: token.y, lambda token: token.height / 2)
     axis = max(rows, key=len, default=[])
     others = [text for text in chart.texts if text not in chart.names]
@@ -81,7 +81,7 @@ def _others(chart: Chart) -> list[Token]:
 
 
 def _headings(chart: Chart, count: int) -> list[str]:
-    """Names over the parts of lying bars: the row of `count` texts nearest above the first bar, else []."""
+    """Names over the parts of horizontal bars: the row of `count` texts nearest above the first bar, else []."""
     if chart.form != "across":
         return []
     first = min(mark.token.top for _, mark in chart.cells)
@@ -117,7 +117,7 @@ def _names_in_field(chart: Chart, count: int) -> list[Token]:
 
 
 def _by_colour(chart: Chart, names: list[Token], pixels: np.ndarray) -> dict[Mark, str]:
-    """Give each number the name whose swatch or ink has its colour; {} where names wear no colours of their own."""
+    """Give each number the name whose swatch or ink has its colour; {} where names have no colours of their own."""
     inks = [(clean_label(name.text), colour) for name in names for colour in _name_colours(name, pixels)]
     if len({name for name, _ in inks}) < max(2, len(names)):
         return {}
@@ -131,7 +131,7 @@ def _by_colour(chart: Chart, names: list[Token], pixels: np.ndarray) -> dict[Mar
 
 
 def _without_doubles(chart: Chart, series: dict[Mark, str]) -> dict[Mark, str]:
-    """Drop what cannot be: two numbers of one entity in one series."""
+    """Drop contradictions: two numbers of one entity in one series."""
     seen = Counter((name, series.get(mark)) for name, mark in chart.cells)
     return {mark: series[mark] for name, mark in chart.cells if mark in series and seen[name, series[mark]] == 1}
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 
 from dyme_core.data.numbers import Quantity, is_year, read_quantity
 
-DIGIT_ASPECT = 1.1  # width of one digit by its height; what is wider is a mark of a line, not a digit
+DIGIT_ASPECT = 1.1  # largest width of a digit by its height; a wider one is the mark of a line
 LEAST_SCORE = 0.6  # of a text that may be a name; numbers are checked by their shape
-TOLERANCE = 0.5  # of a text's height: what still counts as aligned
+TOLERANCE = 0.5  # of a text's height: still aligned
 LINE_GAP = 0.3  # of a text's height: largest space between the lines of one text
 
 _INLINE = re.compile(r"[\W_]*(?P<name>\w.*?)\s+(?P<number>(?:\d )?\d+(?:\.\d+)?\s?%)")  # OCR sets digits apart ("1 3%")
@@ -43,7 +43,7 @@ class Token:
 
 @dataclass(frozen=True)
 class Mark:
-    """A printed number and where it stands."""
+    """A printed number and its position."""
 
     token: Token
     quantity: Quantity
@@ -52,7 +52,7 @@ class Mark:
 def sort_tokens(tokens: Sequence[Token]) -> tuple[list[Token], list[Mark]]:
     """Split into texts (years among them) and numbers; a unit word must come twice, else the whole is a name.
 
-    What is too wide, too tall or (a text) too unsure to be print is left out.
+    Boxes that are too wide or too tall for print are left out, and so are texts with a low confidence.
     """
     read = [(token, read_quantity(token.text)) for token in tokens]
     units = Counter(quantity.unit for _, quantity in read if quantity)
@@ -95,7 +95,7 @@ def find_ticks(marks: Sequence[Mark]) -> list[Mark]:
 
 
 def _even(line: list[tuple[float, Mark]]) -> list[Mark]:
-    """The largest part of a line whose values grow evenly with their places, [] where it is too small for an axis."""
+    """The largest part of a line whose values grow evenly with their positions, [] where it is too small for an axis."""
     best: list[Mark] = []
     line = sorted(line, key=lambda found: found[0])
     for start, (place, first) in enumerate(line):
