@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 from dyme_core.data.chart_tables import Table
 
-# Five rows of three pixels a glyph, each row one octal digit (4 = left pixel).
+# Five rows of three pixels per glyph, each row one octal digit (4 = left pixel).
 _GLYPHS = dict(zip("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ", (
     "75557 26227 71747 71717 55711 74717 74757 71122 75757 75717 25755 65656 34443 65556 74647 74644 34553 55755 72227 "
     "11153 55655 44447 57755 65555 25552 65644 25563 65655 34216 72222 55557 55552 55775 55255 55222 71247").split(),
@@ -24,7 +24,7 @@ GROUP_CELLS, SNAP = 6, 3  # a group is two values wide; a value starts on every 
 
 @dataclass(frozen=True)
 class Style:
-    """How a chart looks; nothing here changes what it says."""
+    """The style of a chart; it does not change the content."""
 
     form: str  # "bars" or "lines"
     colours: tuple[str, str]
@@ -59,7 +59,7 @@ def _write(draw: ImageDraw.ImageDraw, cell: tuple[int, int], text: str, colour: 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where everything of a chart stands; cells are (column, row) of the first character.
+    """The layout of a chart; cells are (column, row) of the first character.
 
     Attributes:
         values: cell of each printed value, by (series, group) index.
@@ -104,7 +104,7 @@ def render(table: Table, style: Style, scale: int = 1) -> Image.Image:
 
     Args:
         table: 3 or 4 groups, 1 or 2 series, values of at most two digits.
-        style: how it looks.
+        style: palette, form and so on.
         scale: whole-number enlargement for print, 1 for the model.
     """
     layout = lay_out(table, style)

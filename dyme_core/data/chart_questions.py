@@ -1,10 +1,10 @@
-"""Questions on a chart, each with its computed answer, the facts it needs and the steps to the answer (never typed).
+"""Questions on a chart, each with its computed answer, the facts it needs and the steps to the answer.
 
 Seven kinds, after the poster and ChartQA. A kind is one function: (rng, table) -> Question, or None where the table does
 not allow it (a tie, one or two series needed). Questions on two series use both values of a group, the others are asked of
 charts with one series: picking one of two series by name is a circuit that the mini model did not learn within its budget
-(results/LOG.md). A working can be written from left to right: each sign and figure follows from what stands before it, so that
-every token of it is a small step ("43 - 42 = 1 < 50 - 30 = 20", the poster's form, asks for the sign before the second
+(results/LOG.md). A working is written from left to right: each sign and number follows from the text before it, so that
+every token is a small step ("43 - 42 = 1 < 50 - 30 = 20", the poster's form, asks for the sign before the second
 difference is known).
 """
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Chart tables: what is drawn. Half come from real public statistics inside PyPI packages, half are generated.
+"""Chart tables. Half come from real public statistics inside PyPI packages, half are generated.
 
 A table is groups (the x axis) by one or two series of integer values. Every table has a `key`; keys are hashed into
 train / validation / test / unseen, so that no two splits ever share a table.
@@ -38,7 +38,7 @@ class Table:
     """One chart's numbers.
 
     Attributes:
-        key: what makes two tables the same statistics; splits are made on it.
+        key: equal for tables of the same statistics; splits are made on it.
         source: where the numbers are from, for the data card.
         groups: 3 or 4 labels of the x axis, left to right.
         series: 1 or 2 names of the legend.
@@ -102,7 +102,7 @@ def _temperatures() -> dict[tuple[str, str, str], float]:
         year, month, _ = r["date"].split("/")
         days[year, MONTHS[int(month) - 1], "MAX"].append(float(r["temp_max"]))
         days[year, MONTHS[int(month) - 1], "MIN"].append(float(r["temp_min"]))
-    # Added one by one, as sum() did until Python 3.11; that of 3.12 rounds otherwise, and a July of 15.5 degrees becomes 16.
+    # Added one by one: sum() rounds differently from Python 3.12 on, and a July of 15.5 degrees would become 16.
     return {key: functools.reduce(operator.add, values) / len(values) for key, values in days.items()}
 
 
@@ -172,7 +172,7 @@ def draw_table(rng: random.Random, split: str, real_share: float = 0.5, values: 
     Args:
         rng: decides everything.
         split: one of config.SPLITS; the table's key belongs to it.
-        real_share: of the unseen split's real tables only gapminder's reach its value range.
+        real_share: in [0, 1]; the unseen split's value range leaves only gapminder's tables.
         values: smallest and largest value; `value_range(split)` by default.
     """
     low, high = values or value_range(split)

@@ -1,4 +1,4 @@
-"""Asking a policy: records -> prompts, pictures and generated texts, in batches."""
+"""Generation: records -> prompts, pictures and generated texts, in batches."""
 from __future__ import annotations
 
 import logging
@@ -21,7 +21,7 @@ REPORT_EVERY_S = 10.0
 
 @dataclass(frozen=True)
 class Decoded:
-    """A generated text without special tokens; `num_tokens` counts the end token, `is_truncated` says it never came."""
+    """A generated text without special tokens; `num_tokens` counts the end token, `is_truncated` says that there is none."""
 
     text: str
     num_tokens: int
@@ -30,8 +30,8 @@ class Decoded:
 
 def render_prompt(processor: ProcessorMixin, question: str, instruction: str = THINK_INSTRUCTION, has_image: bool = True
                   ) -> str:
-    """The prompt's text as the model gets it, with one placeholder for the picture if there is one (as TRL's trainers render
-    it: a tokenizer's template takes the text, a processor's a list of parts)."""
+    """The prompt's text as TRL's trainers render it, with one placeholder for a picture: a tokenizer's template takes the text,
+    a processor's a list of parts."""
     turn = messages(question, instruction)
     if isinstance(processor, ProcessorMixin):
         parts = [{"type": "image"}] * has_image + [{"type": "text", "text": turn[0]["content"]}]
@@ -52,7 +52,7 @@ def prompt_inputs(processor: ProcessorMixin, records: Sequence[Record], instruct
     texts = [render_prompt(processor, record.question, instruction, has_image) for record in records]
     settings = dict(text=texts, padding=True, padding_side="left", return_tensors="pt", add_special_tokens=False)
     if not has_image:
-        return BatchFeature(processor(**settings))  # a tokenizer's own result cannot be cast
+        return BatchFeature(processor(**settings))  # a tokenizer's result has no cast of its own
     if not isinstance(processor, ProcessorMixin):
         raise ValueError(f"record {records[0].item!r} has a picture, and this model reads text alone: take one that reads "
                          "pictures (loading.FAMILIES)")
@@ -61,21 +61,21 @@ def prompt_inputs(processor: ProcessorMixin, records: Sequence[Record], instruct
 
 def decode(model: PreTrainedModel, processor: ProcessorMixin, records: Sequence[Record], *, batch_size: int = 100,
            max_new_tokens: int = 72, seed: int | None = None, instruction: str = THINK_INSTRUCTION) -> list[Decoded]:
-    """Generate one response a record; special ids other than the end token are never produced.
+    """Generate one response per record; special ids other than the end token are never produced.
 
     Args:
         records: in any order; one response each, in the same order.
         batch_size: records generated together.
         max_new_tokens: longest response.
         seed: None decodes greedily; a number samples at temperature 1 with it, leaving the global generator as it was.
-        instruction: what stands behind each question.
+        instruction: follows each question.
     """
     was_training, tokenizer = model.training, processors.tokenizer_of(processor)
     model.eval()
     settings: dict[str, Any] = dict(max_new_tokens=max_new_tokens, suppress_tokens=processors.suppressed_ids(processor),
                                     pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
                                     do_sample=seed is not None,
-                                    repetition_penalty=1.0)  # a hub model's own settings must not shape the scores
+                                    repetition_penalty=1.0)  # a hub model's own settings must not influence the scores
     if seed is not None:
         settings |= dict(temperature=1.0, top_k=0, top_p=1.0)
     decoded: list[Decoded] = []
@@ -104,8 +104,8 @@ def _batches(records: Sequence[Record], size: int) -> Iterator[list[Record]]:
 
 
 def caption_match(model: PreTrainedModel, processor: ProcessorMixin, records: Sequence[Record]) -> float:
-    """Share in [0, 1] of the records' pictures that the policy describes, greedily, with exactly the facts, as the base is
-    taught to: what fine-tuning makes it forget. The records' questions are not asked."""
+    """Share in [0, 1] of the records' pictures that the policy describes with exactly their facts (greedily). The base is
+    taught to; fine-tuning makes it forget. The records' questions are not asked."""
     said = decode(model, processor, [replace(record, question=CAPTION_INSTRUCTION) for record in records], instruction="")
     return sum(response.text == write_facts(item_of(record.row).facts) + "."
                for response, record in zip(said, records, strict=True)) / len(records)

@@ -26,7 +26,7 @@ class Family:
     """What differs between families.
 
     Attributes:
-        name: as people call it; hub_id: the checkpoint it was made for.
+        name: common name; hub_id: the checkpoint.
         model_type, model_class: in config.json, and in transformers.
         vision: part of the model that is frozen ("": reads no pictures); projector: part that stays trainable, even inside.
         note: what to know.
@@ -146,7 +146,7 @@ def language_layers(model: torch.nn.Module) -> list[str]:
 
 
 def read_weights(loader: Any, source: Path | str, dtype: torch.dtype) -> PreTrainedModel:
-    """A model by `loader.from_pretrained`, every weight of it from safetensors: none is left as it was drawn at random.
+    """A model by `loader.from_pretrained`, with every weight from safetensors: none keeps its random initialisation.
 
     Raises:
         ValueError: where weights are missing, torn or of another shape than the config says.
@@ -170,7 +170,7 @@ def read_weights(loader: Any, source: Path | str, dtype: torch.dtype) -> PreTrai
 
 
 def _found(source: Path | str) -> str:
-    """The local folder, or a hub id: "owner/name" where no folder of the owner's name lies here."""
+    """The local folder, or a hub id: "owner/name" where no folder has the owner's name."""
     folder = Path(source)
     is_hub_id = (isinstance(source, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", source) is not None
                  and not folder.parent.exists())
@@ -206,7 +206,7 @@ def _load_unsloth(name: str, reads_images: bool, dtype: torch.dtype, load_in_4bi
 
 
 def _fit_padding(model: torch.nn.Module, tokenizer: Any) -> None:
-    """Let the model know the padding token, and have a row for it where it is new."""
+    """Set the model's padding token, with a new row of embeddings where it is new."""
     if len(tokenizer) > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(len(tokenizer))
     model.config.get_text_config().pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
@@ -217,7 +217,7 @@ def save_policy(model: torch.nn.Module, processor: ProcessorMixin, folder: Path,
     """Write model (safetensors) and processor to `folder`, whole or not at all; `dtype` bfloat16 halves the size.
 
     LoRA is merged in what is written (`save_merged`), so that any saved policy loads in the same way. `state` are weights
-    that were dealt over cards (`ranks.whole_state`), written as they are.
+    gathered from several cards (`ranks.whole_state`), written as they are.
     """
     if isinstance(model, PeftModel) and state is None:
         save_merged(model, processor, folder, dtype)

@@ -2,7 +2,7 @@
 
 A GRPO step asks G times about the same prompt. Generation prefills it once and gives its cache to all G rollouts; the update
 packs [prompt, completion 1, ..., completion G] into one sequence whose completions do not see each other, gradients included
-(the idea of "Prefix Grouper", arXiv:2506.05433). Padding is left out on the way. Trainers need not know.
+(the idea of "Prefix Grouper", arXiv:2506.05433). Padding is left out. Trainers need no change.
 """
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ NOTHING = -1  # number of a completion, for tokens of prompts; of a prompt, for 
 
 
 def share_prefixes(model: PreTrainedModel) -> None:
-    """Let a model of FAMILIES go once through prompts that rows of a batch share; other models stay as they are, and those
+    """Let a model of FAMILIES compute a prompt once that rows of a batch share. Other models stay as they are, and so do those
     with sliding windows, which a packed sequence would not keep.
 
-    Results are the plain model's up to float rounding, except the logits at padding, which mean nothing in either.
+    Results are the plain model's up to float rounding, except the meaningless logits at padding.
     `forward` shares where `logits_to_keep` says that a row's last so many tokens but one are its completion, as in TRL's
     update, and where that costs fewer operations; `generate` shares where it samples or decodes greedily, one response a row.
 
@@ -76,7 +76,7 @@ def _sharing(plain: type[PreTrainedModel]) -> type[PreTrainedModel]:
 
 
 def _others(inputs: dict[str, Any]) -> set[str]:
-    """Inputs whose rows cannot be shared; everything, where ids or mask are missing."""
+    """Inputs whose rows cannot be shared; all of them where ids or mask are missing."""
     if not all(isinstance(inputs.get(name), Tensor) and inputs[name].ndim == 2 for name in ("input_ids", "attention_mask")):
         return set(inputs) or {"input_ids"}
     size, known = len(inputs["input_ids"]), {"input_ids", "attention_mask", "use_cache", "logits_to_keep", *PICTURES}
@@ -114,7 +114,7 @@ def _is_padded_outside(mask: Tensor, length: int) -> bool:
 
 
 def _prefill(model: PreTrainedModel, prompts: dict[str, Tensor], owners: Sequence[int]) -> DynamicCache:
-    """The cache of every row's prompt but its last token, which `generate` still has to ask about."""
+    """The cache of every row's prompt without its last token, which `generate` still processes."""
     firsts = sorted(set(owners))
     once = {name: value[firsts] for name, value in prompts.items()}
     ids, mask = once.pop("input_ids")[:, :-1], once.pop("attention_mask")[:, :-1]
@@ -133,7 +133,7 @@ class _Layout:
     Attributes:
         prompts: rows whose prompts were packed, in the order of their pictures.
         source: (S, W) place of each token among the rows' B * (P + C); at padding that of a token that is no picture's.
-        owner, completion: (S, W) row that a token's prompt, and row that a completion's token is of; else NOTHING.
+        owner, completion: (S, W) row of a token's prompt, and row of a completion's token; else NOTHING.
         position: (S, W) place in its own row, where the plain forward counts from, too.
         reader: (B, C + 1) place among the S * W from which each of a row's completion's tokens, and the next, is predicted.
     """
@@ -146,7 +146,7 @@ class _Layout:
     reader: Tensor
 
     def mask(self) -> Tensor:
-        """(S, 1, W, W) booleans: a token sees its prompt and its own completion as far as itself; padding sees padding."""
+        """(S, 1, W, W) booleans: a token sees its prompt and its own completion up to itself; padding sees padding."""
         width = self.source.shape[1]
         asks, seen = (slice(None), slice(None), None), (slice(None), None, slice(None))
         is_own = (self.completion[seen] == NOTHING) | (self.completion[seen] == self.completion[asks])
@@ -189,8 +189,8 @@ def _lay_out(mask: Tensor, length: int, owners: Sequence[int]) -> _Layout:
 
 
 def _cost(model: PreTrainedModel, num_rows: int, width: int) -> float:
-    """Operations of a layer for so many sequences of so many tokens: attention grows with the square of the width, so that
-    long completions in one sequence can cost more than their prompts did."""
+    """Operations of a layer for so many sequences of so many tokens. Attention grows with the square of the width, so that long
+    completions in one sequence can cost more than sharing their prompts saves."""
     config = model.config.get_text_config()
     hidden, shared = config.hidden_size, config.num_key_value_heads / config.num_attention_heads
     weights = hidden * (2 * hidden * (1 + shared) + 3 * config.intermediate_size)

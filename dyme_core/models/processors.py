@@ -1,4 +1,4 @@
-"""Processors of every family, also where torchvision is missing: a CPU laptop can then train and evaluate real checkpoints."""
+"""Processors of every family, also without torchvision, so that a CPU laptop can train and evaluate real checkpoints."""
 from __future__ import annotations
 
 from pathlib import Path
@@ -17,14 +17,14 @@ from transformers import (
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.utils import is_torchvision_available
 
-PADS = ("<|endoftext|>", "<|fim_pad|>", "<pad>", "<|pad|>")  # tokens that may stand for padding, the first that fits
+PADS = ("<|endoftext|>", "<|fim_pad|>", "<pad>", "<|pad|>")  # padding tokens to try, in this order
 NEW_PAD = "<|pad|>"
 
 
 def without_video(plain: type[ProcessorMixin]) -> type[ProcessorMixin]:
     """A class like `plain` that has no video part, which would need torchvision.
 
-    It has the same name, so that a folder it saves is `plain`'s to AutoProcessor where torchvision is installed.
+    It has the same name, so that AutoProcessor loads its folder as `plain` where torchvision is installed.
     """
     def get_attributes(cls: type[ProcessorMixin]) -> list[str]:
         return [name for name in plain.get_attributes() if name != "video_processor"]
@@ -75,13 +75,13 @@ def load_processor(source: Path | str, model_type: str, reads_images: bool = Tru
 
 
 def _load_idefics3(source: Path | str) -> Idefics3Processor:
-    """With the image processor that needs no torchvision, which AutoImageProcessor does not find for this family."""
+    """With the image processor without torchvision, which AutoImageProcessor does not find for this family."""
     parts = [Idefics3ImageProcessorPil.from_pretrained(source), AutoTokenizer.from_pretrained(source, trust_remote_code=False)]
     return Idefics3Processor.from_args_and_dict(parts, Idefics3Processor.get_processor_dict(source)[0])
 
 
 def tokenizer_of(processor: Any) -> PreTrainedTokenizerBase:
-    """A processor's tokenizer; a tokenizer is its own."""
+    """A processor's tokenizer, or the tokenizer itself."""
     return getattr(processor, "tokenizer", processor)
 
 
@@ -103,8 +103,8 @@ def _processor_class(source: Path | str) -> str | None:
 def set_padding(tokenizer: PreTrainedTokenizerBase) -> None:
     """Pad on the left, as generation needs it, with a token of its own.
 
-    Where the end token pads (Qwen2.5's bases), SFT's labels leave it out with the padding, so that the model never learns to
-    stop, and a row that ends cannot be told from one that is cut.
+    Where the end token is also the padding (Qwen2.5's bases), SFT masks it with the padding, so that the model never learns to
+    stop, and a row that ends looks like one that is cut.
     """
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):

@@ -36,7 +36,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level tokenizer whose closed vocabulary (words, labels, years, 0..199) is one token each.
 
     Known words and numbers after a space are single tokens; everything else falls back to bytes, so that any text can be
-    read. A space is put before what opens a text, a line, a bracket or an answer, and taken out again in decoding.
+    read. A space is added at the beginning of a text, a line, a bracket or an answer, and removed in decoding.
     """
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
     words = dict.fromkeys((*WORDS, *chart_tables.LABELS, *(str(year) for year in range(1900, 2030)),
@@ -93,7 +93,7 @@ def build_model(size: str, processor: MiniProcessor, seed: int, image_size: int 
 def _spread_numbers(embedding: torch.Tensor, tokenizer: PreTrainedTokenizerFast) -> None:
     """Give the numbers 0..199 Fourier features of their value, in random directions of the usual length.
 
-    Pre-trained language models hold numbers so, and a model from scratch learns to add only slowly without it (Zhou et al.,
+    Pre-trained language models represent numbers in this way; without it a new model learns to add only slowly (Zhou et al.,
     "Pre-trained Large Language Models Use Fourier Features to Compute Addition", NeurIPS 2024).
     """
     numbers = torch.arange(200)

@@ -1,7 +1,7 @@
 """Vision feature cache: a picture is processed once and encoded once by a frozen vision tower.
 
 A GRPO step asks G times about the same picture, in generation and in the update; validation asks about the same pictures
-again and again. Names of weights and saved files stay what they are.
+again and again. Names of weights and saved files do not change.
 """
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class _Memory:
         self._kept: OrderedDict[Hashable, tuple] = OrderedDict()
 
     def fetch(self, keys: Sequence[Hashable], make: Callable[[list[int]], Sequence[tuple]]) -> list[tuple]:
-        """What belongs to each key; `make` is called once with a place of each key not known, if there is any."""
+        """The value of each key; `make` is called once, with one place of each unknown key, if there is any."""
         places: dict[Hashable, int] = {}
         for place, key in enumerate(keys):
             places.setdefault(key, place)
@@ -106,7 +106,7 @@ class _Tower:
         return not (has_dropout or torch.is_autocast_enabled(device)
                     or any(weight.requires_grad for weight in self.tower.parameters()))
 
-    @torch.inference_mode(False)  # what is kept must serve training, too
+    @torch.inference_mode(False)  # cached tensors must serve training, too
     @torch.no_grad()
     def _encode(self, pixel_values: torch.Tensor) -> list[tuple]:
         hidden = self.plain(pixel_values.clone(), **READ).hidden_states
@@ -114,12 +114,12 @@ class _Tower:
 
 
 def _stack(views: Sequence[torch.Tensor]) -> torch.Tensor:
-    """(views, tokens, channels), laid out in memory as the tower lays it out: another layout would round differently later."""
+    """(views, tokens, channels), with the tower's memory layout: another one would round differently later."""
     return torch.stack(views) if views[0].is_contiguous() else torch.stack([view.mT for view in views]).mT
 
 
 def _view_keys(pixel_values: torch.Tensor) -> list[Hashable]:
-    """A key for each view; copies are told by comparison, so that each distinct view is digested once."""
+    """A key for each view; equal views are found by comparison, so that each distinct view is hashed once."""
     flat = pixel_values.detach().contiguous().cpu().flatten(1).view(torch.uint8).numpy()
     views = [view.tobytes() for view in flat]
     digests = {view: hashlib.blake2b(view).digest() for view in set(views)}

@@ -1,6 +1,6 @@
-"""The client of an OpenAI-compatible server: it asks, checks, keeps what was answered, and counts what it cost.
+"""The client of an OpenAI-compatible server: it sends requests, validates and stores replies, and counts their cost.
 
-A fault is always an error with the item's name, never a value; what to do about it (rule, raise, skip) is the caller's choice.
+A failure is always an error that names the item, never a value; the caller decides what follows (rule, raise, skip).
 """
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ logger = logging.getLogger(__name__)
 
 
 class Client:
-    """Asks a model, at most `max_concurrency` calls at once, on a thread of its own that starts with the first call.
+    """Calls a model, at most `max_concurrency` calls at once, on a thread of its own that starts with the first call.
 
-    A reply that was valid once is served from the recording from then on; equal requests under way are asked once. In
-    replay mode nothing but the recording is asked: no socket, no thread.
+    A valid reply is stored, and later requests get it from the recording; equal requests under way share one call. Replay mode
+    uses only the recording: no socket, no thread.
 
     Attributes:
-        step: the training step that asks, for the ledger.
+        step: the training step, for the ledger.
 
     Args:
         endpoint: server, model and limits.
@@ -58,7 +58,7 @@ class Client:
         self._server = Server(endpoint) if mode == "live" else None
         self._slots = asyncio.Semaphore(endpoint.max_concurrency)
         self._under_way: dict[str, asyncio.Task] = {}
-        self._num_failed, self._rests_until = 0, 0.0  # failed calls in a row, and when the next may be made
+        self._num_failed, self._rests_until = 0, 0.0  # failed calls in a row, and when the next may start
         self._lock, self._is_closed = threading.RLock(), False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -66,7 +66,7 @@ class Client:
     def submit(self, request: Request) -> concurrent.futures.Future:
         """Start asking and return at once; the future gives the valid reply, an instance of `request.schema`.
 
-        Its `result` raises SupervisionError where there is none; the subclasses say why.
+        Its `result` raises SupervisionError where there is none; the subclass says why.
         """
         with self._lock:
             if self._is_closed:
@@ -85,14 +85,14 @@ class Client:
         """Sums since the start.
 
         calls: requests that went to the server; hits: served from recording or from an equal call under way; retries,
-        repairs; failures: requests without a usable reply, of which invalid: answered, but not validly, and refused: nobody
-        was asked; tokens_in, tokens_out, cost_usd of the calls, as far as known; waited_s: seconds in which at least one call
-        was under way; fallbacks: 1 after the server was found to know no schemas.
+        repairs; failures: requests without a usable reply, of which invalid: the reply was not valid, and refused: no call
+        was made; tokens_in, tokens_out, cost_usd of the calls, as far as known; waited_s: seconds in which at least one call
+        was under way; fallbacks: 1 once the server turned out not to know schemas.
         """
         return {**self._ledger.sums(), "fallbacks": int(self._server is not None and self._server.takes_schemas is False)}
 
     def close(self) -> None:
-        """Cancel what is under way and end the thread; replies that came are kept. May be called twice."""
+        """Cancel calls under way and end the thread; received replies are kept. May be called twice."""
         with self._lock:
             self._is_closed, thread, self._thread = True, self._thread, None
         if thread is not None:
@@ -143,7 +143,7 @@ class Client:
         return await asyncio.shield(task)
 
     def _look_up(self, request: Request, tally: Tally) -> BaseModel | None:
-        """The recorded reply, booked as a hit; None where there is none that still fits the schema."""
+        """The recorded reply, entered as a hit; None where no recorded reply fits the schema."""
         row = self.recording.get(tally.key) if self.recording is not None else None
         if row is None:
             return None
@@ -158,7 +158,7 @@ class Client:
         return value
 
     async def _share(self, task: asyncio.Task, request: Request, tally: Tally) -> BaseModel:
-        """The outcome of an equal request under way; its error, too, under this request's own name."""
+        """The outcome of an equal request under way; an error names this request."""
         try:
             value = await asyncio.shield(task)
         except SupervisionError as error:
@@ -175,7 +175,7 @@ class Client:
         except SupervisionError as error:
             self._ledger.book(request, tally, error)
             raise
-        self._ledger.book(request, tally)  # first: what was paid may be asked twice, but is never taken for a hit
+        self._ledger.book(request, tally)  # before the recording: a crash in between never makes a paid call look like a free hit
         if self.recording is not None:
             self.recording.put({"key": tally.key, "purpose": request.purpose, "item": request.item, "model": self.endpoint.name,
                                 "reply": value.model_dump(mode="json", by_alias=True), "tokens_in": tally.tokens_in,
@@ -183,7 +183,7 @@ class Client:
         return value
 
     async def _converse(self, request: Request, tally: Tally) -> BaseModel:
-        """Ask, and once more with the reasons where the reply is not usable; every fault is an error naming the item."""
+        """Call, and once more with the reasons where the reply is not usable; every failure is an error that names the item."""
         self._refuse_while_resting(request)
         try:
             with self._ledger.under_way():
@@ -201,7 +201,7 @@ class Client:
                               f"{1 + tally.repairs} replies: {error}; a model that follows instructions better, or a larger "
                               "max_tokens, may do") from error
         except openai.APIError as error:
-            self._note(is_alive=status_of(error) in (400, 413, 422))  # a working server that refused this one request
+            self._note(is_alive=status_of(error) in (400, 413, 422))  # the server works, but refused this request
             raise self._error(SupervisionError, request, f"expected a reply within {1 + tally.retries} tries, "
                               f"{advice(error, self.endpoint)}") from redact_error(error)
         self._note(is_alive=True)
@@ -214,7 +214,7 @@ class Client:
                               f"in {left_s:.0f} s")
 
     def _note(self, is_alive: bool) -> None:
-        """Count failed calls in a row; where there are too many, make none for a while."""
+        """Count failed calls in a row; after too many of them, make no calls for a while."""
         self._num_failed = 0 if is_alive else self._num_failed + 1
         if self._num_failed >= self.endpoint.breaker_failures:
             logger.warning("%d calls in a row failed: none is made for %.0f s", self._num_failed,

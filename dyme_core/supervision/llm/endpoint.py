@@ -1,7 +1,7 @@
-"""One OpenAI-compatible server: where it is, how hard it may be asked, what its replies and faults mean.
+"""One OpenAI-compatible server: its address, its limits, and what its replies and errors mean.
 
-`openai` sends a request and tries again (408, 409, 429 with its Retry-After, 5xx, lost connections). What is added here: a
-time limit on each whole try, a rate, and plain words in place of a schema for servers that know none. The API key is read from
+`openai` sends a request and retries (408, 409, 429 with its Retry-After, 5xx, lost connections). Added here: a time limit on
+each whole try, a rate limit, and a request for JSON in words for servers that know no schemas. The API key is read from
 $OPENAI_API_KEY and is kept in no field, text or file.
 """
 from __future__ import annotations
@@ -38,9 +38,9 @@ class Endpoint:
     Attributes:
         model: the model's id at the server; None reads $OPENAI_MODEL.
         base_url: for example http://127.0.0.1:8000/v1; None reads $OPENAI_BASE_URL. There is no other default.
-        known_as: what key, recording and ledger call the model; None takes the id, of a path its last part (local servers
-            name a model by its folder, which is another one on each machine).
-        requests_per_minute: tries count, too; None for no limit.
+        known_as: the model's name in key, recording and ledger; None takes the id, or the last part of a path (local servers
+            name a model by its folder, which differs between machines).
+        requests_per_minute: retries count, too; None for no limit.
         total_timeout_s: limit of one try, from sending to the last byte.
         breaker_failures: failed calls in a row after which none is made for breaker_cooldown_s.
         usd_per_million: (input, output) prices in place of config.py's; (0.0, 0.0) says that the server costs nothing.
@@ -71,7 +71,7 @@ class Endpoint:
 
     @property
     def name(self) -> str:
-        """What key, recording and ledger call the model."""
+        """The model's name in key, recording and ledger."""
         is_path = self.model.startswith(("/", "~", ".")) or "\\" in self.model
         return self.known_as or (self.model.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1] if is_path else self.model)
 
@@ -90,7 +90,7 @@ def _check_url(url: str) -> None:
 
 
 class Server:
-    """Sends messages and gives back the server's reply, whatever it is worth.
+    """Sends messages and returns the server's reply, unchecked.
 
     `takes_schemas` says whether the server knows response_format: None until it is known; False for good after it refused it
     (400, 422, or as llama-cpp-python does 500) and then answered without, or after it answered a schema with prose.
@@ -109,10 +109,10 @@ class Server:
             max_retries=endpoint.max_tries - 1, http_client=_LimitedHttp(endpoint))
 
     async def complete(self, request: Request, messages: Sequence[dict[str, Any]], tally: Tally) -> Reply:
-        """The server's reply, as JSON that fits the request's schema where the server heeds that.
+        """The server's reply; JSON that fits the request's schema where the server supports that.
 
         Raises:
-            openai.APIError: what the last try ended in.
+            openai.APIError: of the last try.
         """
         with_schema = self.takes_schemas is not False
         try:
@@ -153,7 +153,7 @@ class Server:
 
 
 class _LimitedHttp(openai.DefaultAsyncHttpxClient):
-    """Sends each try when the rate allows it, and gives up on one whose whole reply takes longer than total_timeout_s."""
+    """Sends each try when the rate limit allows it, and gives up where the whole reply takes longer than total_timeout_s."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._total_s, per_minute = endpoint.total_timeout_s, endpoint.requests_per_minute

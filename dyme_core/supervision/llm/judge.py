@@ -1,7 +1,7 @@
-"""The checker that asks a language model, behind the interface of the rule checker; and what it shares with the refiner.
+"""The checker that asks a language model, with the interface of the rule checker; and what it shares with the refiner.
 
-What a model says is never taken on trust: a rating is capped by what the rule checker can prove. So hostile text in charts,
-questions and rollouts, and a weak judge, can lower a score but never lift a bad trace. A call without a usable reply is no
+A model's rating is capped by what the rule checker can prove. So hostile text in charts, questions and rollouts, and a weak
+judge, can lower a score but never lift a bad trace. A call without a usable reply is no
 score; the policy decides: "rule" (the rule back end takes over), "raise", or "skip" (no thinking term, no target).
 """
 from __future__ import annotations
@@ -27,11 +27,11 @@ PARAMETERS = {"temperature": 0.0, "max_tokens": 400}
 
 
 class Expert:
-    """Asks a model, counts, and applies the policy to what fails.
+    """Calls a model, counts, and applies the policy to failures.
 
     Args:
         client: asks the model.
-        policy: what a call without a usable reply comes to, one that the open circuit refuses included: "rule", "raise" or
+        policy: for a call without a usable reply, also one that was not made after too many failures: "rule", "raise" or
             "skip".
         parameters: sent with each request.
     """
@@ -46,7 +46,7 @@ class Expert:
         self._said: set[str] = set()
 
     def counts(self) -> dict[str, int]:
-        """Sums since the start; the class says what each name counts."""
+        """Sums since the start; the class documents the names."""
         return dict(self._counts)
 
     def _submit(self, purpose: str, name: str, messages: list[dict[str, Any]], schema: type[BaseModel]) -> Future:
@@ -64,7 +64,7 @@ class Expert:
             return None
 
     def _say_once(self, reason: str, error: Exception) -> None:
-        """Log a reason when it first comes up; more of the same are counted only."""
+        """Log a reason the first time; later ones are only counted."""
         if reason not in self._said:
             self._said.add(reason)
             logger.warning("%s; policy %r goes on without (more of the same are counted, not shown)", error, self.policy)
@@ -74,12 +74,12 @@ class LLMChecker(Expert):
     """Rates thinking by the rubric, with a language model; arguments as Expert, and
 
     Args:
-        guard: hold ratings to what the rule checker proves. "low" where it says "low": no right fact is named, or more wrong
-            ones than right; such a trace is not even asked about. At most "medium" where a claim or the arithmetic is wrong,
-            or the trace does not close on the answer. Off only to measure what the model alone would say.
+        guard: cap ratings by what the rule checker proves. "low" where it says "low" (no right fact is named, or more wrong
+            ones than right); no call is made for such a trace. At most "medium" where a claim or the arithmetic is wrong, or
+            the trace does not close on the answer. Off only to measure the model alone.
 
-    Counts: asked, requests; settled, known to be "low" without asking; capped, replies that the guard lowered; fell_back,
-    rated by the rule checker for want of a reply; skipped, not rated.
+    Counts: asked: requests; settled: "low" without a call; capped: replies that the guard lowered; fell_back: no reply, so the
+    rule checker rated; skipped: not rated.
     """
 
     COUNTS = ("asked", "settled", "capped", "fell_back", "skipped")
@@ -88,7 +88,7 @@ class LLMChecker(Expert):
                  parameters: Mapping[str, Any] = PARAMETERS) -> None:
         super().__init__(client, policy, parameters)
         self.guard, self.rule = guard, RuleChecker()
-        self._under_way: dict[tuple[str, str], tuple[Judgement, Future | None]] = {}  # by name and thinking; None: not asked
+        self._under_way: dict[tuple[str, str], tuple[Judgement, Future | None]] = {}  # by name and thinking; None: no call
 
     def prefetch(self, thinkings: Sequence[str], records: Sequence[dict[str, Any]]) -> None:
         """Ask about traces and return at once; the next `score_all` waits for the replies."""
@@ -96,7 +96,7 @@ class LLMChecker(Expert):
             self._ask(thinking, item_of(record), record["item"])
 
     def judge(self, thinking: str, item: Item) -> Judgement:
-        """One rating, with the model's reasons, and the reading of the rules to mark claims by.
+        """One rating with the model's reasons, and the rule checker's reading, which marks the claims.
 
         Raises:
             SupervisionError: where there is none and the policy is not "rule".
@@ -108,7 +108,7 @@ class LLMChecker(Expert):
         return judgement
 
     def score_all(self, thinkings: Sequence[str], records: Sequence[dict[str, Any]]) -> list[float]:
-        """Scores in order, all asked at once; NaN for a trace that the policy skips.
+        """Scores in order, requested all at once; NaN for a trace that the policy skips.
 
         Raises:
             SupervisionError: under policy "raise".
@@ -144,7 +144,7 @@ class LLMChecker(Expert):
 
 
 def _root(error: BaseException) -> str:
-    """The kind of fault at the bottom of an error, the same for all that share it."""
+    """The type of the root cause of an error."""
     return type(error).__name__ if error.__cause__ is None else _root(error.__cause__)
 
 
@@ -155,7 +155,7 @@ def fact_rows(facts: Sequence[Fact]) -> list[FactRow]:
 
 
 def _is_faulty(by_rule: Judgement, thinking: str, item: Item) -> bool:
-    """True where a fault can be shown that no grade "high" survives. Leaving facts out is no such fault: the model may know
+    """True where the trace has a proven fault that rules out "high". A missing fact is no such fault: the model may know
     another way to the answer."""
     reading, last_sentence = by_rule.reading, re.split(r"[.!?]\s+", thinking.strip())[-1]
     closes = reading.conclusion.lower() == item.answer.lower() or _names(last_sentence, item.answer)

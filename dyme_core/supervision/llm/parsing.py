@@ -1,7 +1,7 @@
-"""What is asked of a language model, and how its answer is read into one object that fits a schema.
+"""Requests to a language model, and how a reply is read into one object that fits a schema.
 
-A reply counts only when it is whole and means one thing: a cut-off text, two objects or a doubled key make it unusable, never
-a score.
+A reply must be complete and unambiguous: a text that is cut off, two objects or a repeated key make it unusable, never a
+score.
 """
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from pydantic import BaseModel, BeforeValidator, ValidationError
 from dyme_core.utils import hash_json
 
 RESERVED = {"model", "messages", "response_format", "stream", "n", "timeout", "extra_headers", "extra_query", "extra_body"}
-MAX_CHARS = 100_000  # of a reply, its thinking aside: a trace is a few sentences, a table some kilobytes
+MAX_CHARS = 100_000  # of a reply without its thinking: a trace is a few sentences, a table some kilobytes
 _RATING = re.compile(r"[\W_]*(low|medium|high)[\W_]*")
 _THINKING = re.compile(r"<think>.*?</think>", re.DOTALL)  # what reasoning models say before the reply proper
 
 
 class SupervisionError(RuntimeError):
-    """A call that gave no usable reply after its tries; `item` and `purpose` name what it was for, the cause is kept."""
+    """A call without a usable reply after all tries; `item` and `purpose` say what it was for, the cause is kept."""
 
     def __init__(self, message: str, item: str = "", purpose: str = "") -> None:
         super().__init__(message)
@@ -34,15 +34,15 @@ class InvalidReply(SupervisionError):
 
 
 class NotAsked(SupervisionError):
-    """Nobody was asked: too many calls in a row failed a moment ago, or a replay's recording holds no reply."""
+    """No call was made: too many calls in a row have failed, or a replay's recording has no reply."""
 
 
 class Unusable(ValueError):
-    """Why one reply is not taken; the client turns it into a repair attempt, then into InvalidReply."""
+    """Why a reply is unusable; the client turns it into a repair attempt, then into InvalidReply."""
 
 
 def parse_rating(value: object) -> str:
-    """Read "low", "medium" or "high" in any case; quotes, dots and stars around the word are let pass.
+    """Read "low", "medium" or "high" in any case; quotes, dots and stars around the word are allowed.
 
     Raises:
         ValueError: for anything else, such as "follows", "not high" or "low or high".
@@ -64,7 +64,7 @@ class Request:
         purpose: what it is for, "check", "refine" or "facts"; goes into the ledger.
         item: the record's name; goes into ledger, recording and error texts, not into the key.
         messages: OpenAI chat messages; `content` is a text or a list of parts (image_url with a data: URI).
-        schema: what the reply must be.
+        schema: of the reply.
         parameters: temperature, max_tokens, seed and the like, sent as they are.
     """
 
@@ -87,7 +87,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    """What a server answered: the text, or why there is none to read; tokens are None where the server counts none."""
+    """A server's reply: its text, or why there is none; tokens are None where the server does not count them."""
 
     content: str = ""
     fault: str | None = None
@@ -119,7 +119,7 @@ class _Completion(BaseModel):
 
 
 def read_completion(body: str) -> Reply:
-    """Read the body of a chat completion; one that is none, or is not whole, becomes a Reply with a fault."""
+    """Read the body of a chat completion; another body, or an incomplete one, gives a Reply with a fault."""
     try:
         completion = _Completion.model_validate_json(body)
     except ValidationError:
@@ -131,7 +131,7 @@ def read_completion(body: str) -> Reply:
 
 
 def _fault(completion: _Completion) -> tuple[str | None, bool]:
-    """(why the reply is not whole, or None; whether asking again makes sense)."""
+    """(why the reply is incomplete, or None; whether another try makes sense)."""
     if not completion.choices:
         return "no choices in the reply", True
     choice = completion.choices[0]
@@ -145,7 +145,7 @@ def _fault(completion: _Completion) -> tuple[str | None, bool]:
 
 
 def read_object(reply: Reply, schema: type[BaseModel]) -> BaseModel:
-    """The valid object of a reply, also where text or a Markdown fence stands around it.
+    """The valid object of a reply, even inside other text or a Markdown fence.
 
     Raises:
         Unusable: with the reasons, where there is none, or more than one.

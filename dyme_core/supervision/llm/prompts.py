@@ -1,7 +1,7 @@
-"""What checker, refiner and fact extractor are told, and what they must reply. The grades are the rubric of docs/method.md.
+"""The prompts of checker, refiner and fact extractor, and the replies they must give. The grades are those of docs/method.md.
 
-All data travel as one JSON object, which is the whole last user message: JSON escapes every delimiter, and non-ASCII characters
-too, so that nothing inside can pass for the end of the data or hide from view. The system message is fixed.
+All data are sent as one JSON object, which is the whole last user message: JSON escapes every delimiter and all non-ASCII
+characters, so that no text inside can look like the end of the data or be hidden. The system message is fixed.
 """
 from __future__ import annotations
 

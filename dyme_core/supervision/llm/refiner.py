@@ -1,5 +1,5 @@
-"""The refiner that asks a language model, behind the interface of the rule refiner. Its drafts are held to what the rule
-checker rates "high", so that whatever a model writes, a target states the picture's facts and leads to the answer.
+"""The refiner that asks a language model, with the interface of the rule refiner. The rule checker must rate its drafts
+"high", so that every target states the picture's facts and leads to the answer, whatever the model writes.
 """
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dyme_core.supervision.llm.parsing import SupervisionError
 from dyme_core.supervision.llm.prompts import RefineReply, refine_messages
 from dyme_core.supervision.refiner import RuleRefiner, TemplateBank
 
-_MARKUP = re.compile(r"<[^\s<>][^<>]*>")  # answer flags, special tokens such as <image>; "26 < 30" is none
+_MARKUP = re.compile(r"<[^\s<>][^<>]*>")  # answer flags and special tokens such as <image>, but not "26 < 30"
 
 
 @dataclass(frozen=True)
@@ -32,15 +32,15 @@ class LLMRefiner(Expert):
     """Writes targets with a language model; arguments as Expert, and
 
     Args:
-        bank: its best template at the time of asking goes into the request; the rule refiner uses it, too.
-        objection: says what is wrong with a response (thinking and answer line), None for nothing; for example its length.
+        bank: its best template at that time goes into the request; the rule refiner uses it, too.
+        objection: what is wrong with a response (thinking and answer line), for example its length; None where nothing is.
 
-    A draft is taken where the rule checker rates it "high" and it is plain text. Else it is asked for once more with the
-    reasons, then replaced by the rule refiner's target.
+    A draft is accepted where it is plain text and the rule checker rates it "high". Otherwise the model gets one more try with
+    the reasons; after that the rule refiner's target takes its place.
 
-    Counts: asked, requests; drafts, first drafts that came; retried, asked for again; replaced, by the rule refiner, for both
-    drafts were faulty; fell_back, to the rule refiner, for want of a reply; skipped, left without a target: by the policy,
-    for want of facts to check a draft by, or because the rule refiner was needed and the record holds no steps for it.
+    Counts: asked: requests; drafts: first drafts received; retried: second requests; replaced: both drafts were faulty, so the
+    rule refiner wrote the target; fell_back: no reply, so the rule refiner wrote it; skipped: no target, by the policy, without
+    facts to check a draft, or because the rule refiner was needed and the record has no steps.
     """
 
     COUNTS = ("asked", "drafts", "retried", "replaced", "fell_back", "skipped")
@@ -62,7 +62,7 @@ class LLMRefiner(Expert):
         return self._refine([item], [item.question])[0]
 
     def refine_all(self, records: Sequence[dict[str, Any]]) -> list[str | None]:
-        """Targets in order, all asked at once; None for a record that is left without one.
+        """Targets in order, requested all at once; None for a record without one.
 
         Raises:
             SupervisionError: under policy "raise", for a failed call or for a record without steps that needs the rules.

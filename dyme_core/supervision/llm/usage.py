@@ -1,8 +1,8 @@
-"""What calls cost: the tally of one call, a line of the ledger for each, and the sums of a step and of a run.
+"""What calls cost: the tally of one call, one ledger line per call, and the sums of a step and of a run.
 
-A run that goes on from a checkpoint asks again what it has asked since, and the recording answers. So that its ledger equals
-that of a run which never stopped, every attempt books into a file of its own; a reply that an earlier attempt paid is booked
-as the call that it was (`Attempts.paid`), and of each step the rows of the last attempt count (`merge`).
+A run that resumes from a checkpoint repeats the requests made since, and the recording answers them. Its ledger must still
+equal that of an uninterrupted run. So every attempt writes a ledger of its own; a reply that an earlier attempt paid for is
+entered as that call (`Attempts.paid`), and for each step the rows of the last attempt count (`merge`).
 """
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 class Tally:
     """What one call has cost so far; tokens are None while no reply reports any."""
 
-    step: int = 0  # the training step that asks
+    step: int = 0  # training step
     key: str = ""  # Request.key
     start: float = field(default_factory=time.monotonic)
     retries: int = 0
@@ -54,7 +54,7 @@ def cost_usd(model: str, tokens_in: int | None, tokens_out: int | None,
 
 
 def identity(row: Mapping[str, Any]) -> tuple[int, str, str]:
-    """What tells a ledger's requests apart: the training step, the item, the request's key."""
+    """What identifies a request in a ledger: the training step, the item, the request's key."""
     return row["step"], row["item"], row["key"]
 
 
@@ -76,15 +76,15 @@ def add_up(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
 
 
 class Ledger:
-    """Books every request: a JSONL row, appended at once, and the sums. Safe for several threads; rows of several processes
-    may go into one file.
+    """Records every request: a JSONL row, appended at once, and the sums. Safe for several threads; several processes may write
+    to one file.
 
     Args:
         path: the JSONL file; None keeps the sums only.
         model: the name that rows carry.
         usd_per_million: prices in place of config.py's.
-        paid: rows of calls by `identity`: where one of these requests is served from the recording, its row is entered, once,
-            in place of a hit's.
+        paid: rows of calls by `identity`. Where the recording serves one of these requests, its row is entered once, in place
+            of a hit.
     """
 
     def __init__(self, path: Path | None, model: str, usd_per_million: tuple[float, float] | None = None,
@@ -113,7 +113,7 @@ class Ledger:
 
     @contextmanager
     def under_way(self) -> Iterator[None]:
-        """Count the time of the block as waited; of blocks that overlap it counts once."""
+        """Count the time of the block as waiting; overlapping blocks count once."""
         with self._lock:
             self._since = self._since if self._under_way else time.monotonic()
             self._under_way += 1
@@ -132,8 +132,8 @@ class Ledger:
 
 
 class Attempts:
-    """What earlier attempts at a run have booked, and the file of this one. Several processes may share it, if all of them
-    make it before one books. A call under way when its process was killed is in no ledger: no reply came.
+    """The ledgers of earlier attempts at a run, and the file of this one. Several processes may share it, if all of them create
+    it before one writes. A call that was under way when its process was killed is in no ledger: it got no reply.
 
     Attributes:
         path: of this attempt's ledger.
@@ -164,8 +164,8 @@ class Attempts:
 
 
 def merge(attempts: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """One ledger of all attempts, by step, purpose, item and request: of each step the rows of the last attempt that has some,
-    and calls of those before which it did not make again, for they were paid (sampling on a GPU may differ)."""
+    """One ledger of all attempts, sorted by step, purpose, item and request. For each step it has the rows of the last attempt
+    with any, and earlier calls that this attempt did not repeat: they were paid for (sampling on a GPU may differ)."""
     last = {row["step"]: number for number, rows in enumerate(attempts) for row in rows}
     kept = [row for number, rows in enumerate(attempts) for row in rows if last[row["step"]] == number]
     known = {identity(row) for row in kept if is_call(row)}
