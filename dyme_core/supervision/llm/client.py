@@ -175,7 +175,7 @@ class Client:
         except SupervisionError as error:
             self._ledger.book(request, tally, error)
             raise
-        self._ledger.book(request, tally)  # before the recording: a crash in between never makes a paid call look like a free hit
+        self._ledger.book(request, tally)  # first: after a crash a paid call never looks like a free hit
         if self.recording is not None:
             self.recording.put({"key": tally.key, "purpose": request.purpose, "item": request.item, "model": self.endpoint.name,
                                 "reply": value.model_dump(mode="json", by_alias=True), "tokens_in": tally.tokens_in,
