@@ -21,7 +21,7 @@ from trl import GRPOConfig, GRPOTrainer
 from dyme_core import config
 from dyme_core.data.datasets import mini_records, to_dataset
 from dyme_core.models import loading, prefix_sharing, tiny_onevision, vision_cache
-from dyme_core.pipeline import methods, runs
+from dyme_core.pipeline import methods, trainers
 from dyme_core.supervision.factory import Experts
 from dyme_core.trainer.dyme_trainer import DyMEConfig, DyMETrainer
 
@@ -183,12 +183,12 @@ def build(arm: Arm, shape: Shape, steps: int, reward_funcs: Sequence[Callable] |
     profile = config.load_profile("mini", **{"training.num_generations": shape.generations,
                                              "training.prompts_per_step": shape.prompts,
                                              "training.max_completion_tokens": shape.tokens or NATURAL_TOKENS})
-    run = runs.Run(profile, "pure_dyme")
-    settings = methods.grpo_arguments(run, processor)
+    run = methods.Run(profile, "pure_dyme")
+    settings = trainers.grpo_arguments(run, processor)
     if shape.tokens:
         settings["generation_kwargs"]["suppress_tokens"].append(processor.tokenizer.eos_token_id)
     settings["per_device_train_batch_size"] //= shape.micro_batches
-    arguments = {**methods.shared_arguments(run, steps, learning_rate, ROOT / "runs" / "bench"), **settings,
+    arguments = {**trainers.shared_arguments(run, steps, learning_rate, ROOT / "runs" / "bench"), **settings,
                  "gradient_accumulation_steps": shape.micro_batches, "save_strategy": "no"}
     records = mini_records("train", questions, 0)
     shared = dict(train_dataset=to_dataset(records), processing_class=processor,

@@ -23,12 +23,13 @@ from dyme_core import config, utils
 from dyme_core.data import datasets, schema
 from dyme_core.models import loading
 from dyme_core.models.generation import decode
-from dyme_core.pipeline import methods, train
+from dyme_core.pipeline import train
 from dyme_core.pipeline.estimate import ONEVISION, estimate
+from dyme_core.pipeline.trainers import grpo_arguments, shared_arguments
 from dyme_core.supervision.checker import RuleChecker
 from dyme_core.supervision.refiner import RuleRefiner, target_writer
 from dyme_core.trainer import rewards
-from dyme_core.trainer.dyme_trainer import DyMETrainer
+from dyme_core.trainer.dyme_trainer import DyMEConfig, DyMETrainer
 
 NO_CARD = 2  # exit code
 STEPS = 3
@@ -45,9 +46,9 @@ def steps_of(profile: config.Profile, model: Any, processor: Any, records: list[
     run = train.Run(profile, "full_dyme")
     before = next(p for p in reversed(list(model.parameters())) if p.requires_grad).detach().clone()
     with tempfile.TemporaryDirectory() as folder:
-        arguments = methods.DyMEConfig(
-            **methods.shared_arguments(run, profile.training.steps, 1e-4, Path(folder)),
-            **methods.grpo_arguments(run, processor), memorize_weight=profile.training.memorize_weight)
+        arguments = DyMEConfig(
+            **shared_arguments(run, profile.training.steps, 1e-4, Path(folder)),
+            **grpo_arguments(run, processor), memorize_weight=profile.training.memorize_weight)
         trainer = DyMETrainer(model, args=arguments, train_dataset=datasets.to_dataset(records), processing_class=processor,
                               reward_funcs=rewards.reward_functions(RuleChecker()),
                               refine=target_writer(RuleRefiner()))

@@ -17,7 +17,7 @@ from judge_server import serving
 
 from dyme_core import config
 from dyme_core.data.datasets import mini_records
-from dyme_core.pipeline.methods import supervise_online
+from dyme_core.pipeline.trainers import supervise_online
 from dyme_core.supervision.checker import RuleChecker
 from dyme_core.supervision.factory import Experts
 from dyme_core.trainer.rewards import reward_functions

@@ -22,7 +22,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from dyme_core import config, utils
 from dyme_core.pipeline.checkpointing import Keeper
-from dyme_core.pipeline.methods import supervise_online
+from dyme_core.pipeline.trainers import supervise_online
 from dyme_core.supervision.factory import Experts
 
 SHAPE, QUESTIONS, SETTLED = Shape(generations=4, prompts=2), 512, 1000  # the first steps fill caches and heap

@@ -159,7 +159,7 @@ class Profile:
     warmup_steps: dict[str, int] = field(default_factory=dict)  # by method, as above
     model: str = "mini"  # "mini", a local folder or a hub id
     save_every: int = 50  # steps between checkpoints, from which an interrupted run goes on; 0: none
-    on_collapse: str = "warn"  # or "stop", where rollouts or the loss say that training has collapsed (collapse.py)
+    on_collapse: str = "warn"  # or "stop", where rollouts or the loss say that training has collapsed (callbacks.py)
     backend: str = "transformers"  # or "unsloth", on a CUDA GPU
     seed: int = 0  # where none is given
     overrides: tuple[tuple[str, Any], ...] = ()  # what was changed against the profile of this name

@@ -22,7 +22,7 @@ import typer
 
 from dyme_core import config
 from dyme_core.engine import BAD_ROWS
-from dyme_core.pipeline.runs import HELD_OUT, Run
+from dyme_core.pipeline.methods import HELD_OUT, Run
 from study import plan
 
 logger = logging.getLogger(__name__)

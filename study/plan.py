@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dyme_core import config
-from dyme_core.pipeline.runs import HELD_OUT, Run
+from dyme_core.pipeline.methods import HELD_OUT, Run
 
 PROFILE = config.DEFAULT
 SEEDS = (0, 1, 2, 3, 4)  # each has its own base, training questions, order and rollouts

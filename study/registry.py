@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dyme_core import config
-from dyme_core.pipeline.runs import HELD_OUT
+from dyme_core.pipeline.methods import HELD_OUT
 from dyme_core.utils import write_atomic
 from study import plan
 

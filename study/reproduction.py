@@ -14,7 +14,7 @@ import pandas as pd
 
 from dyme_core import config
 from dyme_core.config import METHOD_NAMES
-from dyme_core.pipeline.runs import differences
+from dyme_core.pipeline.methods import differences
 from dyme_core.store import read_rows, run_file
 from dyme_core.utils import provenance, write_atomic
 from study.registry import read_manifests

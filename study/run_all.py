@@ -17,7 +17,7 @@ from statistics import fmean
 from typing import Any
 
 from dyme_core import config
-from dyme_core.pipeline.runs import Run, differences, settings_of
+from dyme_core.pipeline.methods import Run, differences, settings_of
 from study import plan, scheduler
 from study.registry import read_manifests, write_registry
 

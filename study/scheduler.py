@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO
 
 from dyme_core import config, utils
-from dyme_core.pipeline.runs import HELD_OUT, Run, base_folder, fingerprint
+from dyme_core.pipeline.methods import HELD_OUT, Run, base_folder, fingerprint
 from dyme_core.store import run_file
 
 logger = logging.getLogger(__name__)

@@ -79,8 +79,7 @@ def step(folder: Path, family: str, policy, processor, script: list[str] | None,
 
 
 def answers(policy, processor, family: str) -> list[str]:
-    rows = evaluate.evaluate(policy, processor, records_for(family), max_new_tokens=12,
-                             run_columns=dict.fromkeys(evaluate.RUN_COLUMNS, ""))
+    rows = evaluate.evaluate(policy, processor, records_for(family), max_new_tokens=12)
     return [row["prediction"] for row in rows]
 
 

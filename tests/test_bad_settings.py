@@ -112,7 +112,7 @@ def test_an_unknown_switch_is_refused_before_anything_is_loaded(switch: str, val
 @pytest.mark.parametrize(("share", "steps"), [(0.0, [4]), (1.0, [4]), (0.5, [2, 2]), (0.1, [4])])
 def test_a_phase_without_steps_is_left_out(share: float, steps: list[int]) -> None:
     run = train.Run(config.load_profile("smoke", **{"training.sft_share": share}), "sft_grpo")
-    assert [number for _, number, _ in train.phases(run)] == steps
+    assert [number for _, number in train.phase_steps(run)] == steps
 
 
 # --- Notebooks -----------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dyme_core import config
-from dyme_core.pipeline.runs import Run
+from dyme_core.pipeline.methods import Run
 from dyme_core.store import read_rows
 
 ROOT = Path(__file__).resolve().parents[1]

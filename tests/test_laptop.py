@@ -20,7 +20,7 @@ from dyme_core import config, utils
 from dyme_core.disk import CannotWrite
 from dyme_core.pipeline import train
 from dyme_core.pipeline.checkpointing import Keeper
-from dyme_core.pipeline.headroom import OutOfMemory
+from dyme_core.pipeline.estimate import OutOfMemory
 from dyme_core.trainer.dyme_trainer import DyMETrainer
 
 ROOT = Path(__file__).resolve().parents[1]

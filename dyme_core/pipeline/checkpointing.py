@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_callback import TrainerState
 
 from dyme_core.models.loading import read_weights
-from dyme_core.pipeline.headroom import OutOfMemory
+from dyme_core.pipeline.estimate import OutOfMemory
 from dyme_core.utils import hash_file, write_json
 
 logger = logging.getLogger(__name__)

@@ -5,15 +5,15 @@
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Protocol
 
+from datasets import Dataset
 from transformers import PreTrainedModel, ProcessorMixin
 
 from dyme_core import ranks, utils
-from dyme_core.config import METHODS
 from dyme_core.data import datasets, metrics, prompt_format
 from dyme_core.data.bad_rows import BadRows
 from dyme_core.data.datasets import no_target
@@ -26,7 +26,6 @@ from dyme_core.store import write_rows
 from dyme_core.supervision.checker import Judgement, RuleChecker
 
 logger = logging.getLogger(__name__)
-RUN_COLUMNS = ("run", "method", "variant", "model", "seed", "step")
 MEASURES = ("relaxed", "strict", "year_exact", "correct", "has_format", "thinking", "groundedness", "is_truncated",
             "num_thinking_tokens", "num_tokens")
 RULES = {"relaxed": f"tolerance {RELAXED_TOLERANCE:.0%}", "strict": "tolerance 0",
@@ -41,30 +40,47 @@ class Judge(Protocol):
     def judge(self, thinking: str, item: Item) -> Judgement: ...
 
 
-def evaluate(model: PreTrainedModel, processor: ProcessorMixin, records: Sequence[Record], *,
-             run_columns: dict[str, Any], batch_size: int = 100, max_new_tokens: int = 72,
-             checker: Judge | None = None, task: str = "chartqa") -> list[dict[str, Any]]:
-    """Answer every record greedily and score the answers.
+def evaluate(model: PreTrainedModel, processor: ProcessorMixin, data: Sequence[Record] | Dataset, *,
+             batch_size: int = 100, max_new_tokens: int = 72, checker: Judge | None = None, task: str = "chartqa",
+             run_columns: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    """Answer every question greedily and score the answers.
 
     Args:
-        records: of one or more splits.
-        run_columns: exactly those of RUN_COLUMNS, copied into every row.
-        batch_size: records generated together.
+        model, processor: as `load_policy` gives them, on any device; the model may be in training.
+        data: records of one or more splits, or a data set with the columns `question` and `answer`, and where they are known
+            `image`, `item`, `kind`, `source`, `split` and `supervision`, as `load_dataset` gives it.
+        batch_size: questions answered together.
         max_new_tokens: longest response.
-        checker: rates the thinking where the record has facts; RuleChecker by default.
+        checker: rates the thinking where the question has facts; RuleChecker by default.
         task: whose rules score the answer, a key of `metrics.SCORERS`; rows of other tasks than "chartqa" have its own scores
             under "scores" as well, and "correct" is its training accuracy's.
+        run_columns: copied into every row, for example the run and its seed.
     Returns:
-        one row a record, in order; thinking, groundedness and wrong_facts are None where the record has no facts.
+        one row a question, in order: split, item, kind, source, question, target, prediction (the whole response), answer
+        (what stands in its answer tags); has_format, strict, relaxed, year_exact, correct, is_truncated (0 or 1);
+        thinking (the checker's score), groundedness and wrong_facts, None where no facts are known; num_thinking_tokens,
+        num_tokens. `summarise` gives their means.
     Raises:
-        ValueError: if run_columns has other keys.
+        ValueError: for a data set without the two columns, or a picture that cannot be read.
     """
-    if set(run_columns) != set(RUN_COLUMNS):
-        raise ValueError(f"run_columns must be {RUN_COLUMNS}: got {tuple(run_columns)}")
-    checker = checker or RuleChecker()
+    records = _records(data)
+    run_columns, checker = run_columns or {}, checker or RuleChecker()
     decoded = decode(model, processor, records, batch_size=batch_size, max_new_tokens=max_new_tokens)
     return [{**run_columns, **_score(record, response, processors.tokenizer_of(processor), checker, task)}
             for record, response in zip(records, decoded, strict=True)]
+
+
+def _records(data: Sequence[Record] | Dataset) -> list[Record]:
+    """The records themselves, or those that a data set's rows make."""
+    if not isinstance(data, Dataset):
+        return list(data)
+    if missing := {"question", "answer"} - set(data.column_names):
+        raise ValueError(f"expected a data set with the columns question and answer, got {data.column_names}; "
+                         f"add {' and '.join(sorted(missing))}")
+    known = [field.name for field in fields(Record) if field.name in data.column_names]
+    unknown = {"kind": "", "source": "", "split": "", "image": None}
+    return [Record(**{"item": str(number), **unknown, **{name: row[name] for name in known}})
+            for number, row in enumerate(data)]
 
 
 def _score(record: Record, response: Decoded, tokenizer: Any, checker: Judge, task: str) -> dict[str, Any]:
@@ -122,13 +138,6 @@ def score_report(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join([*lines, *(f"{rule}: {meaning}" for rule, meaning in RULES.items())]) + "\n"
 
 
-def _run_columns(name: str) -> dict[str, Any]:
-    """Run columns from a checkpoint's folder name, "<model>-<method>[-<variant>]-s<seed>"; any other is a base's."""
-    match = re.fullmatch(rf"(?P<model>.+)-(?P<method>{'|'.join(METHODS)})(-(?P<variant>.+))?-s(?P<seed>\d+)", name)
-    found = match.groupdict(default="") if match else {"model": name, "method": "base", "variant": "", "seed": 0}
-    return {"run": name, **found, "seed": int(found["seed"]), "step": 0}
-
-
 def _write(folder: Path, rows: list[dict[str, Any]], report: str, asked: dict[str, Any]) -> None:
     write_rows(folder / "rows.jsonl", rows)
     utils.write_atomic(folder / "scores.txt", report)
@@ -160,7 +169,7 @@ def evaluate_saved(model: str, data: str, out: Path, *, source: str = "", split:
     policy = policy if policy.device.type != "cpu" else policy.to(ranks.device())
     logger.info("%d questions of %s, model %s", len(records), data, model)
     rows = evaluate(policy, processor, records, batch_size=batch_size, max_new_tokens=max_new_tokens,
-                    run_columns=_run_columns(Path(model).name), task=datasets.task_of(data))
+                    run_columns={"run": Path(model).name}, task=datasets.task_of(data))
     report = score_report(rows)
     _write(out, rows, report, {"model": model, "data": data, "split": split, "skipped_rows": bad.summary()})
     return report

@@ -1,107 +1,142 @@
-"""Every method's trainer, with the settings that all share, and the phases of a run."""
+"""What is trained: a method on a base with a seed; its name, where it starts, and all that its result depends on."""
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import json
+import re
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import Trainer
-from trl import GRPOConfig, SFTConfig, SFTTrainer
+from dyme_core import config, utils
 
-from dyme_core import config, ranks
-from dyme_core.data.datasets import sft_dataset, to_dataset
-from dyme_core.data.schema import Record
-from dyme_core.models import processors
-from dyme_core.pipeline.runs import Run, phase_steps
-from dyme_core.pipeline.step_log import StepLog
-from dyme_core.supervision.checker import RuleChecker
-from dyme_core.supervision.factory import Experts
-from dyme_core.supervision.refiner import LearningChecker, TracesFirst, target_writer
-from dyme_core.trainer.dyme_trainer import DyMEConfig, DyMETrainer
-from dyme_core.trainer.grpo_trainer import MeasuredGRPOTrainer
-from dyme_core.trainer.rewards import reward_functions
-
-NEVER = -100.0  # added to a logit: vLLM has no list of suppressed ids
+RESULTS_VERSION = 2  # raised with any change of the code after which the same settings give other rows; 1: not in the manifest
+UNSUPERVISED = ("base", "grpo")  # methods that ask no expert for anything that is learned
+HELD_OUT = config.SPLITS[1:]
+MAX_NAME = 40  # characters of settings in a run's name; more become a hash
 
 
-def shared_arguments(run: Run, steps: int, learning_rate: float, folder: Path) -> dict[str, Any]:
-    """The settings that every method's trainer shares."""
-    engine = run.profile.engine
-    return dict(output_dir=str(folder), max_steps=steps, learning_rate=learning_rate, seed=run.seed, optim="adamw_torch",
-                lr_scheduler_type="linear", warmup_steps=run.profile.warmup_steps[run.method], weight_decay=0.0,
-                max_grad_norm=1.0, logging_steps=1, save_strategy="steps" if run.profile.save_every else "no",
-                save_steps=run.profile.save_every or 1, save_total_limit=2, report_to="none", disable_tqdm=True,
-                use_cpu=not torch.cuda.is_available(), bf16=engine.bf16, gradient_checkpointing=engine.gradient_checkpointing,
-                gradient_checkpointing_kwargs={"use_reentrant": False}, dataloader_pin_memory=False,
-                remove_unused_columns=False)
+class RunExists(ValueError):
+    """A finished run of this name was made with other settings and would be lost."""
 
 
-def grpo_arguments(run: Run, processor) -> dict[str, Any]:
-    """GRPO's and DyME's settings; special ids are never sampled, by whatever name an engine calls that."""
-    training, engine = run.profile.training, run.profile.engine
-    forbidden = processors.suppressed_ids(processor)
-    vllm = dict(use_vllm=True, vllm_mode="colocate", vllm_gpu_memory_utilization=engine.vllm_memory_share,
-                generation_kwargs={"logit_bias": dict.fromkeys(forbidden, NEVER)})
-    return dict(**engine.batch(training.prompts_per_step * training.num_generations, ranks.size()),
-                num_generations=training.num_generations, max_completion_length=training.max_completion_tokens,
-                temperature=1.0, beta=0.0, loss_type="grpo", num_iterations=1,
-                **(vllm if engine.use_vllm else {"generation_kwargs": {"suppress_tokens": forbidden}}))
+@dataclass(frozen=True)
+class Run:
+    """What is trained: a method of config.METHODS on a base ("svlm" or "large") with a seed.
 
-
-def sft_trainer(run: Run, experts: Experts, model, processor, records: list[Record], log: StepLog, steps: int,
-                learning_rate: float, folder: Path) -> Trainer:
-    """CoT-SFT with TRL's SFTTrainer on the refined targets, one target a prompt, as many prompts a step as the others."""
-    arguments = SFTConfig(**shared_arguments(run, steps, learning_rate, folder), max_length=None,
-                          **run.profile.engine.batch(run.profile.training.prompts_per_step, ranks.size()))
-    return SFTTrainer(model, args=arguments, train_dataset=sft_dataset(records, experts.offline(records)),
-                      processing_class=processor, callbacks=[log])
-
-
-def grpo_trainer(run: Run, experts: Experts, model, processor, records: list[Record], log: StepLog, steps: int,
-                 learning_rate: float, folder: Path) -> Trainer:
-    """GRPO as TRL has it, on format and accuracy; the checker's score is measured with weight 0 (it is DyME's supervision)."""
-    arguments = GRPOConfig(**shared_arguments(run, steps, learning_rate, folder), **grpo_arguments(run, processor),
-                           reward_weights=[1.0, 1.0, 0.0])
-    return MeasuredGRPOTrainer(model, args=arguments, train_dataset=to_dataset(records), processing_class=processor,
-                               reward_funcs=reward_functions(RuleChecker(), experts.accuracy), callbacks=[log],
-                               correct_needs_format=run.profile.training.correct_needs_format)
-
-
-def dyme_trainer(run: Run, experts: Experts, model, processor, records: list[Record], log: StepLog, steps: int,
-                 learning_rate: float, folder: Path) -> Trainer:
-    """DyME. Pure: targets written once, before training, thinking scored by rule. Full: checker and refiner at work during
-    training, the template bank learning from rollouts rated "high"."""
-    training = run.profile.training
-    arguments = DyMEConfig(**shared_arguments(run, steps, learning_rate, folder), **grpo_arguments(run, processor),
-                           switch=training.switch, switch_value=training.switch_value,
-                           thinking_weight=training.thinking_weight, probe_every=training.probe_every,
-                           memorize_weight=training.memorize_weight, mastered=training.mastered,
-                           reward_gate=training.reward_gate, correct_needs_format=training.correct_needs_format)
-    supervision = supervise_online(experts, training) if run.method == "full_dyme" else {
-        "reward_funcs": reward_functions(RuleChecker(), experts.accuracy), "refine": experts.offline(records)}
-    return DyMETrainer(model, args=arguments, train_dataset=to_dataset(records), processing_class=processor, **supervision,
-                       callbacks=[log])
-
-
-def supervise_online(experts: Experts, training: config.Training) -> dict[str, Any]:
-    """Full DyME: `reward_funcs`, `refine`, `watch` and `on_scored` of a DyMETrainer, which supervise during training.
-
-    A language model is asked about mixed groups alone, and writes targets meanwhile, both as rollouts end; rules cost
-    nothing, score every thinking and so measure it, too. Each process asks about its own rollouts; the bank is of all.
+    `variant` names what differs from the profile's own settings; "" lets `label` say it.
     """
-    checker, targets = LearningChecker(experts.checker, experts.bank), TracesFirst(experts.refiner)
-    refine = target_writer(targets)
-    if experts.client is None:
-        return {"reward_funcs": reward_functions(checker, experts.accuracy), "refine": refine, "watch": None,
-                "on_scored": experts.share_bank}
-    rewards = reward_functions(checker, experts.accuracy, group_size=training.num_generations, mastered=training.mastered,
-                               correct_needs_format=training.correct_needs_format, on_all_wrong=targets.prefetch)
-    return {"reward_funcs": rewards, "refine": refine, "watch": rewards[-1].watch, "on_scored": experts.share_bank}
+
+    profile: config.Profile
+    method: str
+    model: str = "svlm"
+    seed: int = 0
+    variant: str = ""
+
+    @property
+    def name(self) -> str:
+        return "-".join(filter(None, (self.model, self.method, self.label, f"s{self.seed}")))
+
+    @property
+    def label(self) -> str:
+        """The variant, or else what differs from the profile of this name, as "own-steps100"; "" where nothing does."""
+        return self.variant or _label(changed_settings(self))
+
+    @property
+    def paths(self) -> config.Paths:
+        return config.paths(self.profile.name)
+
+    @property
+    def folder(self) -> Path:
+        """Where its checkpoints and its policy lie."""
+        return self.paths.runs / self.name
+
+    @property
+    def manifest(self) -> Path:
+        """What made the run; written last, so that its rows and log are whole where it is there."""
+        return self.paths.manifests / f"{self.name}.json"
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        return {"run": self.name, "method": self.method, "variant": self.label, "model": self.model, "seed": self.seed}
 
 
-def phases(run: Run) -> list[tuple[Callable, int, float]]:
-    """(function that makes the trainer, steps, learning rate) of each phase."""
-    trainers = {"sft": sft_trainer, "grpo": grpo_trainer, "sft_grpo": grpo_trainer, "pure_dyme": dyme_trainer,
-                "full_dyme": dyme_trainer}
-    return [(trainers[name], steps, run.profile.learning_rates[name]) for name, steps in phase_steps(run)]
+def supervision_of(run: Run) -> config.Supervision:
+    """Who checks and refines in this run; methods that learn from no expert have the rules, which only measure."""
+    return config.Supervision() if run.method in UNSUPERVISED else run.profile.supervision
+
+
+def base_folder(paths: config.Paths, model: str, seed: int) -> Path:
+    """The base a seed starts from: its own, which `scheduler` builds where it is missing."""
+    return paths.bases / f"{model}-s{seed}"
+
+
+def base_name(run: Run) -> str:
+    """What a run starts from, as its manifest says it."""
+    return base_folder(run.paths, run.model, run.seed).name if run.profile.model == "mini" else run.profile.model
+
+
+def phase_steps(run: Run) -> list[tuple[str, int]]:
+    """(method whose trainer and learning rate it has, steps) of each phase; all methods get the same steps in all."""
+    steps = run.profile.training.steps
+    first = int(steps * run.profile.training.sft_share)
+    chosen = {"base": [], "sft_grpo": [("sft", first), ("sft_grpo", steps - first)]}.get(run.method, [(run.method, steps)])
+    return [phase for phase in chosen if phase[1]]  # to a Trainer max_steps=0 would mean three epochs
+
+
+def settings_of(run: Run) -> dict[str, Any]:
+    """Every setting that decides the run's result, as its manifest holds them."""
+    profile = run.profile
+    return {**asdict(profile.training), "learning_rate": [profile.learning_rates[name] for name, _ in phase_steps(run)],
+            "warmup_steps": profile.warmup_steps.get(run.method), "world": asdict(profile.world),
+            "supervision": asdict(supervision_of(run)), "engine": asdict(profile.engine), "data": asdict(profile.data)}
+
+
+def flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings as `settings_of` gives them, with the parts' fields as "part.field" and as JSON would hold them."""
+    parts = [{f"{name}.{key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
+             for name, value in json.loads(json.dumps(settings)).items()]
+    return {name: value for part in parts for name, value in part.items()}
+
+
+def changed_settings(run: Run) -> dict[str, Any]:
+    """The run's settings that are not those of the profile of its name, flat."""
+    own = dataclasses.replace(run, profile=config.PROFILES[run.profile.name])
+    asked, known = ({**flat(settings_of(each)), "model": each.profile.model, "backend": each.profile.backend}
+                    for each in (run, own))
+    return {name: value for name, value in asked.items() if known[name] != value}
+
+
+def differences(made: dict[str, Any], asked: dict[str, Any]) -> list[str]:
+    """The settings in which a run differs from what is asked; one that is newer than the run has its default there."""
+    known = flat(config.default_settings()) | flat(made)
+    return [name for name, value in flat(asked).items() if known.get(name) != value]
+
+
+def refuse_to_replace(run: Run) -> None:
+    """Raise RunExists where a finished run of the same name was made with other settings."""
+    if not run.manifest.is_file():
+        return
+    if changed := differences(json.loads(run.manifest.read_text())["settings"], settings_of(run)):
+        raise RunExists(f"{run.name} is finished, with other settings ({', '.join(changed)}); give this one a name of its own "
+                        f"(--variant), or replace it (--force): {run.manifest}")
+
+
+def fingerprint(run: Run) -> str:
+    """What a run's result depends on: its settings, the version of the results and the base."""
+    base = base_folder(run.paths, run.model, run.seed).glob("*")
+    return utils.hash_json([repr(run), RESULTS_VERSION, utils.hash_files(base, run.paths.root)])
+
+
+def _label(changed: dict[str, Any]) -> str:
+    words = [_word(name, value) for name, value in changed.items()]
+    label = "-".join(filter(None, words))
+    return label if len(label) <= MAX_NAME else f"x{utils.hash_json(changed)[:8]}"
+
+
+def _word(name: str, value: Any) -> str:
+    """One setting as part of a file's name: "own", "steps100", or a hash of what has no short name."""
+    leaf = {"learning_rate": "lr"}.get(name, name.rpartition(".")[2])
+    values = value if isinstance(value, list) else [value]
+    text = "".join(f"{leaf}{each:g}" if isinstance(each, int | float) else str(each) for each in values)
+    return text if re.fullmatch(r"[\w.]{1,28}", text) else f"{leaf}-{utils.hash_json(value)[:6]}"

@@ -1,9 +1,8 @@
-"""One training run from base to rows, and several of them side by side; every method goes through here.
+"""One run from base to rows: every method is trained and evaluated here.
 
-`dyme train --profile mini --method full_dyme --seed 0` makes one run; so does `torchrun --nproc_per_node 2 -m study train ...`
-in two processes. It writes, whole or not at all,
-rows/<run>.jsonl.xz (one row per item), logs/<run>.jsonl.xz (one per step and evaluation) and runs/<run>.json (what made them),
-and leaves the trained policy in the profile's `runs` folder.
+`dyme train --profile mini --method full_dyme --seed 0` makes one run; `torchrun --nproc_per_node 2 -m study train ...` lets two
+processes make it together. A run writes, whole or not at all, rows/<run>.jsonl.xz (one row per question), logs/<run>.jsonl.xz
+(one per step and evaluation) and runs/<run>.json (what made them), and leaves its policy in the profile's `runs` folder.
 """
 from __future__ import annotations
 
@@ -19,21 +18,16 @@ from transformers import PrinterCallback
 from dyme_core import ranks, utils
 from dyme_core.data import datasets
 from dyme_core.data.bad_rows import BadRows
-from dyme_core.data.datasets import no_target
+from dyme_core.data.datasets import Refine, no_target
 from dyme_core.data.schema import DataError, Record, item_of
 from dyme_core.disk import writing
 from dyme_core.models import loading, processors
 from dyme_core.models.generation import caption_match
-from dyme_core.models.loading import is_vision
+from dyme_core.pipeline.callbacks import CollapseWatch, StepLog
 from dyme_core.pipeline.checkpointing import Keeper, train_from
-from dyme_core.pipeline.collapse import CollapseWatch
-from dyme_core.pipeline.estimate import CARDS, Estimate, estimate, shape_of
+from dyme_core.pipeline.estimate import check_memory, estimate_run
 from dyme_core.pipeline.evaluate import evaluate, summarise
-from dyme_core.pipeline.headroom import Headroom, try_longest
-from dyme_core.pipeline.methods import phases
-from dyme_core.pipeline.model_card import model_card
-from dyme_core.pipeline.preflight import PreflightReport, preflight, without_bad_rows
-from dyme_core.pipeline.runs import (
+from dyme_core.pipeline.methods import (
     HELD_OUT,
     RESULTS_VERSION,
     UNSUPERVISED,
@@ -41,11 +35,14 @@ from dyme_core.pipeline.runs import (
     base_folder,
     base_name,
     fingerprint,
+    phase_steps,
     refuse_to_replace,
     settings_of,
     supervision_of,
 )
-from dyme_core.pipeline.step_log import StepLog
+from dyme_core.pipeline.model_card import model_card
+from dyme_core.pipeline.preflight import preflight, without_bad_rows
+from dyme_core.pipeline.trainers import TRAINERS, Session, shared_arguments
 from dyme_core.store import run_file, write_rows
 from dyme_core.supervision.fact_extraction import backend_of, with_facts
 from dyme_core.supervision.factory import Experts, save_bank, too_long
@@ -82,29 +79,82 @@ def execute(run: Run, names: tuple[str, ...] = HELD_OUT, keep_policy: bool = Tru
         torch.set_num_threads(1)
     model, processor = load_start(run)
     objection = too_long(processors.tokenizer_of(processor), run.profile.training.max_completion_tokens)
-    folder = run.paths.runs / run.name
-    with writing(folder), Experts(supervision_of(run), run.paths, folder, objection,
-                                  datasets.accuracy_of(run.profile.data.name)) as experts:
-        return _execute(run, tuple(split for split in run.profile.data.held_out if split in names), keep_policy, experts,
-                        model, processor)
+    accuracy = datasets.accuracy_of(run.profile.data.name)
+    with writing(run.folder), Experts(supervision_of(run), run.paths, run.folder, objection, accuracy) as experts:
+        session = load_records(run, experts, model, processor)
+        check_start(session)
+        log = train_phases(session)
+        asked = [split for split in session.held_out if split in names]
+        rows = [row for split in asked for row in answer(session, split, log.steps_before)]
+        manifest = manifest_of(session, log, {split: [row for row in rows if row["split"] == split] for split in asked})
+        store(session, log.rows, rows, manifest, keep_policy)
+    return manifest
 
 
 def load_start(run: Run) -> tuple[Any, Any]:
-    """Model and processor that a run starts from, on this process's device: the seed's mini base, or the profile's model.
-
-    Weights that FSDP deals out move in memory, so that nothing may be kept of what they once gave (`vision_cache`).
-    """
-    is_mini, profile, is_whole = run.profile.model == "mini", run.profile, not ranks.deals_weights()
-    source = base_folder(run.paths, run.model, run.seed) if is_mini else profile.model
-    engine = profile.engine
+    """Model and processor that a run starts from, on this process's device: the seed's mini base, or the profile's model."""
+    profile, engine = run.profile, run.profile.engine
+    source = base_folder(run.paths, run.model, run.seed) if profile.model == "mini" else profile.model
+    is_whole = not ranks.deals_weights()  # FSDP moves weights in memory: nothing computed from them may be kept
     model, processor = loading.load_policy(source, profile.backend, vision_cache=is_whole, prefix_sharing=is_whole,
                                            lora_rank=engine.lora_rank or 0, lora_alpha=engine.lora_alpha,
                                            load_in_4bit=engine.load_in_4bit)
     return model if model.device.type != "cpu" else model.to(ranks.device()), processor
 
 
+def load_records(run: Run, experts: Experts, model, processor) -> Session:
+    """Read the questions of every split, without their bad rows where the profile skips these.
+
+    Raises:
+        DataError: for a bad row, or too many of them.
+    """
+    started, bad = datetime.now(UTC), BadRows(run.profile.data.on_bad_row)
+
+    def kept(records: list[Record], refine: Refine) -> list[Record]:
+        return without_bad_rows(records, processor, bad, refine, run.profile.training.max_completion_tokens)
+
+    records = add_facts(run, experts, datasets.of_profile(run.profile, "train", run.seed, bad))
+    records = kept(experts.supposed(records), _rule_targets(run, experts))
+    held_out = {split: kept(datasets.of_profile(run.profile, split, run.seed, bad), no_target)
+                for split in run.profile.data.held_out}
+    return Session(run, experts, model, processor, records, held_out, bad, started)
+
+
+def add_facts(run: Run, experts: Experts, records: list[Record]) -> list[Record]:
+    """Training records with the facts that `data.facts` asks for; one process extracts them, the others read what it stored."""
+    is_asked = run.profile.data.facts != "given" and run.method not in UNSUPERVISED
+    if not is_asked or all(record.image is None or item_of(record.row).facts for record in records):
+        return records
+    backend, found = backend_of(run.profile.data.facts, experts.client), records
+    for is_turn in (True, False):
+        if ranks.is_writer() == is_turn:
+            found = with_facts(records, backend, run.paths.root / "runs" / "facts", run.profile.supervision.max_concurrency)
+        ranks.gather(is_turn)
+    return found
+
+
+def check_start(session: Session) -> None:
+    """Check the data before step 0, and the memory where the model is not a mini one.
+
+    Raises:
+        DataError: for a fault in the data (see `preflight`), or where no target could be written.
+        OutOfMemory: where the longest sample does not fit.
+    """
+    run, records = session.run, session.records
+    checked = preflight(records, session.processor, session.model,
+                        others=[record for rest in session.held_out.values() for record in rest],
+                        max_new_tokens=run.profile.training.max_completion_tokens,
+                        refine=_rule_targets(run, session.experts))
+    if run.method not in UNSUPERVISED and not checked.longest_target:
+        check_facts(records)
+    if run.profile.model != "mini":
+        logger.info("%s", estimate_run(run, session.model, checked))
+        longest = next(record for record in records if record.item == checked.longest_item)
+        logger.info("%s", check_memory(run, session.model, session.processor, longest))
+
+
 def check_facts(records: list[Record]) -> None:
-    """Refuse to train on targets where no question has what they are written from; its own trace is looked for before.
+    """Refuse to train without a single target: neither a trace of its own nor facts to write one from.
 
     Raises:
         DataError: where no record has facts of its picture.
@@ -115,118 +165,102 @@ def check_facts(records: list[Record]) -> None:
                         "set data.facts to 'ocr' or 'vlm', or train with grpo")
 
 
-def look(run: Run, experts: Experts, records: list[Record]) -> list[Record]:
-    """Training records with the facts that `data.facts` asks for; one process looks, the others read what it stored."""
-    is_asked = run.profile.data.facts != "given" and run.method not in UNSUPERVISED
-    if not is_asked or all(record.image is None or item_of(record.row).facts for record in records):
-        return records
-    backend, seen = backend_of(run.profile.data.facts, experts.client), records
-    for is_turn in (True, False):
-        if ranks.is_writer() == is_turn:
-            seen = with_facts(records, backend, run.paths.root / "runs" / "facts", run.profile.supervision.max_concurrency)
-        ranks.gather(is_turn)
-    return seen
+def _rule_targets(run: Run, experts: Experts) -> Refine:
+    """Targets by rule, which the checks before step 0 read; none for methods that learn from rewards alone."""
+    return no_target if run.method in UNSUPERVISED else target_writer(TracesFirst(experts.rules))
 
 
-def expected(run: Run, model, checked: PreflightReport) -> Estimate:
-    """What a step of the run will take, on this card if `estimate` knows it, from the model and its longest prompt."""
-    vision = sum(weight.numel() for name, weight in model.named_parameters() if is_vision(name))
-    shape = shape_of(model.config, checked.image_tokens[1], checked.longest_tokens - checked.longest_target, vision)
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    return estimate(run.profile, shape, next((card for card in CARDS if card in name), None), ranks.size())
-
-
-def check_memory(run: Run, model, processor, longest: Record) -> Headroom:
-    """Try the longest sample in a micro-batch as training will have them, and say what it took.
+def train_phases(session: Session) -> StepLog:
+    """Train every phase of the run, going on from its newest checkpoint; returns the log of all steps.
 
     Raises:
-        OutOfMemory: where it does not fit, with what to lower.
+        OutOfMemory: where a step runs out of memory.
+        Collapsed: where the profile stops a run that collapses.
     """
-    training, engine = run.profile.training, run.profile.engine
-    rows = engine.batch(training.prompts_per_step * training.num_generations, ranks.size())["per_device_train_batch_size"]
-    tried = try_longest(model, processor, longest, rows=rows, max_completion_tokens=training.max_completion_tokens,
-                        engine=engine)
-    logger.info("%s", tried)
-    return tried
-
-
-def _execute(run: Run, names: tuple[str, ...], keep_policy: bool, experts: Experts, model, processor) -> dict[str, Any]:
-    started, training, data = datetime.now(UTC), run.profile.training, run.profile.data
-    refine = no_target if run.method in UNSUPERVISED else target_writer(TracesFirst(experts.rules))
-    bad, longest = BadRows(data.on_bad_row), training.max_completion_tokens
-    records = look(run, experts, datasets.of_profile(run.profile, "train", run.seed, bad))
-    records = without_bad_rows(experts.supposed(records), processor, bad, refine, longest)
-    held_out = {split: without_bad_rows(datasets.of_profile(run.profile, split, run.seed, bad), processor, bad, no_target,
-                                        longest) for split in data.held_out}
-    watched = held_out[data.held_out[0]]
-    checked = preflight(records, processor, model, others=[record for rest in held_out.values() for record in rest],
-                        max_new_tokens=training.max_completion_tokens, refine=refine)
-    if run.method not in UNSUPERVISED and not checked.longest_target:
-        check_facts(records)
-    if run.profile.model != "mini":
-        logger.info("%s", expected(run, model, checked))
-        check_memory(run, model, processor, next(record for record in records if record.item == checked.longest_item))
-    log = StepLog(run, watched, processor, experts=experts)
-    folder = run.paths.runs / run.name
-    watch, chosen = CollapseWatch(run.profile.on_collapse), phases(run)
+    run, experts = session.run, session.experts
+    log = StepLog(run, session.watched, session.processor, experts)
+    watch = CollapseWatch(run.profile.on_collapse)
     keeper = Keeper(fingerprint(run), log=log, bank=experts, watch=watch)
-    found = {number: path for number in range(len(chosen)) if (path := keeper.latest(folder / f"phase-{number}"))}
+    phases = list(enumerate(phase_steps(run)))
+    found = {number: path for number, _ in phases if (path := keeper.latest(_phase_folder(run, number)))}
     if not found:
-        log.measure(model, 0)
+        log.measure(session.model, 0)
     log.begin()
-    for number, (trainer_of, steps, learning_rate) in enumerate(chosen):
+    for number, (method, steps) in phases:
         if number < max(found, default=0):  # a later phase was under way
             continue
-        trainer = trainer_of(run, experts, model, processor, records, log, steps, learning_rate, folder / f"phase-{number}")
-        trainer.add_callback(watch)
+        arguments = shared_arguments(run, steps, run.profile.learning_rates[method], _phase_folder(run, number))
+        trainer = TRAINERS[method](session, arguments, [log, watch])
         trainer.remove_callback(PrinterCallback)  # StepLog says the same in one readable line
         keeper.kept |= {"held": trainer.held} if isinstance(trainer, DyMETrainer) else {}
         train_from(trainer, found.get(number), keeper)
         log.steps_before += steps
-    train_s, cpu_s = log.spent()
-    cpu_s = sum(ranks.gather(cpu_s))
-    # Every process answers every question: none is waited for, and a model that is dealt over cards needs all of them.
-    rows = [row for split in names for row in
-            evaluate(model, processor, held_out[split], max_new_tokens=training.max_completion_tokens,
-                     run_columns={**run.columns, "step": log.steps_before}, task=datasets.task_of(data.place(split)[0]))]
-    captions = caption_match(model, processor, watched[:CAPTIONS]) if data.name == "mini" else None
-    steps = [row for row in log.rows if row["event"] == "step"]
-    manifest = {**run.columns, "profile": run.profile.name, "base": base_name(run),
-                "steps": log.steps_before, "processes": ranks.size(), "results_version": RESULTS_VERSION,
-                "settings": settings_of(run), "started": started.isoformat(timespec="seconds"),
-                "seconds": (datetime.now(UTC) - started).total_seconds(),
-                "resumed": log.resumed,
-                "train_s": train_s, "cpu_s": cpu_s, "tokens": log.tokens, "s_per_step": train_s / max(1, log.steps_before),
-                "rollouts": sum("generate_s" in row for row in steps) * training.prompts_per_step * training.num_generations,
-                "captions": captions, "results": _results(rows, names), "supervision": experts.summary(),
-                "hardware": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-                "skipped_rows": bad.summary(),
-                **utils.provenance(run.paths.root)}
-    state = ranks.whole_state(model) if keep_policy else None
-    if ranks.is_writer():
-        if keep_policy:
-            keep(model, processor, folder / "policy", manifest, state)
-        save_bank(experts.bank, folder)
-        experts.write_ledger()
-        _store(run, log.rows, rows, manifest)
-        for number in range(len(chosen)):
-            shutil.rmtree(folder / f"phase-{number}", ignore_errors=True)  # checkpoints, of no use any more
-    return manifest
+    log.end()
+    return log
+
+
+def _phase_folder(run: Run, number: int) -> Path:
+    return run.folder / f"phase-{number}"
+
+
+def answer(session: Session, split: str, step: int) -> list[dict[str, Any]]:
+    """Answer every question of a split greedily; the rows that are stored.
+
+    Each process answers all of them: none waits for another, and a model that is dealt over cards needs all of them.
+    """
+    profile = session.run.profile
+    return evaluate(session.model, session.processor, session.held_out[split],
+                    max_new_tokens=profile.training.max_completion_tokens, run_columns={**session.run.columns, "step": step},
+                    task=datasets.task_of(profile.data.place(split)[0]))
+
+
+def manifest_of(session: Session, log: StepLog, rows: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """What made a run, and its scores.
+
+    Args:
+        rows: of each split that was answered.
+    """
+    run, training = session.run, session.run.profile.training
+    is_mini_data, with_rollouts = run.profile.data.name == "mini", sum("generate_s" in row for row in log.rows)
+    return {**run.columns, "profile": run.profile.name, "base": base_name(run),
+            "steps": log.steps_before, "processes": ranks.size(), "results_version": RESULTS_VERSION,
+            "settings": settings_of(run), "started": session.started.isoformat(timespec="seconds"),
+            "seconds": (datetime.now(UTC) - session.started).total_seconds(), "resumed": log.resumed,
+            "train_s": log.train_s, "cpu_s": sum(ranks.gather(log.cpu_s)), "tokens": log.tokens,
+            "s_per_step": log.train_s / max(1, log.steps_before),
+            "rollouts": with_rollouts * training.prompts_per_step * training.num_generations,
+            "captions": caption_match(session.model, session.processor, session.watched[:CAPTIONS]) if is_mini_data else None,
+            "results": {split: _results(found) for split, found in rows.items()},
+            "supervision": session.experts.summary(),
+            "hardware": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "skipped_rows": session.bad_rows.summary(), **utils.provenance(run.paths.root)}
+
+
+def _results(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    scores = summarise(rows)
+    return {name: scores[name] for name in RESULTS}
+
+
+def store(session: Session, log: list[dict[str, Any]], rows: list[dict[str, Any]], manifest: dict[str, Any],
+          keep_policy: bool) -> None:
+    """Write everything of a run that is over, in the one process that writes, and remove its checkpoints."""
+    run, experts = session.run, session.experts
+    state = ranks.whole_state(session.model) if keep_policy else None  # every process gives its share of the weights
+    if not ranks.is_writer():
+        return
+    if keep_policy:
+        keep(session.model, session.processor, run.folder / "policy", manifest, state)
+    save_bank(experts.bank, run.folder)
+    experts.write_ledger()
+    run.manifest.unlink(missing_ok=True)  # an earlier run's; the new one comes last and says that rows and log are whole
+    write_rows(run_file(run.paths.logs, run.name), log)
+    write_rows(run_file(run.paths.rows, run.name), rows)
+    utils.write_json(run.manifest, manifest)
+    for number in range(len(phase_steps(run))):
+        shutil.rmtree(_phase_folder(run, number), ignore_errors=True)
 
 
 def keep(model, processor, folder: Path, manifest: dict[str, Any], state: dict[str, torch.Tensor] | None = None) -> None:
     """Save a policy, adapters merged into its weights, with its card; `state` are weights that were dealt over cards."""
     loading.save_policy(model, processor, folder, state=state)
     utils.write_atomic(folder / "README.md", model_card(manifest))
-
-
-def _store(run: Run, log: list[dict[str, Any]], rows: list[dict[str, Any]], manifest: dict[str, Any]) -> None:
-    run.manifest.unlink(missing_ok=True)  # an earlier run's; the new one comes last and says that rows and log are whole
-    write_rows(run_file(run.paths.logs, run.name), log)
-    write_rows(run_file(run.paths.rows, run.name), rows)
-    utils.write_json(run.manifest, manifest)
-
-
-def _results(rows: list[dict[str, Any]], names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    scores = {split: summarise([row for row in rows if row["split"] == split]) for split in names}
-    return {split: {name: score[name] for name in RESULTS} for split, score in scores.items()}

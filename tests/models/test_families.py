@@ -16,7 +16,7 @@ from dyme_core.config import Engine
 from dyme_core.data import datasets
 from dyme_core.models import generation, loading, prefix_sharing, processors, vision_cache
 from dyme_core.models.loading import FAMILIES, freeze_vision
-from dyme_core.pipeline.headroom import try_longest
+from dyme_core.pipeline.estimate import try_longest
 from dyme_core.pipeline.preflight import preflight
 
 SHARING = {"llava_onevision", "qwen2"}  # prompts

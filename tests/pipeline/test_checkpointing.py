@@ -23,7 +23,7 @@ from transformers import Trainer
 from dyme_core import config
 from dyme_core.data import datasets
 from dyme_core.models import loading
-from dyme_core.pipeline import checkpointing, step_log, train
+from dyme_core.pipeline import callbacks, checkpointing, train
 from dyme_core.pipeline.checkpointing import CHECKSUMS, Keeper
 from dyme_core.store import read_rows
 from dyme_core.supervision.llm import cache, usage
@@ -85,7 +85,7 @@ def never_stopped(root: Path) -> Callable[..., dict]:
 
 POINTS = ((DyMETrainer, "_generate_single_turn"), (DyMETrainer, "_switch"), (DyMETrainer, "compute_loss"),
           (Trainer, "_save_optimizer_and_scheduler"), (Trainer, "_save_rng_state"), (checkpointing, "save_file"),
-          (checkpointing, "write_json"), (train, "evaluate"), (step_log, "evaluate"), (train, "caption_match"),
+          (checkpointing, "write_json"), (train, "evaluate"), (callbacks, "evaluate"), (train, "caption_match"),
           (loading, "save_policy"),
           (torch.optim.AdamW, "step"), (usage.Ledger, "book"), (cache.Recording, "put"), (Attempts, "write"))
 

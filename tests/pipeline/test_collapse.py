@@ -12,7 +12,7 @@ import torch
 from dyme_core import config
 from dyme_core.data import datasets
 from dyme_core.models import tiny_onevision
-from dyme_core.pipeline.collapse import Collapsed, CollapseWatch
+from dyme_core.pipeline.callbacks import Collapsed, CollapseWatch
 from dyme_core.store import read_rows
 from dyme_core.supervision.checker import RuleChecker
 from dyme_core.trainer.dyme_trainer import DyMEConfig, DyMETrainer

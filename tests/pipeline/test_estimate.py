@@ -1,4 +1,4 @@
-"""The estimate's formulas against what torch counts on the mini model: FLOPs, and the most memory an update holds."""
+"""The estimate's formulas against what torch counts on the mini model; the longest sample is tried before step 0."""
 from __future__ import annotations
 
 import re
@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
@@ -17,7 +18,6 @@ from dyme_core.engine import Engine
 from dyme_core.models import loading, tiny_onevision
 from dyme_core.models.generation import prompt_inputs
 from dyme_core.pipeline import estimate
-from dyme_core.pipeline.headroom import _loss
 
 ROWS, SAID = 4, 32
 WITHIN = 1.3  # the stated factor for memory
@@ -50,7 +50,7 @@ def training(model, checkpointing: bool) -> Iterator[None]:
 def counted_flops(model, inputs, backward: bool) -> float:
     """FLOPs of one row, as torch counts them."""
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # it does not count the CPU's own kernel
-        loss = _loss(model, inputs, SAID, 1)
+        loss = estimate._loss(model, inputs, SAID, 1)
         if backward:
             loss.backward()
     model.zero_grad()
@@ -95,7 +95,7 @@ def peak_bytes(work) -> int:
 def test_an_update_holds_as_much_memory_as_is_told_within_the_stated_factor(measured, checkpointing: bool) -> None:
     model, inputs, shape = measured
     with training(model, checkpointing):
-        peak = peak_bytes(lambda: _loss(model, inputs, SAID, 1).backward())
+        peak = peak_bytes(lambda: estimate._loss(model, inputs, SAID, 1).backward())
     told = estimate.kept_bytes(shape, ROWS, shape.prompt_tokens + SAID, 4, checkpointing) \
         + estimate.logit_bytes(shape, ROWS, SAID, 4) + 4 * shape.language
     assert 1 / WITHIN < told / peak < WITHIN
@@ -136,3 +136,43 @@ def test_the_table_of_docs_gpu_is_what_the_formulas_give() -> None:
 def test_an_engine_that_cannot_be_is_refused(change: dict, advice: str) -> None:
     with pytest.raises(ValueError, match=advice):
         Engine(**change)
+
+
+@pytest.fixture()
+def policy():
+    processor = tiny_onevision.build_processor()
+    return tiny_onevision.build_model("svlm", processor, 0), processor
+
+
+@pytest.mark.parametrize("engine", [Engine(), Engine(gradient_checkpointing=True, bf16=True)], ids=["plain", "saving"])
+def test_the_longest_sample_goes_through_forward_and_backward_and_leaves_no_trace(policy, engine: Engine) -> None:
+    model, processor = policy
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    backward, generator = [], torch.get_rng_state()
+    model.lm_head.weight.register_hook(lambda gradient: backward.append(gradient.shape))
+    model.eval()
+    tried = estimate.try_longest(model, processor, RECORDS[0], rows=2, max_completion_tokens=8, engine=engine)
+    prompt = processor(images=[RECORDS[0].load_image()], text=["<image>"])["input_ids"]
+    assert (tried.item, tried.rows, tried.peak_bytes) == (RECORDS[0].item, 2, None) and tried.tokens > len(prompt[0]) + 8
+    assert backward == [model.lm_head.weight.shape]
+    assert all(tensor.equal(before[name]) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not model.training and not model.is_gradient_checkpointing and torch.equal(torch.get_rng_state(), generator)
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_memory_that_ends_names_the_row_its_tokens_and_what_to_lower(policy, monkeypatch, where: str) -> None:
+    model, processor = policy
+
+    def fail(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.52 GiB")
+
+    monkeypatch.setattr(model if where == "forward" else torch.Tensor, where, fail)
+    with pytest.raises(estimate.OutOfMemory) as caught:
+        estimate.try_longest(model, processor, RECORDS[0], rows=4, max_completion_tokens=8,
+                             engine=Engine(micro_batches=2, bf16=True))
+    message = str(caught.value)
+    assert f"item {RECORDS[0].item!r}, 4 rows of" in message and "8 of the completion" in message
+    assert "raise engine.micro_batches (now 2)" in message and "set engine.gradient_checkpointing" in message
+    assert "set engine.bf16" not in message and isinstance(caught.value.__cause__, torch.OutOfMemoryError)
+    assert all(parameter.grad is None for parameter in model.parameters())

@@ -114,8 +114,14 @@ def test_a_row_has_the_columns_of_the_contract(records, processor, model) -> Non
     assert sorted(rows[0]) == sorted(COLUMNS)
     assert [row["item"] for row in rows] == ["test-0-00000", "test-0-00001"]
     assert rows[0]["split"] == "test" and rows[0]["is_truncated"] == 1 and rows[0]["num_tokens"] == 4
-    with pytest.raises(ValueError, match="run_columns"):
-        evaluate.evaluate(model, processor, records[:1], run_columns={"run": "x"})
+
+
+def test_a_data_set_is_evaluated_as_the_records_that_it_was_made_of(records, processor, model) -> None:
+    wanted = evaluate.evaluate(model, processor, records[:2], max_new_tokens=4)
+    rows = evaluate.evaluate(model, processor, datasets.to_dataset(records[:2]), max_new_tokens=4)
+    assert rows == [row | {"split": "", "source": ""} for row in wanted]
+    with pytest.raises(ValueError, match="columns question and answer, got .*; add answer"):
+        evaluate.evaluate(model, processor, datasets.to_dataset(records[:2]).remove_columns("answer"))
 
 
 def test_a_refined_target_scores_full_marks(monkeypatch, records, processor) -> None:
@@ -191,7 +197,7 @@ def test_the_command_scores_real_chartqa_questions(processor, model, tmp_path: P
                   "--out", str(out), "--max-new-tokens", "4"])
     rows = [json.loads(line) for line in (out / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["kind"] for row in rows] == ["human"] * 3 + ["augmented"] * 2
-    assert (rows[0]["method"], rows[0]["model"], rows[0]["seed"]) == ("sft", "svlm", 3)
+    assert rows[0]["run"] == "svlm-sft-s3"
     shown = capsys.readouterr().out
     for word in ("human", "augmented", "overall", "relaxed", "strict", "year_exact", "prompt:", "answer:"):
         assert word in shown

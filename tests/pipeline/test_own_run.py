@@ -69,8 +69,7 @@ def test_rows_of_another_task_have_its_own_scores(monkeypatch) -> None:
     processor = tiny_onevision.build_processor(48, 24)
     monkeypatch.setattr(evaluate, "decode", lambda *args, **settings: [
         Decoded(f"It has soft fur and ears.\n<answer>{said}</answer>", 9, False) for said in ("cat", "dog")])
-    run = dict.fromkeys(evaluate.RUN_COLUMNS, "")
-    rows = evaluate.evaluate(None, processor, [record] * 2, run_columns=run, task="aokvqa")
+    rows = evaluate.evaluate(None, processor, [record] * 2, task="aokvqa")
     assert [row["scores"]["direct_answer"] for row in rows] == pytest.approx([2 / 3, 1])
     assert [row["correct"] for row in rows] == [1, 1] and [row["strict"] for row in rows] == [0, 1]
     summary = evaluate.summarise(rows)

@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,12 @@ from safetensors.torch import load_file
 
 from dyme_core import config, store
 from dyme_core.data import datasets, prompt_format, schema
+from dyme_core.data.bad_rows import BadRows
 from dyme_core.data.prompt_format import write_response
 from dyme_core.data.schema import item_of
 from dyme_core.models import loading, tiny_onevision
-from dyme_core.pipeline import methods, step_log
 from dyme_core.pipeline import train as training
+from dyme_core.pipeline import trainers
 from dyme_core.pipeline.train import Run
 from dyme_core.supervision.refiner import RuleRefiner
 from study import report, scheduler
@@ -146,10 +148,10 @@ def test_the_base_is_evaluated_and_trained_for_no_time(root: Path) -> None:
 def test_a_run_learns_from_what_its_settings_spoil_and_is_measured_on_what_is_true(root: Path, monkeypatch) -> None:
     given, trained, measured = {"supervision.quality": "low", "supervision.corruption": 0.5, "world.train_real_share": 1.0,
                                 "world.left_out_kinds": ["gap", "count"], "training.steps": 1}, [], []
-    train, evaluate = methods.sft_trainer, training.evaluate
-    monkeypatch.setattr(methods, "sft_trainer", lambda run, experts, model, processor, records, *rest: (
-        trained.extend(zip(records, experts.offline(records)([record.row for record in records]), strict=True)),
-        train(run, experts, model, processor, records, *rest))[1])
+    train, evaluate = trainers.sft_trainer, training.evaluate
+    monkeypatch.setitem(trainers.TRAINERS, "sft", lambda session, *rest: (
+        trained.extend(zip(session.records, session.experts.offline(session.records)([
+            record.row for record in session.records]), strict=True)), train(session, *rest))[1])
     monkeypatch.setattr(training, "evaluate", lambda model, processor, records, **rest: (
         measured.append(records), evaluate(model, processor, records, **rest))[1])
     monkeypatch.setattr(training, "caption_match", lambda model, processor, records: len(records) / 1000)
@@ -171,10 +173,9 @@ def test_grpo_is_measured_on_thinking_but_learns_nothing_from_it(root: Path, mon
     run = smoke("grpo")
     model, processor = loading.load_policy(root / "bases" / "svlm-s0")
     records = datasets.mini_records("train", 2, seed=0)
-    log = step_log.StepLog(run, [], processor)
     experts = training.Experts(run.profile.supervision, run.paths, tmp_path)
-    trainer = methods.grpo_trainer(run, experts, model, processor, records, log, steps=1, learning_rate=1e-4,
-                                      folder=tmp_path)
+    session = trainers.Session(run, experts, model, processor, records, {}, BadRows(), datetime.now(UTC))
+    trainer = trainers.grpo_trainer(session, trainers.shared_arguments(run, 1, 1e-4, tmp_path), [])
     said = []
     for record in records:  # all right and well formed; half of them name the facts
         grounded = RuleRefiner().refine(item_of(record.row))

@@ -14,7 +14,7 @@ import pytest
 
 from dyme_core import config, store, utils
 from dyme_core.pipeline import train
-from dyme_core.pipeline.runs import RESULTS_VERSION, Run, RunExists, fingerprint, settings_of
+from dyme_core.pipeline.methods import RESULTS_VERSION, Run, RunExists, fingerprint, settings_of
 from study import cli, plan, reproduction, run_notebooks
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,7 +46,7 @@ def test_a_run_depends_on_its_settings_base_and_the_version_of_the_results(root:
     before = fingerprint(run)
     assert fingerprint(dataclasses.replace(run, seed=0)) == before
     assert fingerprint(Run(config.load_profile("smoke", **{"training.steps": 5}), "sft")) != before
-    monkeypatch.setattr("dyme_core.pipeline.runs.RESULTS_VERSION", RESULTS_VERSION + 1)
+    monkeypatch.setattr("dyme_core.pipeline.methods.RESULTS_VERSION", RESULTS_VERSION + 1)
     assert fingerprint(run) != before
     monkeypatch.undo()
     monkeypatch.setenv("DYME_ROOT", str(root))

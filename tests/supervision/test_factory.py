@@ -20,7 +20,7 @@ from dyme_core.data.schema import item_of
 from dyme_core.models import loading, processors, tiny_onevision
 from dyme_core.pipeline import train
 from dyme_core.pipeline.checkpointing import Keeper, train_from
-from dyme_core.pipeline.methods import supervise_online
+from dyme_core.pipeline.trainers import supervise_online
 from dyme_core.store import read_rows
 from dyme_core.supervision import factory
 from dyme_core.supervision.corruption import GradedRefiner

@@ -12,7 +12,7 @@ from dyme_core import config
 from dyme_core.data import datasets
 from dyme_core.data.schema import item_of
 from dyme_core.models import generation, loading, processors
-from dyme_core.pipeline.methods import supervise_online
+from dyme_core.pipeline.trainers import supervise_online
 from dyme_core.supervision.factory import Experts
 from dyme_core.supervision.refiner import RuleRefiner
 from dyme_core.trainer.dyme_trainer import DyMEConfig, DyMETrainer

@@ -1,0 +1,131 @@
+"""Every method's trainer, with the settings that all of them share."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Trainer, TrainerCallback
+from trl import GRPOConfig, SFTConfig, SFTTrainer
+
+from dyme_core import config, ranks
+from dyme_core.data.bad_rows import BadRows
+from dyme_core.data.datasets import sft_dataset, to_dataset
+from dyme_core.data.schema import Record
+from dyme_core.models import processors
+from dyme_core.pipeline.methods import Run
+from dyme_core.supervision.checker import RuleChecker
+from dyme_core.supervision.factory import Experts
+from dyme_core.supervision.refiner import LearningChecker, TracesFirst, target_writer
+from dyme_core.trainer.dyme_trainer import DyMEConfig, DyMETrainer
+from dyme_core.trainer.grpo_trainer import MeasuredGRPOTrainer
+from dyme_core.trainer.rewards import reward_functions
+
+NEVER = -100.0  # added to a logit: vLLM has no list of suppressed ids
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a run works with, from its start to its rows.
+
+    Attributes:
+        run: what is trained.
+        experts: who checks and refines.
+        model, processor: the policy, trained in place.
+        records: to train on, with the facts that supervision believes in.
+        held_out: records of every other split, by its name; the first split is evaluated during training.
+        bad_rows: the rows that were left out.
+        started: the time, for the manifest.
+    """
+
+    run: Run
+    experts: Experts
+    model: Any
+    processor: Any
+    records: list[Record]
+    held_out: dict[str, list[Record]]
+    bad_rows: BadRows
+    started: datetime
+
+    @property
+    def watched(self) -> list[Record]:
+        """The records that are evaluated during training."""
+        return next(iter(self.held_out.values()))
+
+
+def shared_arguments(run: Run, steps: int, learning_rate: float, folder: Path) -> dict[str, Any]:
+    """The settings that every method's trainer shares."""
+    engine = run.profile.engine
+    return dict(output_dir=str(folder), max_steps=steps, learning_rate=learning_rate, seed=run.seed, optim="adamw_torch",
+                lr_scheduler_type="linear", warmup_steps=run.profile.warmup_steps[run.method], weight_decay=0.0,
+                max_grad_norm=1.0, logging_steps=1, save_strategy="steps" if run.profile.save_every else "no",
+                save_steps=run.profile.save_every or 1, save_total_limit=2, report_to="none", disable_tqdm=True,
+                use_cpu=not torch.cuda.is_available(), bf16=engine.bf16, gradient_checkpointing=engine.gradient_checkpointing,
+                gradient_checkpointing_kwargs={"use_reentrant": False}, dataloader_pin_memory=False,
+                remove_unused_columns=False)
+
+
+def grpo_arguments(run: Run, processor) -> dict[str, Any]:
+    """GRPO's and DyME's settings; special ids are never sampled, by whatever name an engine calls that."""
+    training, engine = run.profile.training, run.profile.engine
+    forbidden = processors.suppressed_ids(processor)
+    vllm = dict(use_vllm=True, vllm_mode="colocate", vllm_gpu_memory_utilization=engine.vllm_memory_share,
+                generation_kwargs={"logit_bias": dict.fromkeys(forbidden, NEVER)})
+    return dict(**engine.batch(training.prompts_per_step * training.num_generations, ranks.size()),
+                num_generations=training.num_generations, max_completion_length=training.max_completion_tokens,
+                temperature=1.0, beta=0.0, loss_type="grpo", num_iterations=1,
+                **(vllm if engine.use_vllm else {"generation_kwargs": {"suppress_tokens": forbidden}}))
+
+
+def sft_trainer(session: Session, arguments: dict[str, Any], callbacks: list[TrainerCallback]) -> Trainer:
+    """CoT-SFT with TRL's SFTTrainer on the refined targets, one target a prompt, as many prompts a step as the others."""
+    profile, records = session.run.profile, session.records
+    settings = SFTConfig(**arguments, max_length=None, **profile.engine.batch(profile.training.prompts_per_step, ranks.size()))
+    return SFTTrainer(session.model, args=settings, train_dataset=sft_dataset(records, session.experts.offline(records)),
+                      processing_class=session.processor, callbacks=callbacks)
+
+
+def grpo_trainer(session: Session, arguments: dict[str, Any], callbacks: list[TrainerCallback]) -> Trainer:
+    """GRPO as TRL has it, on format and accuracy; the checker's score is measured with weight 0 (it is DyME's supervision)."""
+    settings = GRPOConfig(**arguments, **grpo_arguments(session.run, session.processor), reward_weights=[1.0, 1.0, 0.0])
+    return MeasuredGRPOTrainer(session.model, args=settings, train_dataset=to_dataset(session.records),
+                               processing_class=session.processor, callbacks=callbacks,
+                               reward_funcs=reward_functions(RuleChecker(), session.experts.accuracy),
+                               correct_needs_format=session.run.profile.training.correct_needs_format)
+
+
+def dyme_trainer(session: Session, arguments: dict[str, Any], callbacks: list[TrainerCallback]) -> Trainer:
+    """DyME. Pure: targets written once, before training, thinking scored by rule. Full: checker and refiner at work during
+    training, the template bank learning from rollouts rated "high"."""
+    run, experts, training = session.run, session.experts, session.run.profile.training
+    settings = DyMEConfig(**arguments, **grpo_arguments(run, session.processor), switch=training.switch,
+                          switch_value=training.switch_value, thinking_weight=training.thinking_weight,
+                          probe_every=training.probe_every, memorize_weight=training.memorize_weight,
+                          mastered=training.mastered, reward_gate=training.reward_gate,
+                          correct_needs_format=training.correct_needs_format)
+    supervision = supervise_online(experts, training) if run.method == "full_dyme" else {
+        "reward_funcs": reward_functions(RuleChecker(), experts.accuracy), "refine": experts.offline(session.records)}
+    return DyMETrainer(session.model, args=settings, train_dataset=to_dataset(session.records),
+                       processing_class=session.processor, callbacks=callbacks, **supervision)
+
+
+def supervise_online(experts: Experts, training: config.Training) -> dict[str, Any]:
+    """Full DyME: `reward_funcs`, `refine`, `watch` and `on_scored` of a DyMETrainer, which supervise during training.
+
+    A language model is asked about mixed groups alone, and writes targets meanwhile, both as rollouts end; rules cost
+    nothing, score every thinking and so measure it, too. Each process asks about its own rollouts; the bank is of all.
+    """
+    checker, targets = LearningChecker(experts.checker, experts.bank), TracesFirst(experts.refiner)
+    refine = target_writer(targets)
+    if experts.client is None:
+        return {"reward_funcs": reward_functions(checker, experts.accuracy), "refine": refine, "watch": None,
+                "on_scored": experts.share_bank}
+    rewards = reward_functions(checker, experts.accuracy, group_size=training.num_generations, mastered=training.mastered,
+                               correct_needs_format=training.correct_needs_format, on_all_wrong=targets.prefetch)
+    return {"reward_funcs": rewards, "refine": refine, "watch": rewards[-1].watch, "on_scored": experts.share_bank}
+
+
+TRAINERS = {"sft": sft_trainer, "grpo": grpo_trainer, "sft_grpo": grpo_trainer, "pure_dyme": dyme_trainer,
+            "full_dyme": dyme_trainer}  # by the method of a phase
