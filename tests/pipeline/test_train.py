@@ -28,7 +28,8 @@ from study import report, scheduler
 
 CORE = Path(__file__).resolve().parents[2] / "dyme_core"
 METHODS = ("sft", "full_dyme", "sft_grpo")
-SMALL = {"world.train_questions": 64, "world.validation_questions": 16, "world.test_questions": 16, "training.steps": 4,
+NUM = 7  # questions of each held-out split: one of every kind
+SMALL = {"world.train_questions": 21, "world.validation_questions": NUM, "world.test_questions": NUM, "training.steps": 4,
          "training.evaluate_every": 2, "training.prompts_per_step": 2, "training.num_generations": 4,
          "warmup_steps": dict.fromkeys(("sft", "grpo", "sft_grpo", "pure_dyme", "full_dyme"), 2),
          "training.sft_share": 0.5}  # smoke's own numbers may change
@@ -80,7 +81,7 @@ def test_a_run_writes_rows_logs_and_manifest_as_tables_and_figures_read_them(roo
     rows, log = lines(results / "rows" / f"{name}.jsonl.xz"), lines(results / "logs" / f"{name}.jsonl.xz")
     manifest = json.loads((results / "runs" / f"{name}.json").read_text())
     assert {tuple(sorted(row)) for row in rows} == {tuple(sorted(ROW))}
-    assert [row["split"] for row in rows] == ["validation"] * 16 + ["test"] * 16 + ["unseen"] * 16
+    assert [row["split"] for row in rows] == ["validation"] * NUM + ["test"] * NUM + ["unseen"] * NUM
     assert {(row["run"], row["method"], row["model"], row["seed"], row["step"]) for row in rows} == {
         (name, method, "svlm", 0, 4)}
     assert all(row["correct"] == (row["strict"] and row["has_format"]) for row in rows)
@@ -93,7 +94,7 @@ def test_a_run_writes_rows_logs_and_manifest_as_tables_and_figures_read_them(roo
     assert ({"memorize_norm", "explore_norm"} <= set(steps[0])) == (method == "full_dyme"), "gradients of the first step"
     assert all(row["memorize"] + row["explore"] + row["mastered"] == 2 for row in steps if row["step"] in with_rollouts)
     assert [row["step"] for row in log if row["event"] == "eval"] == [0, 2, 4]
-    assert all(set(row) >= EVAL and row["num_items"] == 16 for row in log if row["event"] == "eval")
+    assert all(set(row) >= EVAL and row["num_items"] == NUM for row in log if row["event"] == "eval")
     assert set(manifest) >= MANIFEST and manifest == json.loads(json.dumps(executed[method]))
     assert manifest["steps"] == 4 and manifest["rollouts"] == len(with_rollouts) * 8
     assert manifest["tokens"] > 4 * 2 * 36, "two prompts a step at least, of 36 picture tokens each"
@@ -123,14 +124,14 @@ def test_a_model_of_ones_own_is_estimated_tried_on_its_longest_sample_and_kept_w
     assert manifest["base"] == run.profile.model and set(manifest["results"]) == {"validation", "test"}
     assert manifest["settings"]["engine"]["micro_batches"] == 2 and manifest["rollouts"] == 8
     card = (root / "runs" / "smoke" / run.name / "policy" / "README.md").read_text()
-    assert f"# {run.name}" in card and "| validation | 16 |" in card
+    assert f"# {run.name}" in card and f"| validation | {NUM} |" in card
     for path in (root / "results" / "local" / "smoke").glob(f"*/{run.name}.json*"):
         path.unlink()  # the report below shall see its own runs only
 
 
 def test_methods_that_need_targets_refuse_questions_without_facts(root: Path, monkeypatch) -> None:
     bare = [replace(record, supervision=schema.NO_SUPERVISION) for record in datasets.mini_records("train", 8, 0)]
-    monkeypatch.setattr(training.splits, "of_profile", lambda profile, split, seed, bad: (
+    monkeypatch.setattr(training.datasets, "of_profile", lambda profile, split, seed, bad: (
         bare if split == "train" else datasets.mini_records(split, 4, 0)))
     with pytest.raises(schema.DataError, match="none of 8 training questions has facts .* or train with grpo"):
         training.execute(smoke("full_dyme"))
@@ -142,7 +143,7 @@ def test_the_base_is_evaluated_and_trained_for_no_time(root: Path) -> None:
     assert manifest["steps"] == manifest["rollouts"] == manifest["tokens"] == 0 and manifest["settings"]["learning_rate"] == []
     assert 0 <= manifest["train_s"] < 1 and 0 <= manifest["cpu_s"] < 1
     rows = lines(root / "results" / "local" / "smoke" / "rows" / f"{manifest['run']}.jsonl.xz")
-    assert [row["split"] for row in rows] == ["validation"] * 16, "tuning leaves the test sets closed"
+    assert [row["split"] for row in rows] == ["validation"] * NUM, "tuning leaves the test sets closed"
 
 
 def test_a_run_learns_from_what_its_settings_spoil_and_is_measured_on_what_is_true(root: Path, monkeypatch) -> None:
@@ -163,8 +164,8 @@ def test_a_run_learns_from_what_its_settings_spoil_and_is_measured_on_what_is_tr
     for split in ("validation", "test", "unseen"):
         records = next(records for records in reversed(measured) if records[0].split == split)
         assert [record.supervision for record in records] == [
-            record.supervision for record in datasets.mini_records(split, 16, 0)], "never spoilt, and of all kinds"
-    assert manifest["captions"] == 0.016 and manifest["supervision"]["quality"] == "low"
+            record.supervision for record in datasets.mini_records(split, NUM, 0)], "never spoilt, and of all kinds"
+    assert manifest["captions"] == NUM / 1000 and manifest["supervision"]["quality"] == "low"
     for path in (root / "results" / "local" / "smoke").glob(f"*/{run.name}.json*"):
         path.unlink()  # the report below shall see its own runs only
 
