@@ -107,18 +107,25 @@ DRAW: dict[str, Callable[[], Figure]] = {
 EVERY = pytest.mark.parametrize("name", DRAW)
 
 
+def page_of(figure: Figure) -> bytes:
+    file = io.BytesIO()
+    with theme.themed():
+        figure.savefig(file, dpi=figure.dpi)
+    return file.getvalue()
+
+
 @cache
+def printed(name: str) -> tuple[Figure, bytes, list[Text]]:
+    """A figure, its page, and the texts there (matplotlib keeps tick labels beyond the limits, but does not draw them)."""
+    figure, texts, draw = DRAW[name](), [], Text.draw
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Text, "draw", lambda text, renderer: (texts.append(text), draw(text, renderer))[1])
+        page = page_of(figure)
+    return figure, page, [text for text in dict.fromkeys(texts) if text.get_visible() and text.get_text().strip()]
+
+
 def drawn(name: str) -> Figure:
-    return DRAW[name]()
-
-
-def drawn_texts(figure: Figure, monkeypatch: pytest.MonkeyPatch) -> list[Text]:
-    """The texts that reach the page (matplotlib keeps tick labels beyond the limits, but does not draw them)."""
-    drawn, draw = [], Text.draw
-    with monkeypatch.context() as patch:
-        patch.setattr(Text, "draw", lambda text, renderer: (drawn.append(text), draw(text, renderer))[1])
-        figure.savefig(io.BytesIO(), dpi=figure.dpi)
-    return [text for text in dict.fromkeys(drawn) if text.get_visible() and text.get_text().strip()]
+    return printed(name)[0]
 
 
 def overlap(first: Text, second: Text) -> bool:
@@ -127,20 +134,23 @@ def overlap(first: Text, second: Text) -> bool:
 
 
 @EVERY
-def test_the_same_rows_give_the_same_bytes_whatever_the_callers_settings(name: str, tmp_path: Path) -> None:
-    first = theme.save_figure(drawn(name), name, tmp_path / "a")
+def test_the_same_rows_give_the_same_page_whatever_the_callers_settings(name: str) -> None:
     with mpl.rc_context({"font.size": 20, "axes.facecolor": "red", "savefig.dpi": 50}):
-        second = theme.save_figure(DRAW[name](), name, tmp_path / "b")
+        assert page_of(DRAW[name]()) == printed(name)[1]
+
+
+def test_a_figure_is_saved_as_the_same_bytes_whatever_the_callers_settings(tmp_path: Path) -> None:
+    first = theme.save_figure(DRAW["off_policy"](), "off_policy", tmp_path / "a")
+    with mpl.rc_context({"font.size": 20, "axes.facecolor": "red", "savefig.dpi": 50}):
+        second = theme.save_figure(DRAW["off_policy"](), "off_policy", tmp_path / "b")
     assert sorted(first) == ["csv", "pdf", "png"]
-    for suffix, path in first.items():
-        assert path.read_bytes() == second[suffix].read_bytes(), suffix
+    assert all(path.read_bytes() == second[suffix].read_bytes() for suffix, path in first.items())
     assert b"CreationDate" not in first["pdf"].read_bytes()
 
 
 @EVERY
-def test_no_text_leaves_the_page_or_covers_another(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    figure = drawn(name)
-    texts = drawn_texts(figure, monkeypatch)
+def test_no_text_leaves_the_page_or_covers_another(name: str) -> None:
+    figure, _, texts = printed(name)
     assert len(texts) > 5
     page = figure.bbox
     for text in texts:
