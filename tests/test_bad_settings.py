@@ -198,7 +198,7 @@ TOLD = {"an object": "{}", "null": "null", "a text": '"x"', "files as text": '{"
         "a number as sum": '{"fingerprint": "f", "files": {"a": 1}}'}
 
 
-@pytest.mark.promise("bad input", "checksums that are damaged, foreign or hostile are told of; the checkpoint is not used")
+@pytest.mark.promise("bad input", "checksums that are damaged, foreign or hostile are reported; the checkpoint is not used")
 @pytest.mark.parametrize("fault", TOLD)
 def test_a_checkpoint_with_foreign_checksums_is_not_used(fault: str, tmp_path: Path, caplog) -> None:
     folder = tmp_path / "checkpoint-2"

@@ -29,7 +29,7 @@ def test_what_it_measures_on_a_card_it_measures_on_a_cpu_too() -> None:
         assert len(told["losses"]) == gpu_smoke.STEPS and told["is_finite"] and told["change"] > 0 < told["s_per_step"]
 
 
-def test_a_model_that_cannot_be_had_is_no_failure_but_is_said() -> None:
+def test_a_model_that_is_not_available_is_reported_and_is_no_failure() -> None:
     profile = config.load_profile("gpu", backend="transformers", model="no/such-model", **{"engine.lora_rank": None})
     assert "not run" in gpu_smoke.real(profile, torch.device("cpu"))
 

@@ -118,7 +118,7 @@ def test_what_cannot_be_written_is_said_and_earlier_work_is_kept(run, monkeypatc
 @pytest.mark.promise("faults", "a full disk or results that cannot be written: the error says so, the same command finishes")
 @pytest.mark.parametrize(("writer", "said"), [("_save_checkpoint", "File too large"), (
     "_save_optimizer_and_scheduler", "torch wrote a file in part only")], ids=["weights", "optimiser"])
-def test_a_file_that_the_system_cuts_off_is_told_of(run, writer: str, said: str, monkeypatch) -> None:
+def test_a_file_that_the_system_cuts_off_is_reported(run, writer: str, said: str, monkeypatch) -> None:
     """The system itself refuses to write on: from the second checkpoint's weights or optimiser on, no file has over 1 MiB."""
     resource = pytest.importorskip("resource")
     before, write = resource.getrlimit(resource.RLIMIT_FSIZE), getattr(Trainer, writer)
@@ -139,7 +139,7 @@ def test_a_file_that_the_system_cuts_off_is_told_of(run, writer: str, said: str,
 
 
 @pytest.mark.promise("faults", "out of memory in a step: the error names what to lower, and the run goes on")
-def test_out_of_memory_in_a_step_is_told_with_what_to_lower(run, monkeypatch, caplog) -> None:
+def test_out_of_memory_in_a_step_is_reported_with_what_to_lower(run, monkeypatch, caplog) -> None:
     caplog.set_level(logging.INFO)
     loss = DyMETrainer._compute_loss
 

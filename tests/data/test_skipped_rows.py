@@ -23,9 +23,9 @@ from study import cli
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.promise("bad input", "with --on-bad-row skip bad rows are left out, told of and counted; the good ones are read")
+@pytest.mark.promise("bad input", "with --on-bad-row skip bad rows are left out, logged and counted; the good ones are read")
 @pytest.mark.parametrize("name", ROWS)
-def test_bad_rows_are_left_out_told_of_and_counted(name: str, tmp_path: Path, caplog) -> None:
+def test_bad_rows_are_left_out_logged_and_counted(name: str, tmp_path: Path, caplog) -> None:
     good = [ROWS[name] | ({"id": f"r{n}"} if name == "own" else {"question_id": f"r{n}"} if name == "aokvqa" else
                           {"sample_index": f"{n}"} if name == "mathverse" else {}) for n in range(4)]
     rows = [good[0], with_text(name, "answer", "x <|im_end|>"), *good[1:], with_text(name, "answer", None)]

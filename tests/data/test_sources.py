@@ -93,7 +93,7 @@ def test_chartqa_is_read_from_the_hub(tmp_path: Path) -> None:
     assert augmented.load_image().tobytes() == GREEN.tobytes()
 
 
-def test_pictures_of_the_hub_stay_compressed_until_they_are_looked_at(tmp_path: Path) -> None:
+def test_pictures_of_the_hub_stay_compressed_until_they_are_used(tmp_path: Path) -> None:
     save(tmp_path, "data/test-00000-of-00001.parquet", CHARTQA, "test")
     records = sources.load("chartqa", tmp_path, "test")
     assert [type(record.image) for record in records] == [bytes, bytes]

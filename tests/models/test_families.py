@@ -66,7 +66,7 @@ def test_sampled_rollouts_go_through_a_step(tmp_path: Path, family: str) -> None
 
 
 @every_family
-def test_preflight_looks_at_a_data_set_with_every_family(tmp_path: Path, family: str) -> None:
+def test_preflight_checks_a_data_set_with_every_family(tmp_path: Path, family: str) -> None:
     policy, processor = loading.load_policy(make_checkpoint(family, tmp_path / "hub"))
     report = preflight(records_for(family), processor, policy, rollouts=2, max_new_tokens=300)
     assert report.num_images == (2 if family in PREPROCESSOR else 0)
@@ -199,7 +199,7 @@ def test_weights_that_are_no_safetensors_are_not_read(tmp_path: Path) -> None:
         loading.load_policy(folder)
 
 
-def test_a_hub_id_is_told_from_a_missing_folder(tmp_path: Path, monkeypatch) -> None:
+def test_a_hub_id_is_distinguished_from_a_missing_folder(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bases").mkdir()
     with pytest.raises(FileNotFoundError, match="no model in bases/svlm-s0"):

@@ -108,7 +108,7 @@ def test_a_policy_saved_and_loaded_says_the_same_and_has_its_tower_frozen(tmp_pa
     assert all(parameter.requires_grad == ("vision_tower" not in name) for name, parameter in loaded.named_parameters())
 
 
-def test_a_policy_in_16_bits_takes_half_the_room_and_loads_in_32(tmp_path: Path) -> None:
+def test_a_policy_in_16_bits_takes_half_the_space_and_loads_in_32(tmp_path: Path) -> None:
     model = tiny_onevision.build_model("svlm", PROCESSOR, 0)
     for name, dtype in (("whole", None), ("half", torch.bfloat16)):
         loading.save_policy(model, PROCESSOR, tmp_path / name, dtype)

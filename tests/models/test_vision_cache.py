@@ -88,7 +88,7 @@ def test_generations_are_the_same() -> None:
         assert texts[0] == texts[1]
 
 
-def test_gradients_are_the_same_after_looks_taken_in_inference_mode() -> None:
+def test_gradients_are_the_same_with_features_cached_in_inference_mode() -> None:
     plain, shared, processor, sharing = pair()
     generation.decode(shared, sharing, ROWS, max_new_tokens=2)
     views, inputs = count_views(shared), generation.prompt_inputs(processor, ROWS)
@@ -125,7 +125,7 @@ def test_nothing_is_kept_where_features_are_no_constants(wants: str) -> None:
     assert wants != "pixels" or inputs["pixel_values"].grad.abs().sum() > 0
 
 
-def test_other_weights_are_looked_through_anew() -> None:
+def test_changed_weights_empty_the_cache() -> None:
     plain, shared, processor, _ = pair()
     inputs = generation.prompt_inputs(processor, ROWS)
     before = shared(**inputs).logits
@@ -135,7 +135,7 @@ def test_other_weights_are_looked_through_anew() -> None:
     assert torch.equal(shared(**inputs).logits, plain(**inputs).logits) and not torch.equal(before, shared(**inputs).logits)
 
 
-def test_a_copy_looks_with_its_own_tower() -> None:
+def test_a_copy_uses_its_own_tower() -> None:
     _, shared, processor, _ = pair()
     inputs, other = generation.prompt_inputs(processor, ROWS), copy.deepcopy(shared)
     wanted = shared(**inputs).logits

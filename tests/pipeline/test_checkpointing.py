@@ -168,7 +168,7 @@ def spent(run: train.Run) -> dict:
 
 @pytest.mark.promise("resume", "a run killed at ten random points ends with the same weights, logs, bank, ledger and rows")
 @pytest.mark.parametrize("processes", [1, 2], ids=["one process", "two processes"])
-def test_a_run_killed_again_and_again_ends_as_if_it_had_never_been(judged, processes: int) -> None:
+def test_a_run_killed_again_and_again_ends_like_an_uninterrupted_one(judged, processes: int) -> None:
     """At least ten kills at points drawn at random: generation, update, evaluation, a call, a checkpoint's writing, between."""
     whole, rng, kills, run = judged(f"whole-{processes}"), random.Random(processes), 0, None
     assert launch(whole, processes) == 0
@@ -254,8 +254,8 @@ FAULTS = {
 }
 
 
-@pytest.mark.promise("resume", "a torn, changed or foreign checkpoint is told of, and the one before it is used")
-def test_a_broken_checkpoint_is_told_of_and_the_one_before_it_is_used(two_checkpoints, never_stopped, caplog) -> None:
+@pytest.mark.promise("resume", "a torn, changed or foreign checkpoint is reported, and the one before it is used")
+def test_a_broken_checkpoint_is_reported_and_the_one_before_it_is_used(two_checkpoints, never_stopped, caplog) -> None:
     run, keeper, folder = two_checkpoints
     newest, aside = folder / "checkpoint-4", folder.parent / "aside"
     shutil.copytree(newest, aside)

@@ -92,7 +92,7 @@ def peak_bytes(work) -> int:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_an_update_holds_as_much_memory_as_is_told_within_the_stated_factor(measured, checkpointing: bool) -> None:
+def test_an_update_takes_the_estimated_memory_within_the_stated_factor(measured, checkpointing: bool) -> None:
     model, inputs, shape = measured
     with training(model, checkpointing):
         peak = peak_bytes(lambda: estimate._loss(model, inputs, SAID, 1).backward())

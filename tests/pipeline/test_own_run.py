@@ -40,7 +40,7 @@ def write_own(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("method", ["sft", "pure_dyme", "full_dyme"])
-def test_a_folder_of_ones_own_is_trained_on_and_scored(root: Path, monkeypatch, method: str) -> None:
+def test_your_own_folder_is_trained_on_and_scored(root: Path, monkeypatch, method: str) -> None:
     torch.set_num_threads(1)
     traces, targets = write_own(root / "my data"), []
     offline = train.Experts.offline
@@ -77,7 +77,7 @@ def test_rows_of_another_task_have_its_own_scores(monkeypatch) -> None:
     assert "direct_answer: 83.3%" in evaluate.score_report(rows) and "multiple_choice" not in evaluate.score_report(rows)
 
 
-def test_pictures_without_facts_are_looked_at_once_by_a_model_that_sees(tmp_path: Path, caplog) -> None:
+def test_pictures_without_facts_are_read_once_by_a_vision_model(tmp_path: Path, caplog) -> None:
     records = [dataclasses.replace(record, supervision=schema.NO_SUPERVISION if number else record.supervision)
                for number, record in enumerate(datasets.mini_records("train", 3, seed=0))]
 

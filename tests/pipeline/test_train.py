@@ -113,7 +113,7 @@ def test_a_run_changes_every_parameter_but_those_of_the_vision_tower(root: Path,
     assert same == {name for name in base if "vision_tower" in name} and same
 
 
-def test_a_model_of_ones_own_is_estimated_tried_on_its_longest_sample_and_kept_with_a_card(root: Path, caplog) -> None:
+def test_a_model_of_your_own_is_estimated_tried_on_its_longest_sample_and_kept_with_a_card(root: Path, caplog) -> None:
     caplog.set_level("INFO")
     own = {"model": str(root / "bases" / "svlm-s0"), "training.steps": 1, "engine.micro_batches": 2,
            "engine.gradient_checkpointing": True, "data.held_out": ("validation", "test")}

@@ -68,7 +68,7 @@ def test_settings_are_compared_on_the_seeds_that_both_have() -> None:
     assert "seeds 0, 2, 3, 4; 200 items" in found.rests_on and found.rests_on.startswith("main: svlm-pure_dyme, svlm-grpo")
 
 
-def test_a_claim_about_some_kinds_of_question_looks_at_those_alone() -> None:
+def test_a_claim_about_some_kinds_of_question_uses_only_those() -> None:
     full = evidence("main")
     rows = full.stored_rows.assign(correct=0)
     rows.loc[(rows["kind"] == "gap") & (rows["method"] == "pure_dyme"), "correct"] = 1

@@ -175,7 +175,7 @@ def test_all_intervals_lie_inside_their_axes() -> None:
         assert figure.dyme_frame["high"].max() < limits.pop()[1]
 
 
-def test_methods_are_told_apart_by_colour_and_by_line_and_marker() -> None:
+def test_methods_differ_in_colour_line_and_marker() -> None:
     assert list(theme.STYLES) == list(METHODS)
     assert len({style.color for style in theme.STYLES.values()}) == len(METHODS)
     assert len({(str(style.linestyle), style.marker) for style in theme.STYLES.values()}) == len(METHODS)

@@ -158,7 +158,7 @@ def test_a_difference_between_differences_is_the_signed_sum_of_its_parts() -> No
     assert vars(statistics.contrast([first, second], [1, -1], 3)) == vars(statistics.paired_bootstrap(first, second, 3))
 
 
-def test_what_was_not_measured_is_told_from_a_fault() -> None:
+def test_missing_measurements_are_distinguished_from_faults() -> None:
     with pytest.raises(statistics.NoRows, match="no rows to summarise"):
         statistics.summarise(pd.DataFrame(columns=["model", "method", "split", "seed", "item", "correct"]), "correct")
 

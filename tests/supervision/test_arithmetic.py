@@ -48,7 +48,7 @@ def test_results_and_places_are_given() -> None:
 
 
 @given(st.lists(st.sampled_from(PIECES), max_size=40))
-def test_every_place_stays_what_it_was_and_nothing_breaks(pieces: list[str]) -> None:
+def test_every_position_stays_the_same_and_nothing_breaks(pieces: list[str]) -> None:
     text = " ".join(pieces)
     assert len(into_signs(text)) == len(text)
     holds(text)

@@ -154,5 +154,5 @@ def test_what_cannot_be_misread_is_named(changes: dict, reason: str) -> None:
         misread(replace(RECORDS[2], **changes))
 
 
-def test_every_kind_was_looked_at() -> None:
+def test_every_kind_occurs() -> None:
     assert Counter(record.kind for record in RECORDS) == dict.fromkeys(KINDS, 60)

@@ -186,7 +186,7 @@ def test_without_a_group_size_every_well_formed_completion_is_measured() -> None
     assert rewards.ThinkingReward(checker)([WRONG, WRONG, BARE], item=["a"] * 3, answer=["12"] * 3) == [0.5, 0.5, 0.0]
 
 
-def test_groups_are_told_apart_by_the_accuracy_that_is_trained_with() -> None:
+def test_the_accuracy_that_is_trained_with_decides_which_groups_are_mixed() -> None:
     def lenient(completions, answer, item, **kwargs):
         return [float(text == WRONG) for text in completions]
 

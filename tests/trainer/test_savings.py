@@ -87,7 +87,7 @@ def test_savings_change_no_loss_and_no_weight(accumulation: int, plain: dict, tm
 
 @pytest.mark.promise("alignment", "savings change no loss and no weight, on two processes with unequal rows too")
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_nor_do_they_on_two_processes_with_unequal_rows(accumulation: int, plain: dict, tmp_path: Path) -> None:
+def test_savings_change_nothing_on_two_processes_with_unequal_rows(accumulation: int, plain: dict, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__,
                str(tmp_path), str(accumulation)]
     path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])

@@ -38,7 +38,7 @@ def facts(tokens: list[Token], pixels: np.ndarray = PAPER) -> set[tuple[str, str
 AXIS = [at(text, x, 280) for text, x in (("0", 100), ("20", 160), ("40", 220), ("60", 280), ("80", 340))]
 
 
-def test_lying_bars_join_names_and_values_and_leave_the_axis_out() -> None:
+def test_horizontal_bars_join_names_and_values_and_leave_the_axis_out() -> None:
     tokens = [at("Sales of things, 2012", 120, 10), ending("Latvia", 90, 60), at("30%", 200, 60), ending("A strong", 90, 113),
               ending("leader", 90, 127), at("62", 290, 120), ending("Romania", 90, 180), at("13", 150, 181),
               at("Share of firms", 220, 296), *AXIS]
@@ -49,7 +49,7 @@ def test_lying_bars_join_names_and_values_and_leave_the_axis_out() -> None:
         Fact("Romania", "Share of firms", 13.0, "%")}
 
 
-def test_parts_of_lying_bars_are_named_by_the_headings_above_them() -> None:
+def test_parts_of_horizontal_bars_are_named_by_the_headings_above_them() -> None:
     tokens = [at("Title of the whole chart", 120, 10), at("More", 120, 40), at("About the", 200, 36), at("same", 200, 49),
               at("Less", 300, 40)]
     for y, name, values in ((70, "U.S.", "29 41 30"), (110, "EU", "19 59 21"), (150, "China", "17 31 50")):
@@ -59,7 +59,7 @@ def test_parts_of_lying_bars_are_named_by_the_headings_above_them() -> None:
                              ("China", "About the same", 31), ("China", "Less", 50)}
 
 
-def test_standing_bars_take_their_series_from_the_legends_colours() -> None:
+def test_vertical_bars_take_their_series_from_the_legends_colours() -> None:
     tokens = [at(text, 20, y) for text, y in (("6", 20), ("4", 70), ("2", 120), ("0", 170), ("-2", 220))]
     tokens += [at("Gained weight", 160, 280), at("Lost weight", 300, 280)]
     patches = [(100, 274, 112, 286, BLUE), (247, 274, 259, 286, NAVY)]
@@ -95,7 +95,7 @@ def test_a_line_over_years_names_its_points_even_between_the_labels() -> None:
     assert {(fact.entity, fact.value) for fact in found} == {(year, float(value)) for year, value, _, _ in places}
 
 
-def test_two_lines_are_told_apart_by_the_ink_of_names_in_the_field() -> None:
+def test_two_lines_are_separated_by_the_colour_of_their_names() -> None:
     tokens, patches = [at("Approve", 120, 60), at("Reject", 120, 200)], [(96, 56, 144, 64, ORANGE), (99, 196, 141, 204, BLUE)]
     for x, year, up, down in ((80, "2012", "79", "16"), (160, "2013", "66", "30"), (240, "2014", "71", "25")):
         tokens += [at(up, x, 90), at(down, x, 170), at(year, x, 250)]

@@ -25,16 +25,16 @@ WHOLE = [row(0, "x"), row(1, "y"), row(1, "y", hit=True), row(2, "x", hit=True),
     [WHOLE[:4], WHOLE[1:5], WHOLE[4:2:-1] + WHOLE[5:]],
     [WHOLE[:2], WHOLE],  # from the start
 ], ids=["never stopped", "between steps", "inside a step", "twice", "before any checkpoint"])
-def test_a_run_that_went_on_has_the_ledger_of_one_that_was_never_stopped(attempts: list[list[dict]]) -> None:
+def test_a_resumed_run_has_the_ledger_of_an_uninterrupted_one(attempts: list[list[dict]]) -> None:
     assert merge(attempts) == merge([WHOLE])
 
 
-def test_a_call_that_no_later_attempt_made_again_stays_for_it_was_paid() -> None:
+def test_a_paid_call_stays_in_the_ledger_if_no_later_attempt_repeats_it() -> None:
     assert merge([[row(1, "x"), row(1, "y", hit=True)], [row(1, "z")]]) == [row(1, "x"), row(1, "z")]
     assert merge([[row(1, "x", outcome="NotAsked")], [row(1, "z")]]) == [row(1, "z")], "nobody was asked"
 
 
-def test_what_earlier_attempts_paid_is_known_until_the_ledger_is_written(tmp_path: Path, caplog) -> None:
+def test_calls_paid_by_earlier_attempts_are_known_until_the_ledger_is_written(tmp_path: Path, caplog) -> None:
     first = Attempts(tmp_path)
     odd = row(1, "x", item="a\u2028b")  # which str.splitlines would take for two lines
     lines = [json.dumps(odd, ensure_ascii=False), json.dumps(row(1, "no", outcome="InvalidReply")), '{"step": 1, "pu']

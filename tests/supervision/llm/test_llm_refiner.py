@@ -71,7 +71,7 @@ def test_without_facts_there_is_nothing_to_check_by_and_nothing_is_asked() -> No
     assert RuleRefiner().refine_all([empty, RECORD]) == [None, GOOD]
 
 
-def test_the_refiner_is_told_the_banks_best_template_of_the_moment() -> None:
+def test_a_refine_request_holds_the_banks_best_template() -> None:
     bank = TemplateBank()
     own = "So, 2010 has 30 and 10, 2012 has 25 and 20. As 30 - 10 = 20 > 25 - 20 = 5, the greater gap is in 2010."
     with ScriptedServer(judge("high", lambda data: GOOD)) as server, client_of(server) as client:
