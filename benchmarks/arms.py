@@ -20,10 +20,11 @@ from trl import GRPOConfig, GRPOTrainer
 
 from dyme_core import config
 from dyme_core.data.datasets import mini_records, to_dataset
-from dyme_core.models import loading, prefix_sharing, tiny_onevision, vision_cache
+from dyme_core.models import loading, prefix_sharing, processors, tiny_onevision, vision_cache
 from dyme_core.pipeline import methods, trainers
 from dyme_core.supervision.factory import Experts
-from dyme_core.trainer.dyme_trainer import DyMEConfig, DyMETrainer
+from dyme_core.trainer.config import DyMEConfig
+from dyme_core.trainer.dyme_trainer import DyMETrainer
 
 ROOT = Path(__file__).resolve().parents[1]
 SAVINGS = ("rows", "looks", "prefixes")
@@ -176,7 +177,7 @@ def policy(shape: Shape, savings: Sequence[str]) -> tuple[torch.nn.Module, Any]:
     return model, processor
 
 
-def build(arm: Arm, shape: Shape, steps: int, reward_funcs: Sequence[Callable] | None = None, refine: Callable | None = None,
+def build(arm: Arm, shape: Shape, steps: int, reward_funcs: Sequence[Callable] | None = None, refiner: Any = None,
           questions: int = 64, learning_rate: float = 0.0, **supervision: Any) -> Trainer:
     """An arm's trainer; rewards and targets are scripted where none are given. `supervision`: more of `Experts.online`."""
     model, processor = policy(shape, arm.savings)
@@ -184,9 +185,9 @@ def build(arm: Arm, shape: Shape, steps: int, reward_funcs: Sequence[Callable] |
                                              "training.prompts_per_step": shape.prompts,
                                              "training.max_completion_tokens": shape.tokens or NATURAL_TOKENS})
     run = methods.Run(profile, "pure_dyme")
-    settings = trainers.grpo_arguments(run, processor)
-    if shape.tokens:
-        settings["generation_kwargs"]["suppress_tokens"].append(processor.tokenizer.eos_token_id)
+    never_ends = [processor.tokenizer.eos_token_id] if shape.tokens else []
+    settings = {**trainers.grpo_arguments(run),
+                "generation_kwargs": {"suppress_tokens": [*processors.suppressed_ids(processor), *never_ends]}}
     settings["per_device_train_batch_size"] //= shape.micro_batches
     arguments = {**trainers.shared_arguments(run, steps, learning_rate, ROOT / "runs" / "bench"), **settings,
                  "gradient_accumulation_steps": shape.micro_batches, "save_strategy": "no"}
@@ -198,7 +199,7 @@ def build(arm: Arm, shape: Shape, steps: int, reward_funcs: Sequence[Callable] |
     else:
         trainer = DyMETrainer(model, args=DyMEConfig(**arguments, drop_idle_rows="rows" in arm.savings,
                                                      memorize_weight="group"),
-                              refine=refine or scripted_refine(shape, records), **supervision, **shared)
+                              refiner=refiner or scripted_refine(shape, records), **supervision, **shared)
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -216,6 +217,7 @@ def scripted_rewards(shape: Shape) -> list[Callable]:
     def thinking(completions, **columns):
         return [0.0] * len(completions)
 
+    format_.role, thinking.role = "format", "thinking"
     return [format_, accuracy, thinking]
 
 

@@ -27,9 +27,10 @@ from dyme_core.pipeline import train
 from dyme_core.pipeline.estimate import ONEVISION, estimate
 from dyme_core.pipeline.trainers import grpo_arguments, shared_arguments
 from dyme_core.supervision.checker import RuleChecker
-from dyme_core.supervision.refiner import RuleRefiner, target_writer
+from dyme_core.supervision.refiner import RuleRefiner
 from dyme_core.trainer import rewards
-from dyme_core.trainer.dyme_trainer import DyMEConfig, DyMETrainer
+from dyme_core.trainer.config import DyMEConfig
+from dyme_core.trainer.dyme_trainer import DyMETrainer
 
 NO_CARD = 2  # exit code
 STEPS = 3
@@ -48,10 +49,10 @@ def steps_of(profile: config.Profile, model: Any, processor: Any, records: list[
     with tempfile.TemporaryDirectory() as folder:
         arguments = DyMEConfig(
             **shared_arguments(run, profile.training.steps, 1e-4, Path(folder)),
-            **grpo_arguments(run, processor), memorize_weight=profile.training.memorize_weight)
+            **grpo_arguments(run), memorize_weight=profile.training.memorize_weight)
         trainer = DyMETrainer(model, args=arguments, train_dataset=datasets.to_dataset(records), processing_class=processor,
-                              reward_funcs=rewards.reward_functions(RuleChecker()),
-                              refine=target_writer(RuleRefiner()))
+                              reward_funcs=rewards.dyme_rewards(RuleChecker()),
+                              refiner=RuleRefiner())
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         start = time.perf_counter()

@@ -20,7 +20,7 @@ from dyme_core.data.datasets import mini_records
 from dyme_core.pipeline.trainers import supervise_online
 from dyme_core.supervision.checker import RuleChecker
 from dyme_core.supervision.factory import Experts
-from dyme_core.trainer.rewards import reward_functions
+from dyme_core.trainer.rewards import dyme_rewards
 
 DELAY_S, QUESTIONS, LEARNING_RATE = 0.2, 512, 1e-3
 PURE, LATE, COLD, WARM = (Arm(name, True, SAVINGS) for name in ("Pure DyME", "Full DyME, asked at the end",
@@ -44,7 +44,7 @@ def compare(shape: Shape, warm_up: int, steps: int) -> list[dict]:
                     chosen = config.Supervision() if arm is PURE else settings
                     experts = stack.enter_context(Experts(chosen, config.Paths(ROOT, "mini"), Path(place) / arm.name))
                     supervision = supervise_online(experts, training) if arm is full else {
-                        "reward_funcs": reward_functions(RuleChecker()), "refine": experts.offline(records)}
+                        "reward_funcs": dyme_rewards(RuleChecker()), "refiner": experts.offline(records)}
                     if arm is LATE:
                         supervision["watch"] = None
                     return build(arm, shape, steps, **supervision, questions=QUESTIONS,

@@ -17,7 +17,8 @@ from dyme_core.pipeline import evaluate
 from dyme_core.supervision.checker import RuleChecker
 from dyme_core.supervision.refiner import RuleRefiner, target_writer
 from dyme_core.trainer import rewards
-from dyme_core.trainer.dyme_trainer import DyMEConfig, DyMETrainer
+from dyme_core.trainer.config import DyMEConfig
+from dyme_core.trainer.dyme_trainer import DyMETrainer
 
 G = 4
 WRONG = "We look.\n<answer>no idea</answer>"
@@ -69,11 +70,10 @@ def step(folder: Path, family: str, policy, processor, script: list[str] | None,
     settings = DyMEConfig(str(folder), use_cpu=True, bf16=False, per_device_train_batch_size=2 * G, num_generations=G,
                           max_steps=1, max_completion_length=max_completion_length, learning_rate=1e-2, weight_decay=0.0,
                           max_grad_norm=0.0, report_to="none", save_strategy="no", logging_steps=1, shuffle_dataset=False,
-                          disable_tqdm=True, gradient_checkpointing=False, drop_idle_rows=False, seed=0,
-                          generation_kwargs={"suppress_tokens": processors.suppressed_ids(processor)})
+                          disable_tqdm=True, gradient_checkpointing=False, drop_idle_rows=False, seed=0)
     gradients = Gradients()
     trainer = Scripted(policy, args=settings, train_dataset=dataset_for(family), processing_class=processor, script=script,
-                       refine=refine, reward_funcs=rewards.reward_functions(RuleChecker()), callbacks=[gradients])
+                       refiner=RuleRefiner(), reward_funcs=rewards.dyme_rewards(RuleChecker()), callbacks=[gradients])
     trainer.train()
     return trainer, gradients
 

@@ -34,6 +34,8 @@ def layer(name: str) -> str:
     parts = name.split("/")
     if parts[0] != "dyme_core":
         return "study"
+    if name == "dyme_core/__init__":
+        return "pipeline"  # the public API names what lies in every layer
     return parts[1] if len(parts) > 2 else "utils"
 
 

@@ -29,7 +29,7 @@ def test_a_failing_arm_ends_the_race_with_its_error() -> None:
     def failing(arm: arms.Arm, shape: arms.Shape, steps: int):
         def refine(rows):
             raise LookupError("no target")
-        return arms.build(arm, shape, steps, refine=refine)
+        return arms.build(arm, shape, steps, refiner=refine)
 
     with pytest.raises(LookupError, match="no target"):
         arms.race([arms.FULL], SHAPE, steps=1, warm_up=0, build_arm=failing)

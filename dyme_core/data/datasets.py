@@ -21,7 +21,7 @@ from dyme_core.data.bad_rows import BadRows
 from dyme_core.data.benchmarks import sources
 from dyme_core.data.chart_questions import KINDS, Question
 from dyme_core.data.prompt_format import messages
-from dyme_core.data.schema import COLUMNS, DataError, Record, facts_to_rows
+from dyme_core.data.schema import COLUMNS, DataError, Fact, Record, facts_to_rows, known
 from dyme_core.utils import write_atomic
 
 Refine = Callable[[Sequence[dict[str, Any]]], list[str | None]]  # data rows to targets, None where there is none
@@ -238,3 +238,73 @@ def limited(records: Sequence[Record], limit: int | None) -> list[Record]:
 
 def _count(world: World, split: str) -> int:
     return {"train": world.train_questions, "validation": world.validation_questions}.get(split, world.test_questions)
+
+
+def load_dataset(name: Path | str, split: str = "train", *, source: Path | str = "", limit: int | None = None,
+                 **options: Any) -> datasets.Dataset:
+    """The questions of one split as DyMETrainer (and TRL's GRPOTrainer) takes them.
+
+    Args:
+        name: "mini" (generated charts), a public data set by its name (a key of `sources.KNOWN`: "chartqa", "aokvqa", ...), or
+            your own folder with data.jsonl (docs/data_and_models.md).
+        split: "train", "validation", "test" or "unseen".
+        source: where a public data set lies: a folder, or a hub id; "" is its own id on the hub.
+        limit: at most so many questions, of each kind as many; None: all.
+        options: of the data set's reader (`sources.load`).
+    Returns:
+        columns prompt, answer, question, item, kind, supervision (facts, evidence, steps as JSON), and image where there are
+        pictures.
+    Raises:
+        DataError: for an unknown split, or naming the row that must not be trained on and what to do.
+    """
+    if name == "mini":
+        records = load_records("mini", "", split)
+    elif name in sources.KNOWN:
+        records = load_records(str(name), str(source) or sources.KNOWN[name].hub_id, split, **options)
+    else:
+        records = load_records("own", str(name), split, **options)
+    return to_dataset(limited(records, limit))
+
+
+def with_defaults(dataset: Any) -> Any:
+    """A data set of prompts with the columns that rewards, checker and refiner read, where it lacks them.
+
+    Filled in are `item` (row-0, row-1, ...), `question` (the text of the prompt's last message) and `supervision` (from columns
+    `facts`, a list of {entity, attribute, value, unit}, and `trace`, thinking to memorize, where they are there). A prompt of
+    plain text becomes a message where there are pictures, and an answer becomes text.
+
+    Args:
+        dataset: a map-style or iterable data set, a dict of them, or None; one that lacks nothing is returned as it is.
+    """
+    if isinstance(dataset, dict):
+        return {name: with_defaults(each) for name, each in dataset.items()}
+    if isinstance(dataset, datasets.IterableDataset):
+        return dataset.map(lambda row, number: {**row, **_defaults(row, number)}, with_indices=True)
+    if not isinstance(dataset, datasets.Dataset) or {"prompt", *COLUMNS} <= set(dataset.column_names):
+        return dataset
+    with_picture = [name for name in dataset.column_names if name in ("image", "images")]
+    rows = list(dataset.remove_columns(with_picture))  # decodes no picture
+    filled = [_defaults({**row, **dict.fromkeys(with_picture)}, number) for number, row in enumerate(rows)]
+    for name in dict.fromkeys(name for found in filled for name in found):
+        column = [{**row, **found}[name] for row, found in zip(rows, filled, strict=True)]
+        dataset = (dataset.remove_columns(name) if name in dataset.column_names else dataset).add_column(name, column)
+    return dataset
+
+
+def _defaults(row: dict[str, Any], number: int) -> dict[str, Any]:
+    """The columns that a row lacks, or has in another form."""
+    found, prompt = {}, row["prompt"]
+    if "item" not in row:
+        found["item"] = f"row-{number}"
+    if "question" not in row:
+        content = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+        found["question"] = content if isinstance(content, str) else "".join(part.get("text") or "" for part in content)
+    if "supervision" not in row:
+        facts = [Fact(str(fact["entity"]), str(fact.get("attribute") or ""), float(fact["value"]), str(fact.get("unit") or ""))
+                 for fact in row.get("facts") or ()]
+        found["supervision"] = known(facts, row.get("trace") or "")
+    if not isinstance(row.get("answer", ""), str):
+        found["answer"] = str(row["answer"])
+    if isinstance(prompt, str) and ("image" in row or "images" in row):
+        found["prompt"] = [{"role": "user", "content": prompt}]
+    return found

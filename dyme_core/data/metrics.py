@@ -177,7 +177,7 @@ def accuracy_reward(completions: Sequence[Completion], answer: Sequence[str], **
 
 
 def accuracy_of(task: str) -> Callable[..., list[float]]:
-    """The accuracy reward of a task, as a TRL reward function for `rewards.reward_functions`.
+    """The accuracy reward of a task, as a TRL reward function for `rewards.dyme_rewards`.
 
     Raises:
         ValueError: for an unknown task, with the known ones.

@@ -10,10 +10,12 @@ from transformers import (
     Idefics3Processor,
     InternVLProcessor,
     LlavaOnevisionProcessor,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
     ProcessorMixin,
     Qwen2_5_VLProcessor,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.utils import is_torchvision_available
 
@@ -72,6 +74,12 @@ def load_processor(source: Path | str, model_type: str, reads_images: bool = Tru
                         "processor_config.json and preprocessor_config.json beside the weights")
     set_padding(tokenizer_of(processor))
     return processor
+
+
+def processor_of(model: PreTrainedModel) -> ProcessorMixin | PreTrainedTokenizerBase:
+    """The processor that lies with a loaded model: in its folder, or under its hub id."""
+    model_type = model.config.model_type
+    return load_processor(model.config.name_or_path, model_type, model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
 
 
 def _load_idefics3(source: Path | str) -> Idefics3Processor:

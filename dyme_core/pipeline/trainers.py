@@ -14,16 +14,14 @@ from dyme_core import config, ranks
 from dyme_core.data.bad_rows import BadRows
 from dyme_core.data.datasets import sft_dataset, to_dataset
 from dyme_core.data.schema import Record
-from dyme_core.models import processors
 from dyme_core.pipeline.methods import Run
 from dyme_core.supervision.checker import RuleChecker
 from dyme_core.supervision.factory import Experts
-from dyme_core.supervision.refiner import LearningChecker, TracesFirst, target_writer
-from dyme_core.trainer.dyme_trainer import DyMEConfig, DyMETrainer
+from dyme_core.supervision.refiner import LearningChecker, TracesFirst
+from dyme_core.trainer.config import DyMEConfig
+from dyme_core.trainer.dyme_trainer import DyMETrainer
 from dyme_core.trainer.grpo_trainer import MeasuredGRPOTrainer
-from dyme_core.trainer.rewards import reward_functions
-
-NEVER = -100.0  # added to a logit: vLLM has no list of suppressed ids
+from dyme_core.trainer.rewards import dyme_rewards
 
 
 @dataclass(frozen=True)
@@ -67,16 +65,14 @@ def shared_arguments(run: Run, steps: int, learning_rate: float, folder: Path) -
                 remove_unused_columns=False)
 
 
-def grpo_arguments(run: Run, processor) -> dict[str, Any]:
-    """GRPO's and DyME's settings; special ids are never sampled, by whatever name an engine calls that."""
+def grpo_arguments(run: Run) -> dict[str, Any]:
+    """GRPO's and DyME's settings."""
     training, engine = run.profile.training, run.profile.engine
-    forbidden = processors.suppressed_ids(processor)
-    vllm = dict(use_vllm=True, vllm_mode="colocate", vllm_gpu_memory_utilization=engine.vllm_memory_share,
-                generation_kwargs={"logit_bias": dict.fromkeys(forbidden, NEVER)})
+    vllm = dict(use_vllm=True, vllm_mode="colocate", vllm_gpu_memory_utilization=engine.vllm_memory_share)
     return dict(**engine.batch(training.prompts_per_step * training.num_generations, ranks.size()),
                 num_generations=training.num_generations, max_completion_length=training.max_completion_tokens,
                 temperature=1.0, beta=0.0, loss_type="grpo", num_iterations=1,
-                **(vllm if engine.use_vllm else {"generation_kwargs": {"suppress_tokens": forbidden}}))
+                **(vllm if engine.use_vllm else {}))
 
 
 def sft_trainer(session: Session, arguments: dict[str, Any], callbacks: list[TrainerCallback]) -> Trainer:
@@ -89,10 +85,10 @@ def sft_trainer(session: Session, arguments: dict[str, Any], callbacks: list[Tra
 
 def grpo_trainer(session: Session, arguments: dict[str, Any], callbacks: list[TrainerCallback]) -> Trainer:
     """GRPO as TRL has it, on format and accuracy; the checker's score is measured with weight 0 (it is DyME's supervision)."""
-    settings = GRPOConfig(**arguments, **grpo_arguments(session.run, session.processor), reward_weights=[1.0, 1.0, 0.0])
+    settings = GRPOConfig(**arguments, **grpo_arguments(session.run), reward_weights=[1.0, 1.0, 0.0])
     return MeasuredGRPOTrainer(session.model, args=settings, train_dataset=to_dataset(session.records),
                                processing_class=session.processor, callbacks=callbacks,
-                               reward_funcs=reward_functions(RuleChecker(), session.experts.accuracy),
+                               reward_funcs=dyme_rewards(RuleChecker(), session.experts.accuracy),
                                correct_needs_format=session.run.profile.training.correct_needs_format)
 
 
@@ -100,31 +96,30 @@ def dyme_trainer(session: Session, arguments: dict[str, Any], callbacks: list[Tr
     """DyME. Pure: targets written once, before training, thinking scored by rule. Full: checker and refiner at work during
     training, the template bank learning from rollouts rated "high"."""
     run, experts, training = session.run, session.experts, session.run.profile.training
-    settings = DyMEConfig(**arguments, **grpo_arguments(run, session.processor), switch=training.switch,
+    settings = DyMEConfig(**arguments, **grpo_arguments(run), switch=training.switch,
                           switch_value=training.switch_value, thinking_weight=training.thinking_weight,
                           probe_every=training.probe_every, memorize_weight=training.memorize_weight,
                           mastered=training.mastered, reward_gate=training.reward_gate,
                           correct_needs_format=training.correct_needs_format)
     supervision = supervise_online(experts, training) if run.method == "full_dyme" else {
-        "reward_funcs": reward_functions(RuleChecker(), experts.accuracy), "refine": experts.offline(session.records)}
+        "reward_funcs": dyme_rewards(RuleChecker(), experts.accuracy), "refiner": experts.offline(session.records)}
     return DyMETrainer(session.model, args=settings, train_dataset=to_dataset(session.records),
                        processing_class=session.processor, callbacks=callbacks, **supervision)
 
 
 def supervise_online(experts: Experts, training: config.Training) -> dict[str, Any]:
-    """Full DyME: `reward_funcs`, `refine`, `watch` and `on_scored` of a DyMETrainer, which supervise during training.
+    """Full DyME: `reward_funcs`, `refiner`, `watch` and `on_scored` of a DyMETrainer, which supervise during training.
 
     A language model is asked about mixed groups alone, and writes targets meanwhile, both as rollouts end; rules cost
     nothing, score every thinking and so measure it, too. Each process asks about its own rollouts; the bank is of all.
     """
     checker, targets = LearningChecker(experts.checker, experts.bank), TracesFirst(experts.refiner)
-    refine = target_writer(targets)
     if experts.client is None:
-        return {"reward_funcs": reward_functions(checker, experts.accuracy), "refine": refine, "watch": None,
+        return {"reward_funcs": dyme_rewards(checker, experts.accuracy), "refiner": targets, "watch": None,
                 "on_scored": experts.share_bank}
-    rewards = reward_functions(checker, experts.accuracy, group_size=training.num_generations, mastered=training.mastered,
-                               correct_needs_format=training.correct_needs_format, on_all_wrong=targets.prefetch)
-    return {"reward_funcs": rewards, "refine": refine, "watch": rewards[-1].watch, "on_scored": experts.share_bank}
+    rewards = dyme_rewards(checker, experts.accuracy, group_size=training.num_generations, mastered=training.mastered,
+                           correct_needs_format=training.correct_needs_format, on_all_wrong=targets.prefetch)
+    return {"reward_funcs": rewards, "refiner": targets, "watch": rewards[-1].watch, "on_scored": experts.share_bank}
 
 
 TRAINERS = {"sft": sft_trainer, "grpo": grpo_trainer, "sft_grpo": grpo_trainer, "pure_dyme": dyme_trainer,

@@ -1,8 +1,11 @@
-"""What the switches decide from, on plain tensors: total rewards, advantages, the mode of each group.
+"""What the switches decide from, on plain tensors: rewards by role, their sums, advantages, the mode of each group.
 
 The rollouts of a prompt are adjacent rows; G is their number, B a multiple of G.
 """
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -45,19 +48,50 @@ def group_modes(is_correct: Tensor, group_size: int) -> Tensor:
     return modes
 
 
-def total_rewards(rewards: Tensor, gate: str, group_size: int, thinking_weight: float = 1.0) -> Tensor:
-    """Sum (format, accuracy, thinking); gate "gated" gives 0 where the format fails, "sum" adds all (the public code).
+@dataclass(frozen=True)
+class StepRewards:
+    """The rewards of a step's rollouts, by what they score.
 
-    Args:
-        rewards: (B, 3) in [0, 1], in that order; NaN is a score that is not known (a judge that was skipped or not asked).
-        gate: "sum" or "gated".
-        group_size: G.
-        thinking_weight: of the third column.
-    Returns:
-        (B,) in [0, 2 + thinking_weight].
+    Each is (B,), the rollouts of a prompt adjacent. NaN is a score that is not known (a judge that was skipped or not asked).
+
+    Attributes:
+        accuracy: above 0.5 where the rollout is correct.
+        format: above 0.5 where it is well formed; None where no reward says so.
+        thinking: the checker's; None where no reward scores thinking.
+        others: any further ones, which are added as they are.
     """
-    total = (fill_unknown(rewards, group_size) * rewards.new_tensor([1.0, 1.0, thinking_weight])).sum(dim=1)
-    return torch.where(rewards[:, 0] > 0.5, total, torch.zeros_like(total)) if gate == "gated" else total
+
+    accuracy: Tensor
+    format: Tensor | None = None
+    thinking: Tensor | None = None
+    others: tuple[Tensor, ...] = ()
+
+    @classmethod
+    def of(cls, matrix: Tensor, roles: Sequence[str]) -> StepRewards:
+        """From TRL's (B, F) matrix and the role of each of its columns (`rewards.roles_of`)."""
+        columns = dict(zip(roles, matrix.unbind(dim=1), strict=True))
+        others = tuple(column for column, role in zip(matrix.unbind(dim=1), roles, strict=True) if role == "other")
+        return cls(columns["accuracy"], columns.get("format"), columns.get("thinking"), others)
+
+    def is_correct(self, needs_format: bool = True) -> Tensor:
+        """(B,) booleans; with `needs_format` a rollout that fails the format reward is not correct."""
+        is_right = self.accuracy > 0.5
+        return is_right & (self.format > 0.5) if needs_format and self.format is not None else is_right
+
+    def total(self, group_size: int, gate: str = "sum", thinking_weight: float = 1.0) -> Tensor:
+        """(B,) sums of all rewards, thinking weighted; gate "gated" gives 0 where the format fails, "sum" does not look."""
+        weighted = [(self.format, 1.0), (self.accuracy, 1.0), (self.thinking, thinking_weight),
+                    *((other, 1.0) for other in self.others)]
+        given = [(reward, weight) for reward, weight in weighted if reward is not None]
+        matrix = fill_unknown(torch.stack([reward for reward, _ in given], dim=1), group_size)
+        total = (matrix * matrix.new_tensor([weight for _, weight in given])).sum(dim=1)
+        if gate == "sum" or self.format is None:
+            return total
+        return torch.where(self.format > 0.5, total, torch.zeros_like(total))
+
+    def best(self, thinking_weight: float = 1.0) -> float:
+        """What a rollout earns that every reward gives 1: a target's total."""
+        return 1.0 + (self.format is not None) + (0.0 if self.thinking is None else thinking_weight) + len(self.others)
 
 
 def fill_unknown(rewards: Tensor, group_size: int) -> Tensor:

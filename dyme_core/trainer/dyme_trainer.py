@@ -1,74 +1,33 @@
 """DyMETrainer: TRL's GRPOTrainer with a switch between memorizing and exploring, nothing else.
 
-`_generate_and_score_completions` edits the batch that TRL returns, `_generate_single_turn` lets rollouts start from a
-hint. The loss is never touched, so that Unsloth's compiled trainer runs the same code.
+`_generate_and_score_completions` edits the batch that TRL returns, `_generate_single_turn` lets rollouts start from a hint.
+The loss is never touched, so that Unsloth's compiled trainer runs the same code.
 """
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from trl import GRPOConfig
+from transformers import PreTrainedModel
 
+from dyme_core.data.datasets import Refine, no_target
+from dyme_core.data.prompt_format import write_response
 from dyme_core.models import prefix_sharing
-from dyme_core.trainer import advantages, batching, switches
+from dyme_core.supervision.refiner import TraceRefiner, VisualRefiner, target_writer
+from dyme_core.trainer import batching, switches
+from dyme_core.trainer.config import DyMEConfig
 from dyme_core.trainer.grpo_trainer import MeasuredGRPOTrainer
 from dyme_core.trainer.streaming import Watcher, watching
 
 logger = logging.getLogger(__name__)
 VISUAL = ("pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes", "num_tiles", "image_sizes",
           "token_type_ids", "mm_token_type_ids", "image_position_ids")  # what TRL's log-probs take besides token ids
-REQUIRED = {"loss_type": "grpo", "temperature": 1.0, "beta": 0.0, "num_iterations": 1, "mask_truncated_completions": False,
-            "vllm_importance_sampling_correction": False, "scale_rewards": "group", "reward_weights": None,
-            "multi_objective_aggregation": "sum_then_normalize", "top_entropy_quantile": 1.0, "off_policy_mask_threshold": None}
-WHY = {"loss_type": "dapo, bnpo and dr_grpo weigh a memorize row differently from the SFT step it stands for",
-       "temperature": "a temperature T puts 1/T into the memorize gradient", "beta": "a reference model pulls targets back",
-       "num_iterations": "a replaced row has no old log-probs", "mask_truncated_completions": "it would mask targets",
-       "vllm_importance_sampling_correction": "a replaced row has no sampling log-probs",
-       "scale_rewards": "advantages are standardised inside each group",
-       "reward_weights": "format, accuracy and thinking weigh the same, and the switch would not see TRL's weights",
-       "multi_objective_aggregation": "the switch standardises the sum", "top_entropy_quantile": "it would mask targets",
-       "off_policy_mask_threshold": "a replaced row has no sampling log-probs"}
-
-
-@dataclass
-class DyMEConfig(GRPOConfig):
-    """GRPO's settings, those that DyME needs fixed, and the switch's own (docs/method.md)."""
-
-    switch: str = field(default="binary", metadata={"help": "one of switches.SWITCHES; binary is DyME's"})
-    switch_value: float | None = field(default=None, metadata={"help": "the switch's number; None: its default"})
-    thinking_weight: float = field(default=1.0, metadata={"help": "of the thinking reward; 0 is the ablation without checker"})
-    drop_idle_rows: bool = field(default=True, metadata={"help": "rows of advantage 0 skip the update (same gradient)"})
-    probe_every: int = field(default=0, metadata={"help": "steps between measurements of gradients; 0: never"})
-    memorize_weight: str = field(default="row", metadata={"help": "row: 1 (public code); group: G, a prompt = an SFT example"})
-    mastered: str = field(default="skip", metadata={"help": "all-correct groups: skip (advantage 0) or explore"})
-    reward_gate: str = field(default="sum", metadata={"help": "sum (public code) or gated: 0 where the format fails"})
-    correct_needs_format: bool = field(default=True, metadata={"help": "an answer without thinking is not correct"})
-    loss_type: str = "grpo"
-    beta: float = 0.0
-    mask_truncated_completions: bool = False
-    vllm_importance_sampling_correction: bool = False
-
-    def __post_init__(self) -> None:
-        for name, choices in (("memorize_weight", ("row", "group")), ("mastered", ("skip", "explore")),
-                              ("reward_gate", ("sum", "gated"))):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {choices}: got {getattr(self, name)!r}")
-        switches.named(self.switch, self.switch_value)
-        super().__post_init__()
-        for name, wanted in REQUIRED.items():
-            if getattr(self, name) != wanted:
-                raise ValueError(f"DyME needs {name}={wanted!r}: got {getattr(self, name)!r}, but {WHY[name]}")
-        if self.steps_per_generation != self.gradient_accumulation_steps:
-            raise ValueError(f"DyME needs steps_per_generation unset: got {self.steps_per_generation} with "
-                             f"gradient_accumulation_steps={self.gradient_accumulation_steps}; else old log-probs of replaced "
-                             "rows would be stale")
 
 
 class DyMETrainer(MeasuredGRPOTrainer):
@@ -78,24 +37,33 @@ class DyMETrainer(MeasuredGRPOTrainer):
     update; every `probe_every` steps memorize_norm, explore_norm and cosine of the gradients of targets and of rollouts.
 
     Args:
-        refine: called once a step with the data rows (dicts of columns) of the prompts to memorize; returns a target's text
-            for each, thinking and answer line without the end token, or None (data.target_writer).
-        watch: called while rollouts are written, whenever some of them have ended, with the text of each (None: not yet) and
-            the data rows (rewards.ThinkingReward.watch); not where vLLM writes them or a hint is given.
-        on_scored: called in every process once the rollouts of a step are scored, before `refine` (Experts.share_bank).
-        **kwargs: as for MeasuredGRPOTrainer; `args` must be a DyMEConfig.
+        model, reward_funcs, train_dataset, eval_dataset, processing_class: as for MeasuredGRPOTrainer.
+        args: a DyMEConfig.
+        refiner: writes what is memorized: an object with `refine_all(records)` (RuleRefiner, LLMRefiner, ...) that gives the
+            thinking for data rows, to which the answer line is added; or a function from data rows (dicts of columns) to whole
+            responses, without the end token. Either gives None where it has none: the prompt then teaches nothing. A row's own
+            `target` (a whole response) or trace (thinking) comes first, and is all there is where refiner is None.
+        watch: called with the data rows of a batch before its rollouts are written; returns what is called with the texts of
+            rollouts that have just ended, by row (rewards.ThinkingReward.watch). Not where vLLM writes them or a hint is given.
+        on_scored: called in every process once the rollouts of a step are scored, before targets are asked for
+            (Experts.share_bank).
+        **kwargs: as for GRPOTrainer.
     """
 
-    def __init__(self, *args: Any, refine: Callable[[list[dict[str, Any]]], list[str | None]],
-                 watch: Callable[[list[str | None], list[dict[str, Any]]], None] | None = None,
+    def __init__(self, model: PreTrainedModel | str, reward_funcs: Any = None, args: DyMEConfig | None = None,
+                 train_dataset: Any = None, *, refiner: VisualRefiner | Refine | None = None,
+                 watch: Callable[[list[dict[str, Any]]], Callable[[dict[int, str]], None]] | None = None,
                  on_scored: Callable[[], None] = lambda: None, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        if not isinstance(self.args, DyMEConfig):
-            raise TypeError(f"args must be a DyMEConfig: got {type(self.args).__name__}")
-        self.correct_needs_format = self.args.correct_needs_format
+        args = DyMEConfig("DyME") if args is None else args
+        if not isinstance(args, DyMEConfig):
+            raise TypeError(f"args must be a DyMEConfig: got {type(args).__name__}")
+        super().__init__(model, reward_funcs, args, train_dataset, correct_needs_format=args.correct_needs_format, **kwargs)
         self.memorize_advantage = float(self.num_generations) if self.args.memorize_weight == "group" else 1.0
         self.switch = switches.named(self.args.switch, self.args.switch_value)
-        self.refine, self.watch, self.on_scored = refine, watch, on_scored
+        if self.args.switch == "grounded" and "thinking" not in self._roles:
+            raise ValueError(f"switch 'grounded' needs a thinking reward: got {self.reward_func_names}; add "
+                             "rewards.ThinkingReward(checker), or choose another switch")
+        self.refine, self.watch, self.on_scored = writer_of(refiner), watch, on_scored
         self._inputs: list[dict[str, Any]] = []  # data rows of the batch that is being made
         self._hints: list[list[int]] = []  # token ids, one list per local row; empty where rollouts start from nothing
         self.held = batching.Held()  # rows with targets that wait (Decision.hold)
@@ -133,8 +101,7 @@ class DyMETrainer(MeasuredGRPOTrainer):
 
     def _generate_single_turn(self, prompt_ids, images, fields, *args, **kwargs):
         if not any(self._hints):
-            is_watched = self.watch is not None and self._inputs
-            with watching(self.model, Watcher(self._tell, self.eos_token_ids)) if is_watched else nullcontext():
+            with self._streaming():
                 return super()._generate_single_turn(prompt_ids, images, fields, *args, **kwargs)
         hinted = [[*ids, *hint] for ids, hint in zip(prompt_ids, self._hints, strict=True)]
         longer = {name: [[*ids, *[0] * len(hint)] for ids, hint in zip(values, self._hints, strict=True)]
@@ -142,20 +109,31 @@ class DyMETrainer(MeasuredGRPOTrainer):
         sampled, log_probs = super()._generate_single_turn(hinted, images, longer, *args, **kwargs)
         return [[*hint, *ids] for hint, ids in zip(self._hints, sampled, strict=True)], log_probs
 
-    def _tell(self, rollouts: list[list[int] | None]) -> None:
-        texts = iter(self.processing_class.batch_decode([ids for ids in rollouts if ids is not None], skip_special_tokens=True))
-        self.watch([None if ids is None else next(texts) for ids in rollouts], self._inputs)
+    def _streaming(self) -> AbstractContextManager[None]:
+        """While the block runs, whoever watches hears of rollouts as they end; each is decoded once."""
+        if self.watch is None or self.use_vllm or not self._inputs:
+            return nullcontext()
+        end = self.watch(self._inputs)
+
+        def report(ended: dict[int, list[int]]) -> None:
+            texts = self.processing_class.batch_decode(list(ended.values()), skip_special_tokens=True)
+            end(dict(zip(ended, texts, strict=True)))
+
+        return watching(self.model, Watcher(report, self.eos_token_ids))
 
     def _switch(self, inputs: list[dict[str, Any]], batch: batching.Batch) -> batching.Batch:
         """Apply the switch to the local rows of a generated batch; groups may span processes."""
         size, args = self.num_generations, self.args
-        rewards = advantages.total_rewards(self._rewards, args.reward_gate, size, args.thinking_weight)
-        groups = switches.Groups(rewards.view(-1, size), self.is_correct().view(-1, size), self.progress,
-                                 self.memorize_advantage, 2 + args.thinking_weight, args.mastered,
-                                 (self._rewards[:, 2] == 1).view(-1, size))
+        thinking = self._rewards.thinking
+        groups = switches.Groups(
+            self._rewards.total(size, args.reward_gate, args.thinking_weight).view(-1, size),
+            self.is_correct().view(-1, size), self.progress, self.memorize_advantage,
+            self._rewards.best(args.thinking_weight), args.mastered,
+            None if thinking is None else (thinking == 1).view(-1, size))
         decision = self.switch.decide(groups, self.switch.value)
         first = self.accelerator.process_index * len(inputs)
         batch["advantages"] = decision.advantages.flatten()[first: first + len(inputs)].to(batch["advantages"])
+        self._logs["advantages"].extend(decision.advantages.flatten().tolist())  # in place of GRPO's: as long as the step
         targets = [(group * size - first, weight) for group, weight in enumerate(decision.targets.tolist()) if weight]
         batch = self._memorize(inputs, batch, [(row, weight) for row, weight in targets if 0 <= row < len(inputs)], decision)
         if any(self._hints):
@@ -258,3 +236,25 @@ class DyMETrainer(MeasuredGRPOTrainer):
         flat = len(groups.pass_rate) - mastered
         return (f"in {mastered} of {len(groups.pass_rate)} groups every rollout is correct"
                 + (f", in {flat} all rollouts earn the same reward" if flat else ""))
+
+
+def writer_of(refiner: VisualRefiner | Refine | None) -> Refine:
+    """The function from data rows to the responses to memorize: each row's own where it has one, else the refiner's."""
+    ask = no_target if refiner is None else target_writer(refiner) if hasattr(refiner, "refine_all") else refiner
+
+    def write(rows: Sequence[dict[str, Any]]) -> list[str | None]:
+        texts = [_own_target(row) for row in rows]
+        rest = [row for row, text in zip(rows, texts, strict=True) if text is None]
+        asked = iter(ask(rest) if rest else [])
+        return [next(asked) if text is None else text for text in texts]
+
+    return write
+
+
+def _own_target(row: dict[str, Any]) -> str | None:
+    if row.get("target"):
+        return row["target"]
+    if not json.loads(row["supervision"]).get("trace"):
+        return None
+    [thinking] = TraceRefiner().refine_all([row])
+    return None if thinking is None else write_response(thinking, row["answer"])

@@ -1,61 +1,91 @@
 """TRL's GRPO, unchanged, with what a reader of a run needs logged: the baseline, and what DyMETrainer is built on."""
 from __future__ import annotations
 
+import copy
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from trl import GRPOTrainer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from trl import GRPOConfig, GRPOTrainer
 
+from dyme_core.data.datasets import with_defaults
 from dyme_core.data.prompt_format import completion_text, split_response
-from dyme_core.trainer import advantages
+from dyme_core.models.loading import load_policy
+from dyme_core.models.processors import processor_of, suppressed_ids
+from dyme_core.trainer.advantages import StepRewards, fill_unknown, group_modes
+from dyme_core.trainer.rewards import roles_of
+
+NEVER = -100.0  # added to a logit: vLLM has no list of suppressed ids
 
 
 class MeasuredGRPOTrainer(GRPOTrainer):
     """TRL's GRPO, unchanged, with what a reader of a run needs logged at each step.
 
     Logged: groups by mode (memorize / explore / mastered: none, some, all of a prompt's rollouts correct; plain GRPO only
-    counts them), mean format / accuracy / thinking / correct, share of zero-variance groups, thinking length in tokens,
-    share of truncated rollouts and of those that repeat one token, seconds to generate, to score and to update.
+    counts them), mean format / accuracy / thinking (of those rewards that are given) / correct, share of zero-variance groups,
+    thinking length in tokens, share of truncated rollouts and of those that repeat one token, seconds to generate, to score
+    and to update.
+
+    Special tokens other than the end token are never sampled: a sampled <image> would break the next forward pass.
 
     Args:
-        reward_funcs: exactly [format, accuracy, thinking], each in [0, 1] (rewards.reward_functions).
+        model: a loaded model, trained as it is; or a folder or hub id, loaded by `load_policy` with its vision tower frozen.
+        reward_funcs: any that TRL takes; `rewards.dyme_rewards` gives DyME's.
+        args: a GRPOConfig; where it has a `correct_reward`, that names the reward which says what is correct.
+        train_dataset, eval_dataset: columns `prompt` (text or messages), `image` or `images` where the model reads them, and
+            what the rewards need, such as `answer`; `item`, `question` and `supervision` are filled in where they are missing
+            (`datasets.with_defaults`).
+        processing_class: the model's processor or tokenizer; None: the one that lies with the model.
         correct_needs_format: an answer without thinking is not correct.
+        **kwargs: as for GRPOTrainer.
     """
 
-    def __init__(self, *args: Any, reward_funcs: Sequence[Callable], correct_needs_format: bool = True, **kwargs: Any):
-        if len(reward_funcs) != 3:
-            raise ValueError(f"reward_funcs must be [format, accuracy, thinking]: got {len(reward_funcs)} functions")
-        super().__init__(*args, reward_funcs=list(reward_funcs), **kwargs)
+    def __init__(self, model: PreTrainedModel | str, reward_funcs: Any = None, args: GRPOConfig | None = None,
+                 train_dataset: Any = None, eval_dataset: Any = None,
+                 processing_class: ProcessorMixin | PreTrainedTokenizerBase | None = None, *,
+                 correct_needs_format: bool = True, **kwargs: Any):
+        if isinstance(model, str):
+            model, processor = load_policy(model)
+            processing_class = processing_class or processor
+        elif processing_class is None:
+            processing_class = processor_of(model)
+        functions = list(reward_funcs) if isinstance(reward_funcs, Sequence) and not isinstance(reward_funcs, str) \
+            else [reward_funcs]
+        super().__init__(model, reward_funcs=functions, args=_without_special_tokens(args, model, processing_class),
+                         train_dataset=with_defaults(train_dataset), eval_dataset=with_defaults(eval_dataset),
+                         processing_class=processing_class, **kwargs)
         self.correct_needs_format = correct_needs_format
-        self._rewards = torch.empty(0, 3)
+        self._roles = roles_of(self.reward_funcs, self.reward_func_names, getattr(self.args, "correct_reward", None))
+        self._rewards = StepRewards(torch.empty(0))  # of the step's rollouts, all processes
         self._seconds = {"generate_s": 0.0, "score_s": 0.0}
 
     def is_correct(self) -> torch.Tensor:
         """(B_global,) booleans for the rollouts scored last, all processes."""
-        is_right = self._rewards[:, 1] > 0.5
-        return is_right & (self._rewards[:, 0] > 0.5) if self.correct_needs_format else is_right
+        return self._rewards.is_correct(self.correct_needs_format)
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         start = time.perf_counter()
-        self._rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        matrix = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        self._rewards = StepRewards.of(matrix, self._roles)
         self._seconds["score_s"] = time.perf_counter() - start
-        self._log_rollouts(completions, completion_ids_list)
-        return self._rewards
+        self._log_rollouts(matrix, completions, completion_ids_list)
+        return matrix
 
-    def _log_rollouts(self, completions, completion_ids_list) -> None:
+    def _log_rollouts(self, matrix: torch.Tensor, completions, completion_ids_list) -> None:
         metrics = self._metrics["train" if self.model.training else "eval"]
         group_size = self.num_generations if self.model.training else self.num_generations_eval
-        modes = advantages.group_modes(self.is_correct(), group_size)
+        modes = group_modes(self.is_correct(), group_size)
         for mode, name in enumerate(("memorize", "explore", "mastered")):
             metrics[name].append((modes == mode).sum().item())
-        for place, name in enumerate(("format", "accuracy", "thinking")):
-            metrics[name].append(self._rewards[:, place].nanmean().item())
+        for name in ("format", "accuracy", "thinking"):
+            if (reward := getattr(self._rewards, name)) is not None:
+                metrics[name].append(reward.nanmean().item())
         metrics["correct"].append(self.is_correct().float().mean().item())
-        weights = self.reward_weights.to(self._rewards.device)  # a reward of weight 0 is measured, not learned from
-        totals = (advantages.fill_unknown(self._rewards, group_size) * weights).sum(dim=1).reshape(-1, group_size)
+        weights = self.reward_weights.to(matrix.device)  # a reward of weight 0 is measured, not learned from
+        totals = (fill_unknown(matrix, group_size) * weights).sum(dim=1).reshape(-1, group_size)
         metrics["zero_variance"].append((totals == totals[:, :1]).all(dim=1).float().mean().item())
         thinking = [split_response(completion_text(completion))[0] for completion in completions]
         lengths = [len(ids) for ids in self._tokenizer(thinking, add_special_tokens=False)["input_ids"]]
@@ -81,6 +111,16 @@ class MeasuredGRPOTrainer(GRPOTrainer):
         for name, seconds in self._seconds.items():  # TRL logs the mean over micro-batches; wanted is the step's sum
             self._metrics["train"][name].append(seconds * self.current_gradient_accumulation_steps)
         return loss
+
+
+def _without_special_tokens(args: GRPOConfig | None, model: PreTrainedModel, processor: Any) -> GRPOConfig:
+    """A copy of the settings under which no special token but the end token is sampled, whichever engine samples."""
+    args = copy.copy(args) if args is not None else GRPOConfig(f"{model.config.name_or_path.split('/')[-1]}-GRPO")
+    given, forbidden = args.generation_kwargs or {}, suppressed_ids(processor)
+    never = {"logit_bias": {**given.get("logit_bias", {}), **dict.fromkeys(forbidden, NEVER)}} if args.use_vllm else {
+        "suppress_tokens": sorted({*(given.get("suppress_tokens") or ()), *forbidden})}
+    args.generation_kwargs = {**given, **never}
+    return args
 
 
 def _is_one_token(ids: Sequence[int]) -> bool:

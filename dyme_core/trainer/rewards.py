@@ -1,27 +1,22 @@
-"""The three rewards of a rollout (format, accuracy, thinking) as TRL reward functions.
+"""The rewards of a rollout as TRL reward functions: format, accuracy and thinking, each in [0, 1], and what each of a user's
+own is taken for.
 
-R = format + accuracy + thinking, each in [0, 1]. Rewards know the format contract (`prompt_format`) and nothing of
-supervision: the thinking reward is built around whatever checker it is given.
+The thinking reward knows the format contract (`prompt_format`) and is built around whatever checker it is given.
 """
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any, Protocol
+from typing import Any
 
 from dyme_core.data import prompt_format
 from dyme_core.data.metrics import accuracy_reward
 from dyme_core.data.prompt_format import Completion, completion_text
+from dyme_core.supervision.checker import VisualChecker
 
 TRL_COLUMNS = ("prompts", "completion_ids", "environments")  # what TRL passes beside the data set's own columns
-
-
-class Checker(Protocol):
-    """Anything that scores thinking texts against their data records."""
-
-    def score_all(self, thinkings: Sequence[str], records: Sequence[dict[str, Any]]) -> list[float]:
-        """Return scores in [0, 1], in order; NaN or an error where no score can be had (never None, never 0 for a failure)."""
 
 
 def format_reward(completions: Sequence[Completion], **kwargs: Any) -> list[float]:
@@ -29,18 +24,21 @@ def format_reward(completions: Sequence[Completion], **kwargs: Any) -> list[floa
     return [float(prompt_format.is_well_formed(completion_text(completion))) for completion in completions]
 
 
+format_reward.role = "format"
+
+
 class ThinkingReward:
     """TRL reward function: the checker's score of each well-formed completion's thinking, 0.0 for the others.
 
     The checker is not asked about a malformed completion: it has no thinking that leads to an answer. A score of NaN (not
-    asked, or a judge that was skipped) is no reward of 0: `advantages.total_rewards` makes it neutral inside its group. What
+    asked, or a judge that was skipped) is no reward of 0: `advantages.fill_unknown` makes it neutral inside its group. What
     the checker raises is passed on.
 
     Args:
         checker: is asked about all completions of a batch at once.
-        group_size: G, to ask only about groups whose scores can teach something, the mixed ones; a group that this
-            process holds a part of counts as mixed. None asks about every well-formed completion: right for a checker that
-            costs nothing, and where thinking is to be measured.
+        group_size: G, to ask only about groups whose scores can teach something, the mixed ones; a group of which this process
+            holds only a part counts as mixed. None asks about every well-formed completion: right for a checker that costs
+            nothing, and where thinking is to be measured.
         mastered: as for the switch; "explore" asks about groups that are all correct, too.
         correct_needs_format: as for the switch.
         accuracy: the accuracy reward that is trained with, as it decides which groups are mixed.
@@ -49,8 +47,9 @@ class ThinkingReward:
     """
 
     __name__ = "thinking_reward"  # TRL names its metrics by it
+    role = "thinking"
 
-    def __init__(self, checker: Checker, *, group_size: int | None = None, mastered: str = "skip",
+    def __init__(self, checker: VisualChecker, *, group_size: int | None = None, mastered: str = "skip",
                  correct_needs_format: bool = True, on_all_wrong: Callable[[list[dict[str, Any]]], None] | None = None,
                  accuracy: Callable[..., list[float]] = accuracy_reward) -> None:
         self.checker, self.group_size, self.mastered = checker, group_size, mastered
@@ -63,52 +62,89 @@ class ThinkingReward:
             ValueError: for a score outside [0, 1], and for a checker that does not give one score per trace.
         """
         texts, records = [completion_text(completion) for completion in completions], _records(columns, len(completions))
-        asked = self._asked(texts, records)
         scores = [math.nan if prompt_format.is_well_formed(text) else 0.0 for text in texts]
-        found = self.checker.score_all([prompt_format.split_response(texts[place])[0] for place in asked],
-                                       [records[place] for place in asked]) if asked else []
+        asked = _Groups(self, records).end(dict(enumerate(texts)))
+        found = self.checker.score_all(list(asked.values()), [records[place] for place in asked]) if asked else []
         for place, score in zip(asked, found, strict=True):
             scores[place] = _checked(score, records[place])
         return scores
 
-    def watch(self, texts: Sequence[str | None], records: Sequence[dict[str, Any]]) -> None:
-        """Start on what is certain to be asked about while rollouts are still being written (DyMETrainer's `watch`).
+    def watch(self, records: Sequence[dict[str, Any]]) -> Callable[[dict[int, str]], None]:
+        """Start on what is certain to be asked about while a batch of rollouts is still being written.
 
         Args:
-            texts: of every rollout of the batch, None for one that has not ended.
-            records: the data record of each. The checker must have `prefetch`, with the arguments of `score_all`, that starts
-                on traces and returns at once, also where it is told of one again.
+            records: the data record of every rollout of the batch. The checker must have `prefetch`, with the arguments of
+                `score_all`, that starts on traces and returns at once.
+        Returns:
+            a function that takes the texts of rollouts that have just ended, by their place in the batch; each once.
         """
-        asked = self._asked(texts, records)
-        self.checker.prefetch([prompt_format.split_response(texts[place])[0] for place in asked],
-                              [records[place] for place in asked])
+        groups = _Groups(self, records)
 
-    def _asked(self, texts: Sequence[str | None], records: Sequence[dict[str, Any]]) -> list[int]:
-        """Places of the well-formed completions whose group's thinking is certain to be scored, whatever those that have not
-        ended (None) turn out to be; tells the hook of the groups that are all wrong."""
-        is_formed = [text is not None and prompt_format.is_well_formed(text) for text in texts]
-        if self.group_size is None:
-            return [place for place, formed in enumerate(is_formed) if formed]
-        asked, all_wrong = [], []
-        for _, places in groupby(range(len(texts)), key=lambda place: records[place]["item"]):
-            group = list(places)
-            ended = [place for place in group if texts[place] is not None]
-            columns = {name: [records[place][name] for place in ended] for name in records[group[0]]}
-            right = self.accuracy([texts[place] for place in ended], **columns)
-            num_correct = sum(score > 0.5 and (is_formed[place] or not self.correct_needs_format)
-                              for place, score in zip(ended, right, strict=True))
-            num_wrong, is_whole = len(ended) - num_correct, len(group) == self.group_size
-            if is_whole and num_wrong == self.group_size:
-                all_wrong.append(records[group[0]])
-            if not is_whole or num_correct and (num_wrong or self.mastered == "explore"):
-                asked += [place for place in ended if is_formed[place]]
-        if all_wrong and self.on_all_wrong is not None:
-            self.on_all_wrong(all_wrong)
-        return asked
+        def end(texts: dict[int, str]) -> None:
+            if asked := groups.end(texts):
+                self.checker.prefetch(list(asked.values()), [records[place] for place in asked])
+
+        return end
 
 
-def reward_functions(checker: Checker, accuracy: Callable[..., list[float]] = accuracy_reward, **options: Any
-                     ) -> list[Callable[..., list[float]]]:
+@dataclass(eq=False)
+class _Group:
+    """The rollouts of one prompt that this process holds: how many of those that have ended are correct and wrong, and the
+    thinking, by place, that nobody has been asked about yet."""
+
+    size: int
+    num_correct: int = 0
+    num_wrong: int = 0
+    waiting: dict[int, str] = field(default_factory=dict)
+
+
+class _Groups:
+    """The groups of a batch whose rollouts end one after another, and what is certain to be asked about them."""
+
+    def __init__(self, reward: ThinkingReward, records: Sequence[dict[str, Any]]) -> None:
+        self.reward, self.records, self.group_of = reward, records, []
+        if reward.group_size is not None:
+            for _, same in groupby(record["item"] for record in records):
+                size = len(list(same))
+                self.group_of += [_Group(size)] * size
+
+    def end(self, texts: dict[int, str]) -> dict[int, str]:
+        """Take the texts of rollouts that have ended, by place: each is parsed and scored once, here.
+
+        Returns:
+            the thinking, by place, that has become certain to be scored whatever the other rollouts turn out to be: all of a
+            group's that is known to be mixed. The hook gets the records of the prompts that are now known to be all wrong.
+        """
+        thinking = {place: prompt_format.split_response(text)[0] for place, text in texts.items()
+                    if prompt_format.is_well_formed(text)}
+        if self.reward.group_size is None:
+            return thinking
+        certain, all_wrong = {}, []
+        for group, places in groupby(sorted(texts), key=self.group_of.__getitem__):
+            ended = list(places)
+            self._count(group, ended, texts, thinking)
+            is_whole = group.size == self.reward.group_size
+            if is_whole and group.num_wrong == group.size:
+                all_wrong.append(self.records[ended[0]])
+            if not is_whole or group.num_correct and (group.num_wrong or self.reward.mastered == "explore"):
+                certain |= group.waiting
+                group.waiting = {}
+        if all_wrong and self.reward.on_all_wrong is not None:
+            self.reward.on_all_wrong(all_wrong)
+        return certain
+
+    def _count(self, group: _Group, ended: list[int], texts: dict[int, str], thinking: dict[int, str]) -> None:
+        columns = {name: [self.records[place][name] for place in ended] for name in self.records[ended[0]]}
+        right = self.reward.accuracy([texts[place] for place in ended], **columns)
+        num_correct = sum(score > 0.5 and (place in thinking or not self.reward.correct_needs_format)
+                          for place, score in zip(ended, right, strict=True))
+        group.num_correct += num_correct
+        group.num_wrong += len(ended) - num_correct
+        group.waiting |= {place: thinking[place] for place in ended if place in thinking}
+
+
+def dyme_rewards(checker: VisualChecker, accuracy: Callable[..., list[float]] = accuracy_reward, **options: Any
+                 ) -> list[Callable[..., list[float]]]:
     """Give the three reward functions of DyME in the order [format, accuracy, thinking].
 
     Args:
@@ -117,6 +153,34 @@ def reward_functions(checker: Checker, accuracy: Callable[..., list[float]] = ac
         options: as for ThinkingReward.
     """
     return [format_reward, accuracy, ThinkingReward(checker, accuracy=accuracy, **options)]
+
+
+def roles_of(functions: Sequence[Any], names: Sequence[str], correct_reward: str | None = None) -> list[str]:
+    """What each reward function scores: "format", "accuracy" (exactly one: it says which rollouts are correct), "thinking" or
+    "other". A function says so in its attribute `role`, as ours do; the accuracy that a ThinkingReward knows is ours, too.
+
+    Args:
+        functions: any TRL takes.
+        names: what TRL calls them.
+        correct_reward: name of the function that says what is correct; None: our accuracy reward where there is one, else the
+            first function that scores neither format nor thinking.
+    Raises:
+        ValueError: if there is no function of that name, or none that could say what is correct.
+    """
+    accuracies = [function.accuracy for function in functions if isinstance(function, ThinkingReward)]
+    roles = ["accuracy" if function in accuracies else getattr(function, "role", "other") for function in functions]
+    if correct_reward is not None and correct_reward not in names:
+        raise ValueError(f"correct_reward must name one of the reward functions {list(names)}: got {correct_reward!r}")
+    places = [names.index(correct_reward)] if correct_reward is not None else [
+        roles.index(role) for role in ("accuracy", "other") if role in roles]
+    if not places:
+        raise ValueError(f"a reward function must say which rollouts are correct: got {list(names)}; add one that scores "
+                         "answers, or name one of these as correct_reward")
+    seen = {"accuracy"}
+    for place, role in enumerate(roles):
+        roles[place] = "accuracy" if place == places[0] else "other" if role in seen else role
+        seen.add(role)
+    return roles
 
 
 def _checked(score: float | None, record: dict[str, Any]) -> float:

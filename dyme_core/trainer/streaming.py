@@ -1,4 +1,4 @@
-"""Rollouts told of as they end, while others of the batch are still being written: so that judges can start on them."""
+"""Rollouts reported as they end, while others of the batch are still being written, so that judges can start on them."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,25 +14,24 @@ class Watcher(StoppingCriteria):
     """Stops nothing; a criterion is what `generate` calls after every token.
 
     Args:
-        tell: called whenever rollouts have ended, with the token ids of every row of the batch, end token included; None for
-            a row that is still being written. Rows that the length limit cuts are never told of.
+        report: called with the rollouts that have just ended: token ids, end token included, by their row in the batch. Each
+            is reported once; one that the length limit cuts never is.
         end_tokens: ids that end a rollout.
     """
 
-    def __init__(self, tell: Callable[[list[list[int] | None]], None], end_tokens: Sequence[int]) -> None:
-        self.tell, self.end_tokens = tell, torch.tensor(sorted(end_tokens))
-        self._start = 0
-        self._ended: list[list[int] | None] = []
+    def __init__(self, report: Callable[[dict[int, list[int]]], None], end_tokens: Sequence[int]) -> None:
+        self.report, self.end_tokens = report, torch.tensor(sorted(end_tokens))
+        self._start: int | None = None  # where the rollouts begin, after their prompts
+        self._ended: set[int] = set()
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        if not self._ended:
-            self._start, self._ended = input_ids.shape[1] - 1, [None] * len(input_ids)
-        is_end = torch.isin(input_ids[:, -1].cpu(), self.end_tokens).tolist()
-        new = [row for row, ends in enumerate(is_end) if ends and self._ended[row] is None]  # padding may be an end token
-        for row in new:
-            self._ended[row] = input_ids[row, self._start:].tolist()
+        if self._start is None:
+            self._start = input_ids.shape[1] - 1
+        is_end = torch.isin(input_ids[:, -1].cpu(), self.end_tokens).nonzero().flatten().tolist()
+        new = [row for row in is_end if row not in self._ended]  # padding may be an end token
+        self._ended.update(new)
         if new:
-            self.tell(list(self._ended))
+            self.report({row: input_ids[row, self._start:].tolist() for row in new})
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 

@@ -13,9 +13,10 @@ from dyme_core.data import datasets
 from dyme_core.models import generation, loading, processors, tiny_onevision
 from dyme_core.models.prefix_sharing import share_prefixes
 from dyme_core.supervision.checker import RuleChecker
-from dyme_core.supervision.refiner import RuleRefiner, target_writer
-from dyme_core.trainer.dyme_trainer import DyMEConfig, DyMETrainer
-from dyme_core.trainer.rewards import reward_functions
+from dyme_core.supervision.refiner import RuleRefiner
+from dyme_core.trainer.config import DyMEConfig
+from dyme_core.trainer.dyme_trainer import DyMETrainer
+from dyme_core.trainer.rewards import dyme_rewards
 
 PROCESSOR = tiny_onevision.build_processor()
 RECORDS = datasets.mini_records("train", 4, seed=0)
@@ -186,7 +187,7 @@ def test_training_with_it_has_the_same_losses(accumulation: int, tmp_path: Path)
                                max_completion_length=64, learning_rate=1e-3, report_to="none", save_strategy="no",
                                logging_steps=1, disable_tqdm=True, gradient_checkpointing=False)
         trainer = Scripted(policy, args=arguments, train_dataset=datasets.to_dataset(RECORDS), processing_class=PROCESSOR,
-                         refine=target_writer(RuleRefiner()), reward_funcs=reward_functions(RuleChecker()))
+                         refiner=RuleRefiner(), reward_funcs=dyme_rewards(RuleChecker()))
         trainer.train()
         names = ("loss", "grad_norm", "entropy")[: 3 if accumulation == 1 else 2]  # TRL's entropy is a mean of parts' means
         losses.append([tuple(entry[name] for name in names) for entry in trainer.state.log_history if "loss" in entry])
@@ -204,7 +205,7 @@ def test_a_prompt_goes_through_once_however_many_micro_batches_there_are(accumul
                            max_completion_length=64, report_to="none", save_strategy="no", disable_tqdm=True,
                            gradient_checkpointing=False, drop_idle_rows=False)
     trainer = Scripted(policy, args=arguments, train_dataset=datasets.to_dataset(RECORDS), processing_class=PROCESSOR,
-                       refine=target_writer(RuleRefiner()), reward_funcs=reward_functions(RuleChecker()))
+                       refiner=RuleRefiner(), reward_funcs=dyme_rewards(RuleChecker()))
     counts, batches = seen_by_text_model(policy), []
     loss = trainer._compute_loss
     trainer._compute_loss = lambda model, inputs: batches.append(inputs) or loss(model, inputs)

@@ -15,8 +15,9 @@ from dyme_core.models import tiny_onevision
 from dyme_core.pipeline.callbacks import Collapsed, CollapseWatch
 from dyme_core.store import read_rows
 from dyme_core.supervision.checker import RuleChecker
-from dyme_core.trainer.dyme_trainer import DyMEConfig, DyMETrainer
-from dyme_core.trainer.rewards import reward_functions
+from dyme_core.trainer.config import DyMEConfig
+from dyme_core.trainer.dyme_trainer import DyMETrainer
+from dyme_core.trainer.rewards import dyme_rewards
 
 LOGS = sorted((Path(__file__).resolve().parents[2] / "results" / "mini" / "logs").glob("*.jsonl.xz"))
 PROCESSOR = tiny_onevision.build_processor(96, 24)
@@ -53,8 +54,8 @@ def train(folder: Path, sign: str, action: str) -> Sickening:
                            gradient_checkpointing=False, logging_nan_inf_filter=False, seed=0)
     trainer = Sickening(tiny_onevision.build_model("svlm", PROCESSOR, 0, 96, 24), args=arguments, sign=sign,
                         processing_class=PROCESSOR,
-                        train_dataset=datasets.to_dataset(RECORDS), refine=lambda rows: [None] * len(rows),
-                        reward_funcs=reward_functions(RuleChecker()), callbacks=[CollapseWatch(action)])
+                        train_dataset=datasets.to_dataset(RECORDS), refiner=lambda rows: [None] * len(rows),
+                        reward_funcs=dyme_rewards(RuleChecker()), callbacks=[CollapseWatch(action)])
     try:
         trainer.train()
     finally:

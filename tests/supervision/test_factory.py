@@ -17,7 +17,7 @@ from dyme_core import config
 from dyme_core.data import datasets
 from dyme_core.data.prompt_format import write_response
 from dyme_core.data.schema import item_of
-from dyme_core.models import loading, processors, tiny_onevision
+from dyme_core.models import loading, tiny_onevision
 from dyme_core.pipeline import train
 from dyme_core.pipeline.checkpointing import Keeper, train_from
 from dyme_core.pipeline.trainers import supervise_online
@@ -29,8 +29,9 @@ from dyme_core.supervision.llm.judge import LLMChecker
 from dyme_core.supervision.llm.parsing import SupervisionError
 from dyme_core.supervision.llm.refiner import LLMRefiner
 from dyme_core.supervision.refiner import DEFAULT_TEMPLATES, LearningChecker, RuleRefiner, TemplateBank, target_writer
-from dyme_core.trainer.dyme_trainer import DyMEConfig, DyMETrainer
-from dyme_core.trainer.rewards import reward_functions
+from dyme_core.trainer.config import DyMEConfig
+from dyme_core.trainer.dyme_trainer import DyMETrainer, writer_of
+from dyme_core.trainer.rewards import dyme_rewards
 
 SECRET = "sk-planted-0123456789abcdef"
 G = 4
@@ -77,15 +78,14 @@ def trainer_of(folder: Path, client, policy: str = "rule", callbacks=(), bank: T
     checker, refiner = LLMChecker(client, policy), LLMRefiner(client, bank, policy)
     settings = dict(per_device_train_batch_size=2 * G, num_generations=G, max_completion_length=64, max_steps=3,
                     learning_rate=1e-3, use_cpu=True, bf16=False, report_to="none", save_strategy="no", logging_steps=1,
-                    shuffle_dataset=False, disable_tqdm=True, gradient_checkpointing=False, seed=0, drop_idle_rows=False,
-                    generation_kwargs={"suppress_tokens": processors.suppressed_ids(PROCESSOR)})
+                    shuffle_dataset=False, disable_tqdm=True, gradient_checkpointing=False, seed=0, drop_idle_rows=False)
     model = tiny_onevision.build_model("svlm", PROCESSOR, 0, 96, 24)
     loading.freeze_vision(model)
     trainer = Scripted(model, args=DyMEConfig(str(folder), **settings | changes), train_dataset=datasets.to_dataset(RECORDS),
                        processing_class=PROCESSOR, callbacks=list(callbacks),
-                       reward_funcs=reward_functions(LearningChecker(checker, bank), group_size=G,
+                       reward_funcs=dyme_rewards(LearningChecker(checker, bank), group_size=G,
                                                      on_all_wrong=refiner.prefetch),
-                       refine=target_writer(refiner))
+                       refiner=refiner)
     trainer.experts = checker, refiner
     return trainer
 
@@ -267,7 +267,7 @@ def test_an_api_without_an_address_says_what_to_set(root: Path, monkeypatch) -> 
 def test_experts_of_rules_score_every_thinking_and_ask_nobody(tmp_path: Path) -> None:
     with Experts(config.Supervision(), config.Paths(tmp_path, "smoke"), tmp_path) as by_rule:
         online = supervise_online(by_rule, config.Training())
-        functions, refine = online["reward_funcs"], online["refine"]
+        functions, refine = online["reward_funcs"], writer_of(online["refiner"])
         assert online["watch"] is None
         row = RECORDS[0].row
         text = write_response(TARGETS[RECORDS[0].item], "no idea")
@@ -286,7 +286,8 @@ def test_experts_of_rules_write_targets_of_the_quality_before_and_during_trainin
         rows = [record.row for record in records]
         wanted = target_writer(GradedRefiner(quality))(rows)
         assert wanted != target_writer(RuleRefiner())([record.row for record in RECORDS])
-        assert by_rule.offline(records)(rows) == supervise_online(by_rule, config.Training())["refine"](rows) == wanted
+        online = writer_of(supervise_online(by_rule, config.Training())["refiner"])
+        assert by_rule.offline(records)(rows) == online(rows) == wanted
         told = by_rule.summary()
         assert (told["quality"], told["corruption"]) == (quality, 0.5)
 
@@ -296,7 +297,7 @@ def test_experts_behind_an_api_ask_for_the_targets_of_failed_prompts_while_rewar
         settings = config.Supervision(backend="api", model="m", base_url=server.base_url)
         with Experts(settings, config.Paths(tmp_path, "smoke"), tmp_path) as by_api:
             online = supervise_online(by_api, config.Training(num_generations=2))
-            functions, refine = online["reward_funcs"], online["refine"]
+            functions, refine = online["reward_funcs"], writer_of(online["refiner"])
             rows = [record.row for record in RECORDS[:2]]
             texts = [WRONG, WRONG, write_response(TARGETS[rows[1]["item"]], rows[1]["answer"]), WRONG]
             scores = functions[2](texts, **{name: [rows[0][name]] * 2 + [rows[1][name]] * 2 for name in rows[0]})

@@ -13,6 +13,11 @@ from dyme_core.trainer.advantages import EXPLORE, MASTERED, MEMORIZE
 YES, NO = True, False
 
 
+def step_of(matrix: torch.Tensor) -> objective.StepRewards:
+    """Rows of format, accuracy, thinking."""
+    return objective.StepRewards.of(matrix, ["format", "accuracy", "thinking"])
+
+
 def close(left: torch.Tensor, right: list[float]) -> bool:
     return torch.allclose(left, tensor(right, dtype=left.dtype), atol=1e-6)
 
@@ -50,29 +55,36 @@ def test_the_number_of_correct_rollouts_decides_the_mode(is_correct: list[bool],
 
 def test_the_gate_drops_what_has_no_format() -> None:
     rewards = tensor([[1.0, 1.0, 0.5], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]])  # format, accuracy, thinking
-    assert objective.total_rewards(rewards, "sum", 3).tolist() == [2.5, 1.0, 0.0]
-    assert objective.total_rewards(rewards, "gated", 3).tolist() == [2.5, 0.0, 0.0]
-    assert objective.total_rewards(rewards, "sum", 3, thinking_weight=0.0).tolist() == [2.0, 1.0, 0.0]
+    assert step_of(rewards).total(3).tolist() == [2.5, 1.0, 0.0]
+    assert step_of(rewards).total(3, "gated").tolist() == [2.5, 0.0, 0.0]
+    assert step_of(rewards).total(3, thinking_weight=0.0).tolist() == [2.0, 1.0, 0.0]
 
 
 def test_an_unknown_score_is_the_mean_of_its_own_groups_known_ones() -> None:
     # Known thinking scores 1, 0.5 and 0 (malformed): mean 0.5. The second group's 1 must not leak into the first.
     rewards = tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 0.5], [0.0, 0.0, 0.0], [1.0, 1.0, math.nan],
                       [1.0, 0.0, 1.0], [1.0, 0.0, math.nan], [1.0, 1.0, math.nan], [1.0, 0.0, 1.0]])
-    assert objective.total_rewards(rewards, "sum", 4).tolist() == [3.0, 1.5, 0.0, 2.5, 2.0, 2.0, 3.0, 2.0]
+    assert step_of(rewards).total(4).tolist() == [3.0, 1.5, 0.0, 2.5, 2.0, 2.0, 3.0, 2.0]
     assert objective.fill_unknown(rewards, 4)[3].tolist() == [1.0, 1.0, 0.5] and rewards[3, 2].isnan()
 
 
 def test_an_unknown_score_moves_its_rollout_by_nothing_but_its_other_rewards() -> None:
     # All equal but for thinking 1, 0 and unknown: the unknown one stands exactly at the mean.
-    advantages = objective.group_advantages(objective.total_rewards(tensor([[1.0, 0, 1], [1.0, 0, 0], [1.0, 0, math.nan]]),
-                                                                    "sum", 3), 3)
+    advantages = objective.group_advantages(step_of(tensor([[1.0, 0, 1], [1.0, 0, 0], [1.0, 0, math.nan]])).total(3), 3)
     assert advantages[2] == 0 and advantages[0] == -advantages[1] > 0
 
 
 def test_where_no_score_is_known_thinking_makes_no_difference() -> None:
     rewards = tensor([[1.0, 1.0, math.nan], [1.0, 0.0, math.nan], [0.0, 0.0, math.nan]])
-    assert objective.total_rewards(rewards, "sum", 3).tolist() == [2.0, 1.0, 0.0]
+    assert step_of(rewards).total(3).tolist() == [2.0, 1.0, 0.0]
+
+
+def test_any_rewards_are_summed_and_only_thinking_is_weighted() -> None:
+    matrix = tensor([[0.25, 1.0, 1.0, 2.0], [0.5, 0.0, 0.0, math.nan]])
+    step = objective.StepRewards.of(matrix, ["other", "thinking", "accuracy", "other"])
+    assert step.total(2, thinking_weight=0.5).tolist() == [3.75, 2.5], "the unknown score is its group's 2"
+    assert step.total(2, "gated").tolist() == step.total(2).tolist(), "no format reward, nothing to gate by"
+    assert step.is_correct().tolist() == [True, False] and step.best(thinking_weight=0.5) == 3.5
 
 
 @pytest.mark.parametrize(("rows", "group_size"), [(6, 4), (3, 1)])

@@ -15,7 +15,8 @@ from dyme_core.data.metrics import accuracy_reward
 from dyme_core.models import loading, tiny_onevision
 from dyme_core.models.prefix_sharing import share_prefixes
 from dyme_core.trainer import batching
-from dyme_core.trainer.dyme_trainer import DyMEConfig, DyMETrainer
+from dyme_core.trainer.config import DyMEConfig
+from dyme_core.trainer.dyme_trainer import DyMETrainer
 from dyme_core.trainer.rewards import format_reward
 
 PROCESSOR = tiny_onevision.build_processor(48, 24)
@@ -123,7 +124,7 @@ def train(folder: Path, size: int, prompts: int, accumulation: int, drops: bool,
                            use_cpu=True, bf16=False, report_to="none", save_strategy="no", logging_steps=1, seed=size,
                            disable_tqdm=True, gradient_checkpointing=False, drop_idle_rows=drops)
     trainer = Labelled(model, args=arguments, train_dataset=datasets.to_dataset(RECORDS), processing_class=PROCESSOR,
-                       refine=refine, reward_funcs=[format_reward, accuracy_reward, thinking])
+                       refiner=refine, reward_funcs=[format_reward, accuracy_reward, thinking])
     trainer.train()
     return trainer
 

@@ -140,7 +140,7 @@ def test_a_failing_checker_is_never_a_reward_of_zero() -> None:
 
 
 def test_trl_can_name_each_reward_function() -> None:
-    names = [function.__name__ for function in rewards.reward_functions(ScriptedChecker(1.0))]
+    names = [function.__name__ for function in rewards.dyme_rewards(ScriptedChecker(1.0))]
     assert names == ["format_reward", "accuracy_reward", "thinking_reward"]
 
 
@@ -191,7 +191,7 @@ def test_the_accuracy_that_is_trained_with_decides_which_groups_are_mixed() -> N
         return [float(text == WRONG) for text in completions]
 
     checker = ScriptedChecker(0.5)
-    functions = rewards.reward_functions(checker, lenient, group_size=3)
+    functions = rewards.dyme_rewards(checker, lenient, group_size=3)
     assert functions[:2] == [rewards.format_reward, lenient]
     functions[2]([WRONG, NO_FLAG, BARE], item=["a"] * 3, answer=["12"] * 3)
     assert [thinking for thinking, _ in checker.asked] == [NO_FLAG], "only WRONG is right, so that the group is mixed"
@@ -218,22 +218,46 @@ def test_what_is_asked_early_is_what_is_asked_in_the_end(size: int, mastered: st
         for order in itertools.permutations(range(3)):
             checker, failed = ScriptedChecker(0.5), []
             reward = rewards.ThinkingReward(checker, group_size=size, mastered=mastered, on_all_wrong=failed.extend)
-            records, seen = [{"item": "a", "answer": "12"}] * 3, [None] * 3
+            end = reward.watch([{"item": "a", "answer": "12"}] * 3)
             for place in order:
-                seen[place] = texts[place]
-                reward.watch(seen, records)
-            early, early_failed = set(checker.early), bool(failed)
+                end({place: texts[place]})
+            early, early_failed = sorted(checker.early), bool(failed)
             reward(list(texts), item=["a"] * 3, answer=["12"] * 3)
-            assert early == {thinking for thinking, _ in checker.asked}
+            assert early == sorted(thinking for thinking, _ in checker.asked), "each once"
             assert early_failed == bool(failed) == (size == 3 and GOOD not in texts)
 
 
 def test_a_mixed_group_is_known_before_its_last_rollout_ends() -> None:
-    checker = ScriptedChecker(0.5)
-    reward = rewards.ThinkingReward(checker, group_size=4)
-    for seen, num_asked in (([GOOD, None, None, None], 0), ([GOOD, None, WRONG, None], 2), ([GOOD, BARE, WRONG, None], 4)):
-        reward.watch(seen, [{"item": "a", "answer": "12"}] * 4)
-        assert len(checker.early) == num_asked, "traces asked about again are not asked for again by the checker"
+    checker, scored = ScriptedChecker(0.5), []
+
+    def accuracy(completions, **columns):
+        scored.extend(completions)
+        return rewards.accuracy_reward(completions, **columns)
+
+    end = rewards.ThinkingReward(checker, group_size=4, accuracy=accuracy).watch([{"item": "a", "answer": "12"}] * 4)
+    for ended, num_asked in (({0: GOOD}, 0), ({2: WRONG}, 2), ({1: BARE}, 2), ({3: WRONG}, 3)):
+        end(ended)
+        assert len(checker.early) == num_asked, "a trace is asked for once"
+    assert scored == [GOOD, WRONG, BARE, WRONG], "and scored once"
+
+
+@pytest.mark.parametrize(("names", "chosen", "roles"), [
+    (["format", "accuracy", "thinking"], None, ["format", "accuracy", "thinking"]),
+    (["mine", "format", "accuracy"], None, ["accuracy", "format", "other"]),  # nobody says that this accuracy is ours
+    (["mine", "accuracy", "thinking"], None, ["other", "accuracy", "thinking"]),
+    (["mine", "accuracy", "thinking"], "mine", ["accuracy", "other", "thinking"]),
+    (["format", "mine", "yours"], "yours", ["format", "other", "accuracy"])])
+def test_one_reward_says_what_is_correct(names: list[str], chosen: str | None, roles: list[str]) -> None:
+    functions = dict(zip(["format", "accuracy", "thinking"], rewards.dyme_rewards(ScriptedChecker(1.0)), strict=True))
+    functions |= {name: lambda completions, **columns: [0.0] * len(completions) for name in ("mine", "yours")}
+    assert rewards.roles_of([functions[name] for name in names], names, chosen) == roles
+
+
+def test_rewards_that_cannot_say_what_is_correct_are_refused_with_advice() -> None:
+    with pytest.raises(ValueError, match=r"must name one of the reward functions \['format_reward'\]: got 'exact'"):
+        rewards.roles_of([rewards.format_reward], ["format_reward"], "exact")
+    with pytest.raises(ValueError, match="must say which rollouts are correct: got .*; add one that scores answers"):
+        rewards.roles_of([rewards.format_reward], ["format_reward"])
 
 
 def test_a_score_that_is_not_known_is_passed_on_as_unknown() -> None:

@@ -14,10 +14,11 @@ from dyme_core.data.prompt_format import write_response
 from dyme_core.data.schema import item_of
 from dyme_core.models import loading
 from dyme_core.supervision.checker import RuleChecker
-from dyme_core.supervision.refiner import RuleRefiner, target_writer
+from dyme_core.supervision.refiner import RuleRefiner
 from dyme_core.trainer import batching
-from dyme_core.trainer.dyme_trainer import DyMEConfig, DyMETrainer
-from dyme_core.trainer.rewards import reward_functions
+from dyme_core.trainer.config import DyMEConfig
+from dyme_core.trainer.dyme_trainer import DyMETrainer
+from dyme_core.trainer.rewards import dyme_rewards
 
 BASE = Path(__file__).resolve().parents[2] / "bases" / "svlm-s0"
 RECORDS = datasets.mini_records("train", 8, seed=0)
@@ -55,7 +56,7 @@ def train(folder: Path, saves: bool, num_processes: int = 1, accumulation: int =
                            logging_steps=1, shuffle_dataset=False, disable_tqdm=True, gradient_checkpointing=False, seed=0,
                            max_grad_norm=0.0, optim="sgd", drop_idle_rows=saves)
     trainer = Scripted(model, args=arguments, train_dataset=datasets.to_dataset(RECORDS), processing_class=processor,
-                       refine=target_writer(RuleRefiner()), reward_funcs=reward_functions(RuleChecker()))
+                       refiner=RuleRefiner(), reward_funcs=dyme_rewards(RuleChecker()))
     start = weights(model)
     trainer.train()
     return {"losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry], "rows": trainer.num_rows,

@@ -1,6 +1,7 @@
-"""Rollouts told of as they end: the sampler's own, in time, and nothing else changes."""
+"""Rollouts reported as they end: the sampler's own, in time, each once, and nothing else changes."""
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ from dyme_core.models import generation, loading, processors
 from dyme_core.pipeline.trainers import supervise_online
 from dyme_core.supervision.factory import Experts
 from dyme_core.supervision.refiner import RuleRefiner
-from dyme_core.trainer.dyme_trainer import DyMEConfig, DyMETrainer
+from dyme_core.trainer.config import DyMEConfig
+from dyme_core.trainer.dyme_trainer import DyMETrainer
 from dyme_core.trainer.streaming import Watcher, watching
 
 BASE = Path(__file__).resolve().parents[2] / "bases" / "svlm-s0"
@@ -30,25 +32,23 @@ def policy() -> tuple:
     return loading.load_policy(BASE)
 
 
-def test_every_rollout_that_ends_is_told_of_at_its_end_and_the_samples_are_the_same(policy) -> None:
+def test_every_rollout_is_reported_once_when_it_ends_and_the_samples_are_the_same(policy) -> None:
     model, processor = policy
     inputs = generation.prompt_inputs(processor, [record for record in RECORDS[:2] for _ in range(G)])
-    end, made, told = processor.tokenizer.eos_token_id, [], []
+    end, made, reports = processor.tokenizer.eos_token_id, [], []
     for is_watched in (False, True):
         torch.manual_seed(1)
         options = dict(do_sample=True, max_new_tokens=10, eos_token_id=end,
                        suppress_tokens=processors.suppressed_ids(processor))
-        if is_watched:
-            with watching(model, Watcher(told.append, [end])):
-                made.append(model.generate(**inputs, **options))
-        else:
+        with watching(model, Watcher(reports.append, [end])) if is_watched else nullcontext():
             made.append(model.generate(**inputs, **options))
     assert torch.equal(*made) and "generate" not in vars(model)
-    rollouts = [ids[: ids.index(end) + 1] if end in ids else None for ids in made[0][:, inputs["input_ids"].shape[1]:].tolist()]
-    assert None in rollouts and told[-1] == rollouts, "a rollout that the limit cut is never told of"
-    num_ended = [sum(ids is not None for ids in each) for each in told]
-    assert num_ended[0] >= 1 and num_ended == sorted(set(num_ended)), "told only where more have ended"
-    assert len(num_ended) == len({len(ids) for ids in rollouts if ids is not None})
+    sampled = made[0][:, inputs["input_ids"].shape[1]:].tolist()
+    rollouts = {row: ids[: ids.index(end) + 1] for row, ids in enumerate(sampled) if end in ids}
+    assert len(rollouts) < len(sampled), "a rollout that the limit cut is never reported"
+    assert {row: ids for report in reports for row, ids in report.items()} == rollouts
+    assert sum(map(len, reports)) == len(rollouts) and all(reports)
+    assert [set(map(len, report.values())) for report in reports] == [{n} for n in sorted(set(map(len, rollouts.values())))]
 
 
 def test_a_generate_of_the_models_own_is_put_back() -> None:
@@ -61,12 +61,18 @@ def test_a_generate_of_the_models_own_is_put_back() -> None:
 
 
 class Watched(DyMETrainer):
-    """Keeps what generation, the checker and the refiner had under way when the last rollout had been written, and weights."""
+    """Keeps what the checker and the refiner had under way when the last rollout had been written, what was decoded until
+    then, and the rollouts that ended."""
 
     def _generate_single_turn(self, *args):
-        answer = super()._generate_single_turn(*args)
-        self.early = [*getattr(self, "early", []), self.count()]
-        return answer
+        with pytest.MonkeyPatch.context() as patch:
+            plain = self.processing_class.batch_decode
+            patch.setattr(self.processing_class, "batch_decode", lambda ids, **options: (
+                self.decoded.extend(ids), plain(ids, **options))[1])
+            rollouts, log_probs = super()._generate_single_turn(*args)
+        self.ended += [ids for ids in rollouts if ids[-1] in self.eos_token_ids]
+        self.early.append(self.count())
+        return rollouts, log_probs
 
 
 def train(folder: Path, server: ScriptedServer, is_watched: bool) -> tuple[Watched, dict]:
@@ -74,12 +80,12 @@ def train(folder: Path, server: ScriptedServer, is_watched: bool) -> tuple[Watch
     settings = config.Supervision("api", "raise", model="m", base_url=server.base_url)
     arguments = DyMEConfig(str(folder), per_device_train_batch_size=4 * G, num_generations=G, max_completion_length=LENGTH,
                            max_steps=2, learning_rate=1e-3, use_cpu=True, bf16=False, report_to="none", save_strategy="no",
-                           logging_steps=1, disable_tqdm=True, gradient_checkpointing=False, seed=0,
-                           generation_kwargs={"suppress_tokens": processors.suppressed_ids(processor)})
+                           logging_steps=1, disable_tqdm=True, gradient_checkpointing=False, seed=0)
     with Experts(settings, config.Paths(folder, "smoke"), folder) as experts:
         online = supervise_online(experts, config.Training(num_generations=G))
         trainer = Watched(model, args=arguments, train_dataset=datasets.to_dataset(RECORDS), processing_class=processor,
                           **online | ({} if is_watched else {"watch": None}))
+        trainer.decoded, trainer.ended, trainer.early = [], [], []
         trainer.count = lambda: experts.checker.counts()["asked"] + experts.refiner.counts()["asked"]
         trainer.train()
         return trainer, {"checker": experts.checker.counts(), "refiner": experts.refiner.counts(),
@@ -93,6 +99,7 @@ def test_judges_are_asked_while_rollouts_are_written_and_training_is_the_same(tm
             made.append((*train(tmp_path / str(is_watched), server, is_watched), num_checks(server), len(server.seen)))
     (plain, counts, *calls), (watched, same_counts, *same_calls) = made
     assert calls == same_calls and counts == same_counts and counts["checker"]["asked"] > 0 < counts["refiner"]["asked"]
+    assert plain.decoded == [] and sorted(watched.decoded) == sorted(watched.ended) != [], "each rollout is decoded once"
     assert plain.early[0] == 0 < watched.early[0], "asked before the last rollout was written"
     for wanted, found in zip(plain.state.log_history, watched.state.log_history, strict=True):
         assert [found.get(name) for name in ("loss", "grad_norm", "memorize", "thinking")] == \

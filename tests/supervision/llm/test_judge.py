@@ -215,7 +215,7 @@ def rollouts(num_right: int) -> list[str]:
 def step(client, completions: list[str], **options) -> tuple[list[float], list[str | None]]:
     """What DyMETrainer asks for in one step: rewards of all completions, then targets of all-wrong prompts."""
     checker, refiner = LLMChecker(client), LLMRefiner(client)
-    thinking = rewards.reward_functions(checker, group_size=G, on_all_wrong=refiner.prefetch, **options)[2]
+    thinking = rewards.dyme_rewards(checker, group_size=G, on_all_wrong=refiner.prefetch, **options)[2]
     scores = thinking(completions, **COLUMNS)
     right = metrics.accuracy_reward(completions, COLUMNS["answer"])
     failed = [record.row for place, record in enumerate(RECORDS) if not any(right[place * G: place * G + G])]

@@ -1,0 +1,71 @@
+"""DyMEConfig: GRPO's settings, those that DyME needs fixed, and the switch's own (docs/method.md)."""
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from trl import GRPOConfig
+
+from dyme_core.trainer import switches
+
+# What DyME needs fixed: setting, value, and what any other value would break.
+REQUIRED = (
+    ("loss_type", "grpo", "dapo, bnpo and dr_grpo weigh a memorize row differently from the SFT step it stands for"),
+    ("temperature", 1.0, "a temperature T puts 1/T into the memorize gradient"),
+    ("beta", 0.0, "a reference model pulls targets back"),
+    ("num_iterations", 1, "a replaced row has no old log-probs"),
+    ("mask_truncated_completions", False, "it would mask targets"),
+    ("vllm_importance_sampling_correction", False, "a replaced row has no sampling log-probs"),
+    ("scale_rewards", "group", "advantages are standardised inside each group"),
+    ("reward_weights", None, "the switch sums the rewards itself and would not see TRL's weights"),
+    ("multi_objective_aggregation", "sum_then_normalize", "the switch standardises the sum"),
+    ("top_entropy_quantile", 1.0, "it would mask targets"),
+    ("off_policy_mask_threshold", None, "a replaced row has no sampling log-probs"))
+CHOICES = {"memorize_weight": ("row", "group"), "mastered": ("skip", "explore"), "reward_gate": ("sum", "gated")}
+
+
+@dataclass
+class DyMEConfig(GRPOConfig):
+    """GRPO's settings, those that DyME needs fixed, and the switch's own.
+
+    Attributes:
+        switch: one of switches.SWITCHES; "binary" is DyME's.
+        switch_value: the switch's number; None: its default.
+        correct_reward: name of the reward function whose value above 0.5 means that a rollout is correct. None: our accuracy
+            reward where there is one, else the first function that scores neither format nor thinking.
+        correct_needs_format: an answer without thinking is not correct, where a format reward is given.
+        thinking_weight: of the thinking reward; 0 is the ablation without checker.
+        reward_gate: "sum" adds all rewards (public code); "gated" gives 0 where the format reward fails.
+        memorize_weight: "row", 1 (public code), or "group", G: a prompt counts as one SFT example.
+        mastered: what all-correct groups do: "skip" (advantage 0) or "explore".
+        drop_idle_rows: rows of advantage 0 skip the update (same gradient).
+        probe_every: steps between measurements of the gradients of targets and of rollouts; 0: never.
+    """
+
+    switch: str = field(default="binary", metadata={"help": "one of switches.SWITCHES; binary is DyME's"})
+    switch_value: float | None = field(default=None, metadata={"help": "the switch's number; None: its default"})
+    correct_reward: str | None = field(default=None, metadata={"help": "name of the reward that says what is correct"})
+    correct_needs_format: bool = field(default=True, metadata={"help": "an answer without thinking is not correct"})
+    thinking_weight: float = field(default=1.0, metadata={"help": "of the thinking reward; 0 is the ablation without checker"})
+    reward_gate: str = field(default="sum", metadata={"help": "sum (public code) or gated: 0 where the format fails"})
+    memorize_weight: str = field(default="row", metadata={"help": "row: 1 (public code); group: G, a prompt = an SFT example"})
+    mastered: str = field(default="skip", metadata={"help": "all-correct groups: skip (advantage 0) or explore"})
+    drop_idle_rows: bool = field(default=True, metadata={"help": "rows of advantage 0 skip the update (same gradient)"})
+    probe_every: int = field(default=0, metadata={"help": "steps between measurements of gradients; 0: never"})
+    loss_type: str = "grpo"
+    beta: float = 0.0
+    mask_truncated_completions: bool = False
+    vllm_importance_sampling_correction: bool = False
+
+    def __post_init__(self) -> None:
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {choices}: got {getattr(self, name)!r}")
+        switches.named(self.switch, self.switch_value)
+        super().__post_init__()
+        for name, wanted, why in REQUIRED:
+            if getattr(self, name) != wanted:
+                raise ValueError(f"DyME needs {name}={wanted!r}: got {getattr(self, name)!r}, but {why}")
+        if self.steps_per_generation != self.gradient_accumulation_steps:
+            raise ValueError(f"DyME needs steps_per_generation unset: got {self.steps_per_generation} with "
+                             f"gradient_accumulation_steps={self.gradient_accumulation_steps}; else old log-probs of replaced "
+                             "rows would be stale")
