@@ -1,4 +1,4 @@
-"""What watches a run: the log of its steps with the time left, and the signs that training has collapsed."""
+"""Callbacks of a run: the log of its steps with the time left, and the detection of a collapse."""
 from __future__ import annotations
 
 import logging
@@ -24,37 +24,37 @@ LOGGED = ("loss", "memorize", "explore", "mastered", "format", "accuracy", "corr
           "thinking_tokens", "truncated", "repeated", "without_target", "rows", "memorize_norm", "explore_norm", "cosine",
           "generate_s", "score_s", "update_s")
 WINDOW = 10  # steps over which the signs of a collapse are averaged
-NUMBERS = ("loss", "grad_norm")  # that must be finite
+NUMBERS = ("loss", "grad_norm")  # must be finite
 
 
 class StepLog(TrainerCallback):
     """Collects one row per optimisation step and, every `evaluate_every` steps, one of greedy validation.
 
     Args:
-        run: its columns stand in every row.
+        run: its columns are in every row.
         validation: records that are evaluated.
         processor: of the policy.
-        experts: whose calls are counted per step.
+        experts: their calls are counted per step.
 
     Attributes:
         rows: the log.
         steps_before: steps of earlier phases (SFT then GRPO).
-        train_s, cpu_s: seconds and CPU seconds of all training, once it is over (`end`).
+        train_s, cpu_s: seconds and CPU seconds of all training, set by `end`.
     """
 
     def __init__(self, run: Run, validation: list[Record], processor, experts: Experts) -> None:
         self.run, self.validation, self.processor, self.experts, self.steps_before = run, validation, processor, experts, 0
         self.rows: list[dict[str, Any]] = []
-        self.tokens = self._phase_tokens = 0  # prompts and completions; TRL counts anew in each phase
+        self.tokens = self._phase_tokens = 0  # prompts and completions; TRL starts from 0 in each phase
         self.evaluate_s = self.evaluate_cpu_s = 0.0
-        self.resumed: list[int] = []  # steps from which training went on
-        self._before = (0.0, 0.0)  # seconds and CPU seconds of training until it was interrupted
+        self.resumed: list[int] = []  # steps before training resumed
+        self._before = (0.0, 0.0)  # seconds and CPU seconds of training before the interruption
         self._start = self._step_start = time.perf_counter()
         self._start_step = 0
         self.begin()
 
     def begin(self) -> None:
-        """Count what training takes from here on, without the evaluations in between."""
+        """Start counting the seconds of training, without the evaluations in between."""
         self._begun = time.perf_counter() - self.evaluate_s, time.process_time() - self.evaluate_cpu_s
 
     def spent(self) -> tuple[float, float]:
@@ -63,7 +63,7 @@ class StepLog(TrainerCallback):
                 self._before[1] + time.process_time() - self.evaluate_cpu_s - self._begun[1])
 
     def end(self) -> None:
-        """Note what training took; what comes after is not counted."""
+        """Stop counting."""
         self.train_s, self.cpu_s = self.spent()
 
     def state_dict(self) -> dict[str, Any]:
@@ -77,7 +77,7 @@ class StepLog(TrainerCallback):
         self.begin()
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self._start, self._start_step = time.perf_counter(), state.global_step  # the time left is of this phase and its pace
+        self._start, self._start_step = time.perf_counter(), state.global_step  # the time left is that of this phase
 
     def on_train_end(self, args, state, control, **kwargs):
         self.tokens, self._phase_tokens = self.tokens + self._phase_tokens, 0
@@ -123,7 +123,7 @@ class StepLog(TrainerCallback):
 
 
 class Collapsed(RuntimeError):
-    """Training was stopped: it says what was seen, and the newest checkpoint from before."""
+    """Training was stopped after a collapse; the message has the signs and the newest checkpoint from before it."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class Sign:
     remedy: str
 
 
-# Bounds: over the study's 285 logs they hold for one run alone, GRPO without memorizing (seed 2), which did collapse.
+# Bounds: in the study's logs exactly one run exceeds them, DyME without memorizing (seed 2), and it did collapse.
 SIGNS = (
     Sign("truncated", lambda mean, best: mean >= 0.9, "rollouts run into the length limit",
          "lower the learning rate, or raise max_completion_tokens if thinking needs it"),
@@ -148,7 +148,7 @@ SIGNS = (
 
 
 class CollapseWatch(TrainerCallback):
-    """Looks at every step's log; says once what it sees, or stops.
+    """Checks the log of every step; warns once, or stops.
 
     Args:
         action: "warn", or "stop": raise Collapsed before the step's checkpoint is written.
@@ -181,7 +181,7 @@ class CollapseWatch(TrainerCallback):
         logger.warning("%s (on_collapse='stop' would end the run here)", told)
 
     def signs(self, logs: dict[str, float]) -> list[tuple[str, str, str]]:
-        """(name, what is seen, what to do) of each sign in this step's log and those before it."""
+        """(name, finding, remedy) of each sign in the logs up to this step."""
         found = [(name, f"{name} is {logs[name]}", "lower the learning rate, and look at the batch of this step")
                  for name in NUMBERS if not math.isfinite(logs.get(name, 0.0))]
         for sign in SIGNS:
@@ -196,7 +196,7 @@ class CollapseWatch(TrainerCallback):
 
 
 def _last_good(folder: Path, step: int) -> str:
-    """Words on the newest checkpoint that is not later than a step."""
+    """A sentence on the newest checkpoint that is not later than a step."""
     steps = [int(path.name.rpartition("-")[2]) for path in folder.glob("checkpoint-*")]
     good = max((each for each in steps if each <= step), default=None)
     return f"The last good checkpoint is {folder / f'checkpoint-{good}'}" if good else \

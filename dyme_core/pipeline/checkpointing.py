@@ -1,7 +1,7 @@
-"""Checkpoints from which training goes on exactly, each whole or not used: checksums of all its files are written last.
+"""Checkpoints from which training resumes exactly. The checksums of all files are written last; an incomplete one is not used.
 
-Trainer keeps weights, optimiser, schedule and random states; `Keeper` adds what only this run knows. Nothing is unpickled but
-what the checksums of this run's own folder name, and torch reads that with `weights_only`.
+Trainer stores weights, optimiser, schedule and random states; `Keeper` adds the state of this run. Only files that the
+checksums of the run's own folder name are unpickled, and torch reads them with `weights_only`.
 """
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class Kept(Protocol):
 
 
 class Keeper(TrainerCallback):
-    """Completes every checkpoint that its Trainer writes, and restores what it added where training goes on from one.
+    """Completes every checkpoint that its Trainer writes, and restores its own part when training resumes.
 
     Args:
-        fingerprint: of all that decides the run's result; a checkpoint of another is not used.
-        **kept: by name; each process keeps its own.
+        fingerprint: of everything that decides the run's result; a checkpoint with another one is not used.
+        **kept: the parts by name; each process has its own.
     """
 
     def __init__(self, fingerprint: str, **kept: Kept) -> None:
@@ -45,7 +45,7 @@ class Keeper(TrainerCallback):
     def on_save(self, args, state, control, **kwargs):
         folder = _folder(args, state.global_step)
         if state.is_world_process_zero:
-            (folder / CHECKSUMS).unlink(missing_ok=True)  # of an earlier try at this step
+            (folder / CHECKSUMS).unlink(missing_ok=True)  # of an earlier attempt at this step
         tensors: dict[str, torch.Tensor] = {}
         values = _without_tensors({name: each.state_dict() for name, each in self.kept.items()}, tensors)
         write_json(folder / f"kept-{args.process_index}.json", values)
@@ -61,7 +61,7 @@ class Keeper(TrainerCallback):
             self.restore(_folder(args, state.global_step), args.process_index)
 
     def restore(self, folder: Path, process: int = 0) -> None:
-        """Give back what was kept by this process; by the first, where there were fewer."""
+        """Restore the state of this process, or that of the first where there were fewer processes."""
         stem = folder / f"kept-{process}"
         stem = stem if stem.with_suffix(".json").is_file() else folder / "kept-0"
         values = _with_tensors(json.loads(stem.with_suffix(".json").read_text()), load_file(stem.with_suffix(".safetensors")))
@@ -69,7 +69,7 @@ class Keeper(TrainerCallback):
             each.load_state_dict(values[name])
 
     def latest(self, folder: Path) -> Path | None:
-        """The newest whole checkpoint in a Trainer's folder, None where there is none; why others are not used is logged."""
+        """The newest complete checkpoint in a Trainer's folder, or None; the log says why others are not used."""
         for path in sorted(folder.glob("checkpoint-*[0-9]"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
             fault = self.fault(path)
             if fault is None:
@@ -78,7 +78,7 @@ class Keeper(TrainerCallback):
         return None
 
     def fault(self, folder: Path) -> str | None:
-        """Why a checkpoint cannot be gone on from; None where it can."""
+        """Why training cannot resume from a checkpoint; None where it can."""
         try:
             told = json.loads((folder / CHECKSUMS).read_text())
             wanted, fingerprint = dict(told["files"]), told["fingerprint"]
@@ -108,8 +108,8 @@ def train_from(trainer: Trainer, checkpoint: Path | None, keeper: Keeper) -> Non
     state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     logger.info("going on from step %d of %d (%s)", state.global_step, trainer.args.max_steps, checkpoint)
     if isinstance(trainer.model, PreTrainedModel):
-        # Trainer's own reading (transformers 5.17) takes no heed of the names that LLaVA-OneVision's files have for weights:
-        # it finds none of them, warns, and would go on from the base.
+        # Trainer (transformers 5.17) does not map the weight names in LLaVA-OneVision's files: it finds none, warns, and would
+        # resume from the base.
         trainer._load_from_checkpoint = lambda folder, model=None: load_weights(trainer.model, Path(folder))
     if trainer.args.device.type == "cpu":  # "cpu:0" in several processes, which torch.load (2.13) knows no place for
         vars(trainer.args)["_setup_devices"] = torch.device("cpu")
@@ -134,7 +134,7 @@ def _train(trainer: Trainer, checkpoint: str | None = None) -> None:
 
 
 def load_weights(model: PreTrainedModel, folder: Path) -> None:
-    """Put the weights of a folder that `save_pretrained` wrote into a model of the same kind.
+    """Load the weights that `save_pretrained` wrote to a folder into a model of the same kind.
 
     Raises:
         ValueError, RuntimeError: where one is missing or has another shape.
@@ -151,7 +151,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _without_tensors(value: Any, tensors: dict[str, torch.Tensor], name: str = "") -> Any:
-    """The value with each tensor put into `tensors`, a mark in its place."""
+    """The value with each tensor moved into `tensors` and a mark in its place."""
     if isinstance(value, torch.Tensor):
         tensors[name] = value.detach().cpu().contiguous().clone()
         return {TENSOR: name}

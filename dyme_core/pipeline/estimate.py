@@ -1,8 +1,8 @@
-"""What a step takes of a card, before a long run: seconds and memory estimated from formulas, and the longest sample tried.
+"""Seconds and memory of a step on a card, before a long run: estimated from formulas, and tried on the longest sample.
 
-FLOPs: 2 a weight and token forward, twice that backward (Kaplan et al. 2020, arXiv 2001.08361, 2.1), half of the backward
-where only adapters are trained, one forward more with checkpointing (Chen et al. 2016, arXiv 1604.06174). Attention: 4 x
-width x context a token and layer (PaLM, arXiv 2204.02311, appendix B). AdamW in mixed precision: 16 bytes a trained weight
+FLOPs: 2 per weight and token forward, twice that backward (Kaplan et al. 2020, arXiv 2001.08361, 2.1), half of the backward
+where only adapters are trained, one more forward with checkpointing (Chen et al. 2016, arXiv 1604.06174). Attention: 4 x
+width x context per token and layer (PaLM, arXiv 2204.02311, appendix B). AdamW in mixed precision: 16 bytes per trained weight
 (ZeRO, arXiv 1910.02054, 3.1). Savings that depend on the rollouts (idle rows, shared prompts) are left out.
 """
 from __future__ import annotations
@@ -25,12 +25,12 @@ from dyme_core.pipeline.preflight import PreflightReport
 
 GIB = 2**30
 UTILISATION = 0.35  # assumed: of the card's peak in prefill and update (PaLM reports 0.46 for far larger layers)
-LAYER_S = 1e-3  # assumed: a decoding step of one layer in transformers, whose kernels are too small to fill a card
-KEPT_HIDDEN, KEPT_INNER = 12, 4  # numbers kept for backward, a token and layer: x width, x width of the MLP (Qwen2's forward)
+LAYER_S = 1e-3  # assumed: seconds of a decoding step of one layer in transformers, whose kernels are too small to fill a card
+KEPT_HIDDEN, KEPT_INNER = 12, 4  # numbers kept for backward per token and layer: x width, x width of the MLP (Qwen2's forward)
 LOGIT_COPIES = 3  # logits, scaled logits, their gradient
 FIXED_BYTES = GIB  # assumed: CUDA context and kernels
-SLACK = 1.1  # assumed: what the allocator cannot use
-ADAM_BYTES = 8  # two moments of 32 bits for each trained weight, which the first step allocates
+SLACK = 1.1  # assumed: lost to fragmentation
+ADAM_BYTES = 8  # two moments of 32 bits per trained weight, allocated by the first step
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,13 @@ USUAL = {"gpu": ("RTX 4090", 1), "paper": ("A100", 8)}  # the paper's eight card
 
 @dataclass(frozen=True)
 class Shape:
-    """What of a model decides the costs.
+    """The sizes of a model that decide the costs.
 
     Attributes:
         layers, hidden, inner, key_value: of the language model; `inner` is the MLP's width, `key_value` that of the keys.
-        vocabulary: words, whose embeddings are the output layer, too.
+        vocabulary: tokens; their embeddings are also the output layer.
         vision: weights of the vision tower, which are frozen.
-        patches: that the tower reads of one picture, all its views together.
+        patches: of one picture in the tower, all its views together.
         prompt_tokens: of the longest prompt, the picture's tokens included.
     """
 
@@ -87,7 +87,7 @@ ONEVISION = Shape(layers=24, hidden=896, inner=4864, key_value=128, vocabulary=1
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds of the parts of a step, and GiB of one card at its fullest, by part. `str()` is the text to show."""
+    """Seconds of the parts of a step, and peak GiB of one card, by part. `str()` is the text to show."""
 
     profile: str
     card: str
@@ -131,10 +131,10 @@ def forward_flops(shape: Shape, tokens: int, scored: int) -> float:
 
 
 def update_flops(shape: Shape, completion_tokens: int, *, full: bool, checkpointing: bool) -> float:
-    """FLOPs of one row in the update: picture, forward, backward, and what checkpointing computes again."""
+    """FLOPs of one row in the update: picture, forward, backward, and the recomputation of checkpointing."""
     tokens = shape.prompt_tokens + completion_tokens
     forward = forward_flops(shape, tokens, completion_tokens)
-    # A layer is not computed again to its end: backward needs no output of the MLP's last product, and torch stops there.
+    # A layer is not recomputed to its end: backward does not need the output of the MLP's last product, and torch stops there.
     again = forward_flops(shape, tokens, 0) - 2 * shape.layers * shape.hidden * shape.inner * tokens
     return picture_flops(shape) + forward * (3 if full else 2) + again * checkpointing
 
@@ -203,13 +203,13 @@ class OutOfMemory(RuntimeError):
 
 @dataclass(frozen=True)
 class Headroom:
-    """What the longest sample took.
+    """The cost of the longest sample.
 
     Attributes:
         item: its id.
-        rows: of it that were in one micro-batch.
+        rows: copies of it in one micro-batch.
         tokens: of one row, completion included.
-        peak_bytes: most that the card held at once, the optimiser's moments added; None on a CPU, which counts nothing.
+        peak_bytes: peak memory of the card, plus the optimiser's moments; None on a CPU.
     """
 
     item: str
@@ -262,7 +262,7 @@ def try_longest(model: PreTrainedModel, processor: ProcessorMixin, record: Recor
 
 
 def check_memory(run: Run, model: PreTrainedModel, processor: ProcessorMixin, longest: Record) -> Headroom:
-    """Try the longest sample in a micro-batch as training will have them, and say what it took.
+    """Try the longest sample in a micro-batch like those of training, and log its cost.
 
     Raises:
         OutOfMemory: where it does not fit, with what to lower.

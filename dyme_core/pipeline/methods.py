@@ -1,4 +1,4 @@
-"""What is trained: a method on a base with a seed; its name, where it starts, and all that its result depends on."""
+"""A run: a method on a base with a seed; its name, its base, and everything that its result depends on."""
 from __future__ import annotations
 
 import dataclasses
@@ -10,8 +10,8 @@ from typing import Any
 
 from dyme_core import config, utils
 
-RESULTS_VERSION = 2  # raised with any change of the code after which the same settings give other rows; 1: not in the manifest
-UNSUPERVISED = ("base", "grpo")  # methods that ask no expert for anything that is learned
+RESULTS_VERSION = 2  # raised when changed code gives other rows for the same settings; manifests of version 1 do not hold it
+UNSUPERVISED = ("base", "grpo")  # methods that learn nothing from checker or refiner
 HELD_OUT = config.SPLITS[1:]
 MAX_NAME = 40  # characters of settings in a run's name; more become a hash
 
@@ -22,9 +22,9 @@ class RunExists(ValueError):
 
 @dataclass(frozen=True)
 class Run:
-    """What is trained: a method of config.METHODS on a base ("svlm" or "large") with a seed.
+    """A method of config.METHODS on a base ("svlm" or "large") with a seed.
 
-    `variant` names what differs from the profile's own settings; "" lets `label` say it.
+    `variant` names the difference from the profile's settings; with "", `label` derives it.
     """
 
     profile: config.Profile
@@ -39,7 +39,7 @@ class Run:
 
     @property
     def label(self) -> str:
-        """The variant, or else what differs from the profile of this name, as "own-steps100"; "" where nothing does."""
+        """The variant, or else the settings that differ from the profile's, as "own-steps100"; "" where none does."""
         return self.variant or _label(changed_settings(self))
 
     @property
@@ -48,12 +48,12 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        """Where its checkpoints and its policy lie."""
+        """The folder of its checkpoints and its policy."""
         return self.paths.runs / self.name
 
     @property
     def manifest(self) -> Path:
-        """What made the run; written last, so that its rows and log are whole where it is there."""
+        """The manifest's path; it is written last, so that rows and log are complete where it exists."""
         return self.paths.manifests / f"{self.name}.json"
 
     @property
@@ -62,17 +62,17 @@ class Run:
 
 
 def supervision_of(run: Run) -> config.Supervision:
-    """Who checks and refines in this run; methods that learn from no expert have the rules, which only measure."""
+    """The run's supervision; methods that learn nothing from it have the rules, which only measure."""
     return config.Supervision() if run.method in UNSUPERVISED else run.profile.supervision
 
 
 def base_folder(paths: config.Paths, model: str, seed: int) -> Path:
-    """The base a seed starts from: its own, which `scheduler` builds where it is missing."""
+    """The base of a seed; `scheduler` builds it where it is missing."""
     return paths.bases / f"{model}-s{seed}"
 
 
 def base_name(run: Run) -> str:
-    """What a run starts from, as its manifest says it."""
+    """The name of a run's base in its manifest."""
     return base_folder(run.paths, run.model, run.seed).name if run.profile.model == "mini" else run.profile.model
 
 
@@ -81,7 +81,7 @@ def phase_steps(run: Run) -> list[tuple[str, int]]:
     steps = run.profile.training.steps
     first = int(steps * run.profile.training.sft_share)
     chosen = {"base": [], "sft_grpo": [("sft", first), ("sft_grpo", steps - first)]}.get(run.method, [(run.method, steps)])
-    return [phase for phase in chosen if phase[1]]  # to a Trainer max_steps=0 would mean three epochs
+    return [phase for phase in chosen if phase[1]]  # a Trainer takes max_steps=0 for three epochs
 
 
 def settings_of(run: Run) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def changed_settings(run: Run) -> dict[str, Any]:
 
 
 def differences(made: dict[str, Any], asked: dict[str, Any]) -> list[str]:
-    """The settings in which a run differs from what is asked; one that is newer than the run has its default there."""
+    """The settings in which a run differs from those asked for; a setting that is newer than the run has its default."""
     known = flat(config.default_settings()) | flat(made)
     return [name for name, value in flat(asked).items() if known.get(name) != value]
 
@@ -123,7 +123,7 @@ def refuse_to_replace(run: Run) -> None:
 
 
 def fingerprint(run: Run) -> str:
-    """What a run's result depends on: its settings, the version of the results and the base."""
+    """A hash of everything that a run's result depends on: its settings, the version of the results and the base."""
     base = base_folder(run.paths, run.model, run.seed).glob("*")
     return utils.hash_json([repr(run), RESULTS_VERSION, utils.hash_files(base, run.paths.root)])
 
@@ -135,7 +135,7 @@ def _label(changed: dict[str, Any]) -> str:
 
 
 def _word(name: str, value: Any) -> str:
-    """One setting as part of a file's name: "own", "steps100", or a hash of what has no short name."""
+    """One setting as part of a file name: "own", "steps100", or a hash where it has no short name."""
     leaf = {"learning_rate": "lr"}.get(name, name.rpartition(".")[2])
     values = value if isinstance(value, list) else [value]
     text = "".join(f"{leaf}{each:g}" if isinstance(each, int | float) else str(each) for each in values)

@@ -1,4 +1,4 @@
-"""The model card of a trained policy, written from its manifest; and one folder that holds all of a run for readers.
+"""The model card of a trained policy, written from its manifest; and a folder that holds everything of one run.
 
     dyme card --profile gpu --run svlm-full_dyme-s0 --out FOLDER
 """
@@ -21,11 +21,11 @@ PAPER = "arXiv 2506.23061"
 
 
 def model_card(manifest: dict[str, Any]) -> str:
-    """Markdown: what the policy is, its data, method and settings, what was measured, on what, from which commit.
+    """Markdown: the policy, its data, method and settings, the scores, the machine and the commit.
 
-    Every number is the manifest's own; the paper's are never among them.
+    Every number is from the manifest; none is the paper's.
     """
-    # What earlier manifests do not name has its default.
+    # A setting that the manifest lacks has its default.
     made, settings = {"processes": 1, "hardware": None, **manifest}, {**config.default_settings(), **manifest["settings"]}
     data, told, engine = settings["data"], made["supervision"], settings["engine"]
     source = f"{data['name']} ({data['source']})" if data["source"] else f"the {data['name']} charts drawn by this repository"

@@ -1,4 +1,4 @@
-"""What must hold of a whole data set before step 0; the first fault found stops the run and names its row."""
+"""Checks of a whole data set before step 0; the first fault stops the run and names its row."""
 from __future__ import annotations
 
 import hashlib
@@ -26,11 +26,11 @@ SAME_FOLDER = "load processor and model from the same folder"
 
 @dataclass(frozen=True)
 class PreflightReport:
-    """What was looked at; `str()` is the text to show.
+    """The result of the checks; `str()` is the text to show.
 
     Attributes:
         num_records, num_images: questions, and distinct pictures among them (0: text alone).
-        image_tokens: smallest and largest number of tokens a picture takes; each equals the features the model makes.
+        image_tokens: smallest and largest number of tokens of a picture; each equals the number of its features.
         longest_item, longest_tokens: the longest prompt with its target, in tokens.
         context: how many tokens the model can read.
         longest_target: tokens of the longest target, end token included (0: no record has steps).
@@ -63,7 +63,7 @@ def preflight(records: Sequence[Record], processor: ProcessorMixin, model: PreTr
         records: the training set.
         others: records of the other splits, which must share no picture and no table with it.
         rollouts: sampled responses (temperature 1, special ids suppressed), on questions spread over the set.
-        max_new_tokens: longest rollout; a longer target could never be said.
+        max_new_tokens: longest rollout; no rollout could equal a longer target.
         refine: gives targets from rows; the rule refiner by default. A record may have none (it then teaches by rewards only).
     Raises:
         DataError: at the first fault, with the row's id, what was expected, what came and what to do.
@@ -98,7 +98,7 @@ class _Picture:
 
 
 def _pictures(records: Sequence[Record]) -> dict[str, _Picture]:
-    """Digest and size of each item's pixels; a file asked about several times is read once. A record without a picture has
+    """Digest and size of each item's pixels; a file that several items share is read once. A record without a picture has
     its question's digest, and NO_SIZE."""
     files: dict[Path, _Picture] = {}
     found = {}
@@ -147,9 +147,9 @@ def _check_texts(record: Record, processor: ProcessorMixin) -> None:
 
 def without_bad_rows(records: Sequence[Record], processor: ProcessorMixin, bad: BadRows, refine: Refine,
                      max_new_tokens: int) -> list[Record]:
-    """The records that stand the checks of one row alone: texts, picture, target; `bad` takes the others.
+    """The records that pass the checks of a single row: texts, picture, target; `bad` collects the others.
 
-    What is between rows (a question asked twice, pictures shared with another split) is `preflight`'s, and always stops.
+    Faults between rows (a repeated question, pictures shared with another split) are left to `preflight` and always stop.
 
     Raises:
         DataError: under the policy "raise", or where most rows are bad.
@@ -187,7 +187,7 @@ def _check_leakage(records: Sequence[Record], others: Sequence[Record], images: 
 
 def _check_image_tokens(records: Sequence[Record], images: dict[str, _Picture], processor: ProcessorMixin,
                         model: PreTrainedModel) -> dict[tuple[int, int], tuple[int, int]]:
-    """For each picture size, which alone decides it: (image tokens, tokens that the processor adds to the prompt)."""
+    """For each picture size: (image tokens, tokens that the processor adds to the prompt)."""
     added: dict[tuple[int, int], tuple[int, int]] = {NO_SIZE: (0, 0)}
     for record in records:
         size = images[record.item].size

@@ -51,7 +51,7 @@ from dyme_core.trainer import switches
 from dyme_core.trainer.dyme_trainer import DyMETrainer
 
 logger = logging.getLogger(__name__)
-CAPTIONS = 100  # validation charts that the final policy is asked to describe
+CAPTIONS = 100  # validation charts that the final policy describes
 RESULTS = ("num_items", "correct", "has_format", "groundedness")  # of each split, in the manifest
 
 
@@ -62,19 +62,19 @@ def execute(run: Run, names: tuple[str, ...] = HELD_OUT, keep_policy: bool = Tru
 
     Args:
         run: what to train.
-        names: of the splits to answer at the end, of those that the data set has; tuning passes ("validation",) and leaves the
+        names: splits to answer at the end, of those that the data set has; tuning passes ("validation",) and leaves the
             test sets closed.
         keep_policy: leave the trained policy (10 MB) in the `runs` folder.
         force: replace a finished run of the same name that was made with other settings.
     Raises:
         RunExists: where there is one, without `force`.
-        CannotWrite: for a full disk and the like; what was written before stays, and the same call goes on from there.
+        CannotWrite: for a full disk and the like; earlier files stay, and the same call resumes.
         OutOfMemory: where the longest sample, or a step, does not fit.
     """
     ranks.start()
     if not force:
         refuse_to_replace(run)
-    switches.named(run.profile.training.switch, run.profile.training.switch_value)  # an unknown one is refused at once
+    switches.named(run.profile.training.switch, run.profile.training.switch_value)  # refuses an unknown one at once
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
     model, processor = load_start(run)
@@ -171,7 +171,7 @@ def _rule_targets(run: Run, experts: Experts) -> Refine:
 
 
 def train_phases(session: Session) -> StepLog:
-    """Train every phase of the run, going on from its newest checkpoint; returns the log of all steps.
+    """Train every phase of the run, resuming from its newest checkpoint; returns the log of all steps.
 
     Raises:
         OutOfMemory: where a step runs out of memory.
@@ -187,11 +187,11 @@ def train_phases(session: Session) -> StepLog:
         log.measure(session.model, 0)
     log.begin()
     for number, (method, steps) in phases:
-        if number < max(found, default=0):  # a later phase was under way
+        if number < max(found, default=0):  # it was in a later phase
             continue
         arguments = shared_arguments(run, steps, run.profile.learning_rates[method], _phase_folder(run, number))
         trainer = TRAINERS[method](session, arguments, [log, watch])
-        trainer.remove_callback(PrinterCallback)  # StepLog says the same in one readable line
+        trainer.remove_callback(PrinterCallback)  # StepLog prints the same in one readable line
         keeper.kept |= {"held": trainer.held} if isinstance(trainer, DyMETrainer) else {}
         train_from(trainer, found.get(number), keeper)
         log.steps_before += steps
@@ -206,7 +206,7 @@ def _phase_folder(run: Run, number: int) -> Path:
 def answer(session: Session, split: str, step: int) -> list[dict[str, Any]]:
     """Answer every question of a split greedily; the rows that are stored.
 
-    Each process answers all of them: none waits for another, and a model that is dealt over cards needs all of them.
+    Each process answers all of them: none waits for another, and a model that is sharded over cards needs all of them.
     """
     profile = session.run.profile
     return evaluate(session.model, session.processor, session.held_out[split],
@@ -215,7 +215,7 @@ def answer(session: Session, split: str, step: int) -> list[dict[str, Any]]:
 
 
 def manifest_of(session: Session, log: StepLog, rows: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """What made a run, and its scores.
+    """The run's manifest: settings, versions, machine, scores.
 
     Args:
         rows: of each split that was answered.
@@ -243,7 +243,7 @@ def _results(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def store(session: Session, log: list[dict[str, Any]], rows: list[dict[str, Any]], manifest: dict[str, Any],
           keep_policy: bool) -> None:
-    """Write everything of a run that is over, in the one process that writes, and remove its checkpoints."""
+    """Write everything of a finished run, in the one process that writes, and remove its checkpoints."""
     run, experts = session.run, session.experts
     state = ranks.whole_state(session.model) if keep_policy else None  # every process gives its share of the weights
     if not ranks.is_writer():
@@ -252,7 +252,7 @@ def store(session: Session, log: list[dict[str, Any]], rows: list[dict[str, Any]
         keep(session.model, session.processor, run.folder / "policy", manifest, state)
     save_bank(experts.bank, run.folder)
     experts.write_ledger()
-    run.manifest.unlink(missing_ok=True)  # an earlier run's; the new one comes last and says that rows and log are whole
+    run.manifest.unlink(missing_ok=True)  # an earlier run's; the new one is written last, when rows and log are complete
     write_rows(run_file(run.paths.logs, run.name), log)
     write_rows(run_file(run.paths.rows, run.name), rows)
     utils.write_json(run.manifest, manifest)
@@ -261,6 +261,6 @@ def store(session: Session, log: list[dict[str, Any]], rows: list[dict[str, Any]
 
 
 def keep(model, processor, folder: Path, manifest: dict[str, Any], state: dict[str, torch.Tensor] | None = None) -> None:
-    """Save a policy, adapters merged into its weights, with its card; `state` are weights that were dealt over cards."""
+    """Save a policy, adapters merged into its weights, with its card; `state` are weights gathered from several cards."""
     loading.save_policy(model, processor, folder, state=state)
     utils.write_atomic(folder / "README.md", model_card(manifest))

@@ -26,16 +26,16 @@ from dyme_core.trainer.rewards import dyme_rewards
 
 @dataclass(frozen=True)
 class Session:
-    """What a run works with, from its start to its rows.
+    """The parts of a run, from its start to its rows.
 
     Attributes:
         run: what is trained.
         experts: who checks and refines.
         model, processor: the policy, trained in place.
-        records: to train on, with the facts that supervision believes in.
+        records: to train on, with the facts that supervision works from.
         held_out: records of every other split, by its name; the first split is evaluated during training.
         bad_rows: the rows that were left out.
-        started: the time, for the manifest.
+        started: time of the start, for the manifest.
     """
 
     run: Run
@@ -76,7 +76,7 @@ def grpo_arguments(run: Run) -> dict[str, Any]:
 
 
 def sft_trainer(session: Session, arguments: dict[str, Any], callbacks: list[TrainerCallback]) -> Trainer:
-    """CoT-SFT with TRL's SFTTrainer on the refined targets, one target a prompt, as many prompts a step as the others."""
+    """CoT-SFT with TRL's SFTTrainer on the refined targets, one target per prompt, as many prompts a step as elsewhere."""
     profile, records = session.run.profile, session.records
     settings = SFTConfig(**arguments, max_length=None, **profile.engine.batch(profile.training.prompts_per_step, ranks.size()))
     return SFTTrainer(session.model, args=settings, train_dataset=sft_dataset(records, session.experts.offline(records)),
@@ -110,8 +110,8 @@ def dyme_trainer(session: Session, arguments: dict[str, Any], callbacks: list[Tr
 def supervise_online(experts: Experts, training: config.Training) -> dict[str, Any]:
     """Full DyME: `reward_funcs`, `refiner`, `watch` and `on_scored` of a DyMETrainer, which supervise during training.
 
-    A language model is asked about mixed groups alone, and writes targets meanwhile, both as rollouts end; rules cost
-    nothing, score every thinking and so measure it, too. Each process asks about its own rollouts; the bank is of all.
+    A language model rates only mixed groups, and writes targets at the same time, both as rollouts end. Rules cost nothing:
+    they score every trace, and so measure it, too. Each process asks about its own rollouts; the bank is shared.
     """
     checker, targets = LearningChecker(experts.checker, experts.bank), TracesFirst(experts.refiner)
     if experts.client is None:
@@ -123,4 +123,4 @@ def supervise_online(experts: Experts, training: config.Training) -> dict[str, A
 
 
 TRAINERS = {"sft": sft_trainer, "grpo": grpo_trainer, "sft_grpo": grpo_trainer, "pure_dyme": dyme_trainer,
-            "full_dyme": dyme_trainer}  # by the method of a phase
+            "full_dyme": dyme_trainer}  # by method of a phase
