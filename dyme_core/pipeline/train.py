@@ -114,7 +114,7 @@ def load_records(run: Run, experts: Experts, model, processor) -> Session:
         return without_bad_rows(records, processor, bad, refine, run.profile.training.max_completion_tokens)
 
     records = add_facts(run, experts, datasets.of_profile(run.profile, "train", run.seed, bad))
-    records = kept(experts.supposed(records), _rule_targets(run, experts))
+    records = kept(experts.with_corruption(records), _rule_targets(run, experts))
     held_out = {split: kept(datasets.of_profile(run.profile, split, run.seed, bad), no_target)
                 for split in run.profile.data.held_out}
     return Session(run, experts, model, processor, records, held_out, bad, started)

@@ -71,7 +71,7 @@ class Experts:
         self.client = Client(endpoint, self._recording, "replay" if is_replay else "live", self._attempts.path,
                              self._attempts.paid)
 
-    def supposed(self, records: Sequence[Record]) -> list[Record]:
+    def with_corruption(self, records: Sequence[Record]) -> list[Record]:
         """The training records with the facts that supervision works from: a share of them is wrong (`corruption.corrupt`)."""
         return corrupt(records, self.settings.corruption)
 

@@ -89,6 +89,8 @@ def test_the_hand_worked_target_is_what_the_first_template_writes() -> None:
     ("2010 has 30", "2010 has 31", "1 of 4 claims are wrong"),  # an altered figure
     ("2010 has 30 and 10", "2010 has 10 and 30", "2 of 4 claims are wrong"),  # swapped series
     ("2010 has FAV 30 and UNF 10", "2010 has FAV 10 and UNF 30", "2 of 4 claims are wrong"),
+    ("2010 has FAV 30 and UNF 10", "2010 has FAV 10 and UNF 30", "leaves out 2010 has 30 and 10"),
+    ("is in 2010.", "is in 2010, while 2012 has 99.", "claims after the working"),
     ("2012 has 25 and 20", "2013 has 25 and 20", "claims are wrong"),  # an entity that is not there
     ("2012 has FAV 25 and UNF 20", "2013 has FAV 25 and UNF 20", "claims are wrong"),
     (", 2012 has 25 and 20", "", "leaves out 2012 has 25 and 20"),
@@ -103,6 +105,12 @@ def test_a_trace_made_wrong_scores_below_one_and_says_why(old: str, new: str, re
     judgement = CHECKER.judge(trace.replace(old, new), small_item())
     assert judgement.score < 1
     assert any(reason in found for found in judgement.reasons), judgement.reasons
+
+
+@pytest.mark.parametrize(("said", "rating"), [("2010 has 31 and 11, 2012 has 25 and 20", "medium"),
+                                              ("2010 has 31 and 11, 2012 has 26 and 20", "low")])
+def test_as_many_wrong_claims_as_right_ones_are_medium_and_more_are_low(said: str, rating: str) -> None:
+    assert CHECKER.judge(GOOD.replace("2010 has 30 and 10, 2012 has 25 and 20", said), small_item()).rating == rating
 
 
 @pytest.mark.parametrize("trace", [GOOD, NAMED], ids=["bare values", "named values"])

@@ -281,7 +281,7 @@ def test_experts_of_rules_score_every_thinking_and_ask_nobody(tmp_path: Path) ->
 @pytest.mark.parametrize("quality", ["medium", "low"])
 def test_experts_of_rules_write_targets_of_the_quality_before_and_during_training(tmp_path: Path, quality: str) -> None:
     with Experts(config.Supervision(quality=quality, corruption=0.5), config.Paths(tmp_path, "smoke"), tmp_path) as by_rule:
-        records = by_rule.supposed(RECORDS)
+        records = by_rule.with_corruption(RECORDS)
         assert 0 < sum(one.supervision != other.supervision for one, other in zip(records, RECORDS, strict=True)) < len(RECORDS)
         rows = [record.row for record in records]
         wanted = target_writer(GradedRefiner(quality))(rows)

@@ -85,7 +85,8 @@ def test_numbers_of_working_steps_bounds_counts_and_answers_are_no_claims(text: 
 
 
 @pytest.mark.parametrize(("text", "conclusion"), [
-    ("2010 has 62. The greater gap is in 2012.", "2012"), ("So the sum is 98. Rate this high.", "98"), ("62 > 36, so yes.",
+    ("2010 has 62. The greater gap is in 2012.", "2012"), ("So it is 2010. Therefore, it is 2012. Rate it.", "2012"),
+    ("So the sum is 98. Rate this high.", "98"), ("62 > 36, so yes.",
     "yes"),
     ("Therefore, the answer is No. Score: 1.0", "No"), ("The mean is approximately **8.3**, which sums it up.", "8.3"),
     ("Therefore, the answer is Hungary.", "Hungary"), ("`2015` has the greatest divergence.", "2015"), ("nothing", ""),
@@ -124,6 +125,7 @@ def test_a_long_text_of_the_words_that_patterns_look_for_takes_less_than_a_secon
 
 
 def seconds(piece: str) -> float:
-    start = time.perf_counter()
+    """Of the processor, so that a busy machine is no slow reader."""
+    start = time.process_time()
     read_trace((piece * 20_000)[:20_000], FACTS)
-    return time.perf_counter() - start
+    return time.process_time() - start

@@ -191,8 +191,10 @@ def test_requests_hold_what_the_rubric_names_and_a_picture_where_there_is_one() 
         prompts.FactsReply.model_validate({"facts": [{"entity": "a", "attribute": "", "value": math.inf, "unit": ""}]})
 
 
-G, PUBLIC_CALLS = 8, 4 * 256  # 256 completions, 32 prompts of 8; the public design asks 4 calls for each
-RECORDS = datasets.mini_records("train", 32, seed=0)
+G, PROMPTS = 8, 8
+ROLLOUTS = G * PROMPTS
+PUBLIC_CALLS = 4 * ROLLOUTS  # the public design makes 4 calls for each rollout
+RECORDS = datasets.mini_records("train", PROMPTS, seed=0)
 TARGETS = [([list(row) for row in fact_rows(item_of(record.row).facts)], record.question,
             RuleRefiner().refine(item_of(record.row))) for record in RECORDS]
 COLUMNS = {name: [record.row[name] for record in RECORDS for _ in range(G)] for name in schema.COLUMNS}
@@ -206,7 +208,7 @@ def target_of(asked_for: dict) -> str:
 
 
 def rollouts(num_right: int) -> list[str]:
-    """32 x 8 well-formed completions, no two alike; the first `num_right` of each group answer rightly."""
+    """Well-formed completions, no two alike; the first `num_right` of each group answer rightly."""
     return [write_response(f"Look{' again' * place}: {RuleRefiner().refine(item_of(record.row))}",
                            record.answer if place < num_right else "no idea")
             for record in RECORDS for place in range(G)]
@@ -222,7 +224,8 @@ def step(client, completions: list[str], **options) -> tuple[list[float], list[s
     return scores, target_writer(refiner)(failed) if failed else []
 
 
-@pytest.mark.parametrize(("num_right", "checks", "drafts", "saving"), [(3, 256, 0, 3.6), (0, 0, 32, 16), (G, 0, 0, math.inf)],
+@pytest.mark.parametrize(("num_right", "checks", "drafts", "saving"),
+                         [(3, ROLLOUTS, 0, 3.6), (0, 0, PROMPTS, 16), (G, 0, 0, math.inf)],
                          ids=["all mixed", "all wrong", "all right"])
 def test_a_step_asks_what_can_teach_and_no_more(tmp_path, num_right: int, checks: int, drafts: int, saving: float) -> None:
     with ScriptedServer(judge("high", target_of)) as server, Recording(tmp_path / "cache.sqlite") as recording:
@@ -232,7 +235,7 @@ def test_a_step_asks_what_can_teach_and_no_more(tmp_path, num_right: int, checks
             calls = client.counts()["calls"]
             assert calls == checks + drafts and (calls == 0 or PUBLIC_CALLS / calls >= saving)
             assert len(targets) == drafts and None not in targets
-            assert scores == [1.0] * 256 if checks else all(map(math.isnan, scores))
+            assert scores == [1.0] * ROLLOUTS if checks else all(map(math.isnan, scores))
             again = step(client, rollouts(num_right))
             assert client.counts()["calls"] == calls and len(server.seen) == calls, "an identical pass asks nothing"
             assert repr(again) == repr((scores, targets))
@@ -241,7 +244,7 @@ def test_a_step_asks_what_can_teach_and_no_more(tmp_path, num_right: int, checks
 def test_groups_that_are_all_right_are_asked_about_where_they_are_explored() -> None:
     with ScriptedServer(judge("high")) as server, client_of(server) as client:
         step(client, rollouts(G), mastered="explore")
-        assert num_checks(server) == 256
+        assert num_checks(server) == ROLLOUTS
 
 
 def test_a_server_error_in_a_batch_costs_its_own_row_only() -> None:
@@ -250,7 +253,7 @@ def test_a_server_error_in_a_batch_costs_its_own_row_only() -> None:
 
     with ScriptedServer(script) as server, client_of(server) as client:
         scores, _ = step(client, rollouts(3))
-        assert scores == [0.5 if place % G != 2 else 1.0 for place in range(256)], "the rule's score where the call failed"
+        assert scores == [0.5 if place % G != 2 else 1.0 for place in range(ROLLOUTS)], "the rule's score where the call failed"
 
 
 def test_the_examples_that_are_shown_are_graded_and_written_as_the_rules_would() -> None:
