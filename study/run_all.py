@@ -1,4 +1,4 @@
-"""The whole study: `dyme study` (`make study`) carries out what `plan` declares, two runs at a time.
+"""The whole study (`dyme study`): what `plan` declares is carried out, two runs at a time.
 
 What git carries of a run (rows, log, manifest) says that it is finished, so the study can be cut at any moment and go on
 elsewhere. A run is stale where its settings or base are not those of the plan, or where its experiment asks for a newer
@@ -10,20 +10,16 @@ from __future__ import annotations
 import json
 import logging
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
-from typing import Any
 
 from dyme_core import config
 from dyme_core.pipeline.methods import Run, differences, settings_of
 from study import plan, scheduler
-from study.registry import read_manifests, write_registry
+from study.registry import write_registry
 
 logger = logging.getLogger(__name__)
 MODEL_SHARES = {"svlm": 1.0, "large": 3.0}  # rough duration, for the order
-TELL_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -87,59 +83,6 @@ def tasks(experiments: Sequence[str] = ()) -> list[Task]:
     return sorted(found.values(), key=lambda task: (order.index(task.experiment), -_length(task.run)))
 
 
-def carry_out(waiting: Sequence[Task], paths: config.Paths, hours: float = math.inf) -> dict[str, str]:
-    """Make runs and the bases they need; one that fails does not stop the others.
-
-    Args:
-        waiting: what is not finished.
-        paths: of the plan's profile.
-        hours: nothing is started after these.
-    Returns:
-        why the failed ones failed, by name.
-    """
-    jobs, failures, started = scheduler.with_bases(task.job() for task in waiting), dict[str, str](), time.monotonic()
-
-    def is_time_left() -> bool:
-        return time.monotonic() - started < 3600 * hours
-
-    def on_end(job: scheduler.Job, failure: str) -> None:
-        if failure:
-            failures[job.name] = failure
-            logger.error("%s", failure)
-        else:
-            write_registry(paths)
-            logger.info("%s is finished", job.name)
-
-    def tell(left: list[scheduler.Job], running: list[scheduler.Job]) -> None:
-        up = "" if is_time_left() else "; the time is up, what runs is finished"
-        logger.info("%d done, %d running, %d left, %s%s; %s", len(jobs) - len(left) - len(running), len(running), len(left),
-                    time_left([*running, *left], read_manifests(paths)), up, "; ".join(map(scheduler.last_line, running)))
-
-    left = scheduler.carry_out(jobs, on_end, tell, may_start=is_time_left, tell_s=TELL_S)
-    if left:
-        logger.info("the time is up: %d not started, %s; start the study again to go on", len(left),
-                    time_left(left, read_manifests(paths)))
-    return failures
-
-
-def time_left(jobs: Sequence[scheduler.Job], manifests: Sequence[dict[str, Any]]) -> str:
-    """How long jobs take, side by side, by the pace of the finished runs of the same method and model, in words."""
-    seconds = [60 * job.minutes if job.run is None else expected_s(job.run, manifests) for job in jobs]
-    known = [value for value in seconds if value is not None]
-    if jobs and not known:
-        return "time left unknown"
-    unknown = f" and {len(seconds) - len(known)} runs of unknown length" if len(known) < len(seconds) else ""
-    return f"about {sum(known) / 3600 / scheduler.PROCESSES:.1f} h left{unknown}"
-
-
-def expected_s(run: Run, manifests: Sequence[dict[str, Any]]) -> float | None:
-    """Mean seconds of the finished runs of the same method and model, scaled to this one's steps; None if there are none."""
-    steps = run.profile.training.steps
-    measured = [made["seconds"] * (steps / made["steps"] if made["steps"] else 1) for made in manifests
-                if (made["method"], made["model"]) == (run.method, run.model) and "seconds" in made]
-    return fmean(measured) if measured else None
-
-
 def _length(run: Run) -> float:
     return scheduler.SHARES.get(run.method, 1.0) * MODEL_SHARES[run.model] * run.profile.training.steps
 
@@ -150,20 +93,24 @@ def listing(experiments: Sequence[str] = ()) -> str:
 
 
 def run_study(experiments: Sequence[str] = (), hours: float = math.inf) -> int:
-    """Make every run of the plan that is not finished.
+    """Make every run of the plan that is not finished; a failed one does not stop the others.
 
+    Args:
+        experiments: of the plan; all, if none is named.
+        hours: nothing is started after these.
     Returns:
         exit code: 0 all is made or the time is up, 1 a run failed, 130 interrupted.
     """
-    paths, every = config.paths(plan.PROFILE), tasks(experiments)
+    every = tasks(experiments)
     waiting = [task for task in every if not task.is_finished()]
     logger.info("%d of %d runs are finished", len(every) - len(waiting), len(every))
     try:
-        failures = carry_out(waiting, paths, hours)
+        failures = scheduler.carry_out(scheduler.with_bases(task.job() for task in waiting), hours=hours)
     except KeyboardInterrupt:
         logger.info("stopped; finished runs stay, start the study again to go on")
         return 130
-    write_registry(paths)
-    for name, failure in failures.items():
-        logger.error("failed: %s\n%s", name, failure)
+    finally:
+        write_registry(config.paths(plan.PROFILE))
+    if failures:
+        logger.error("%d failed: %s", len(failures), ", ".join(failures))
     return int(bool(failures))

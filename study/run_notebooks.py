@@ -1,29 +1,164 @@
-"""The notebooks in order (`dyme paper`).
+"""The notebooks in order (`dyme paper`); one that has nothing new to run on is skipped.
 
-A notebook is skipped when nothing it depends on has changed since it last ran to its end: its own source, dyme_core,
-the lock, its parameters, the base checkpoints, and the data that the notebooks before it wrote.
+A notebook runs again where its own source, the packages' sources, the lock, its parameters, the base checkpoints, or the
+data that the notebooks before it wrote have changed since it last ran to its end, or where something that it wrote is gone.
 """
 from __future__ import annotations
 
 import ast
+import dataclasses
+import fcntl
+import json
 import logging
+import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import nbformat
+from papermill.translators import PythonTranslator
 
 from dyme_core import config
-from dyme_core.utils import provenance
-from study.execution import NotebookError, execute_notebook, known_parameters
-from study.progress import Progress, clock
+from dyme_core.utils import PART_SUFFIX, hash_files, hash_json, provenance, redact, write_json
+from study.execution import ANSI, NotebookError, execute_notebook
 from study.reproduction import FILE, write_report
-from study.stamps import Job, Workspace
 
 logger = logging.getLogger(__name__)
+CODE = Path(__file__).resolve().parents[1]
+PACKAGES = ("dyme_core", "study", "scripts")  # what a notebook may import
+PRESENTED = ("notebooks", "tables", "figures")  # written for readers; no later notebook reads them
+TELL_S = 5.0
 
 
-def plan_jobs(workspace: Workspace, only: Sequence[str] = (), settings: dict[str, Any] | None = None) -> list[Job]:
+@dataclass(frozen=True)
+class Job:
+    """One notebook and the parameters it gets."""
+
+    source: Path
+    parameters: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The file's name without its ending, for example "03_dyme_training"."""
+        return self.source.stem
+
+
+class Workspace:
+    """Where one profile's notebooks, executed copies, stamps and manifest lie, and what they say."""
+
+    def __init__(self, paths: config.Paths) -> None:
+        self.paths = paths
+        self.root = paths.root
+        self.stamps = paths.results / ".stamps"
+        self.manifest = paths.results / "manifest.json"
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold the profile's results for one run; a second one waits, and then finds finished what the first has made."""
+        self.stamps.mkdir(parents=True, exist_ok=True)
+        with (self.stamps / "lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                logger.info("another run writes %s; waiting for its end", self.paths.results)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def sources(self) -> list[Path]:
+        """All notebooks, in the order of their names."""
+        return sorted((self.root / "notebooks").glob("*.ipynb"))
+
+    def target(self, name: str) -> Path:
+        """Where the executed copy goes."""
+        return self.paths.results / "notebooks" / f"{name}.ipynb"
+
+    def last_seconds(self, name: str) -> float | None:
+        """Seconds of the last finished run here, or else of the published one."""
+        published = dataclasses.replace(self.paths, is_published=True).results / "manifest.json"
+        made = [self.stamp(name), *(_read(path).get("notebooks", {}).get(name, {}) for path in (self.manifest, published))]
+        return next((each["seconds"] for each in made if each), None)
+
+    def dependencies(self, job: Job) -> dict[str, str]:
+        """A hash of each thing that decides what a notebook gives, as it is now."""
+        earlier = [source.stem for source in self.sources() if source.stem < job.name]
+        cells = nbformat.read(job.source, as_version=4).cells
+        return {"notebook": hash_json([[cell.cell_type, cell.source, cell.metadata.get("tags")] for cell in cells]),
+                "code": hash_files((path for package in PACKAGES for path in (CODE / package).rglob("*.py")), CODE),
+                "lock": hash_files(self.root.glob("requirements.lock"), self.root),
+                "parameters": hash_json(job.parameters),
+                "bases": hash_files((path for base in self.paths.bases.glob("*-s0") for path in _files(base)), self.root),
+                "earlier": hash_files((path for name in earlier for path in self._data(name)), self.root)}
+
+    def is_finished(self, job: Job) -> bool:
+        """Whether nothing has changed since the last finished run and all that it wrote is still there."""
+        stamp = self.stamp(job.name)
+        return bool(stamp) and stamp["dependencies"] == self.dependencies(job) and all(
+            (self.root / output).is_file() for output in stamp["outputs"])
+
+    def stamp(self, name: str) -> dict[str, Any]:
+        """Seconds, dependencies and outputs of the last finished run; {} without one."""
+        return _read(self.stamps / f"{name}.json")
+
+    def snapshot(self) -> dict[str, int]:
+        """Every result file, relative to the root, with its time of change in ns."""
+        files = {path for folder in (self.paths.results, self.paths.figures, self.paths.runs) for path in _files(folder)}
+        return {path.relative_to(self.root).as_posix(): path.stat().st_mtime_ns for path in files - {self.manifest}
+                if self.stamps not in path.parents}
+
+    def record(self, job: Job, seconds: float, dependencies: dict[str, str], outputs: set[str],
+               origin: dict[str, Any]) -> None:
+        """Write a finished run's stamp and its entry in the manifest; `origin` is the run's provenance."""
+        entry = {"seconds": round(seconds, 1), "parameters": job.parameters, "commit": origin["commit"],
+                 "dirty": origin["dirty"]}
+        notebooks = dict(sorted({**_read(self.manifest).get("notebooks", {}), job.name: entry}.items()))
+        write_json(self.manifest, {"profile": self.paths.profile, **origin, "notebooks": notebooks})
+        write_json(self.stamps / f"{job.name}.json", {"seconds": entry["seconds"], "dependencies": dependencies,
+                                                      "outputs": sorted(outputs)})
+
+    def _data(self, name: str) -> list[Path]:
+        presented = [self.paths.results / folder for folder in PRESENTED] + [self.paths.figures]
+        files = [self.root / output for output in self.stamp(name).get("outputs", [])]
+        return [path for path in files if path.is_file() and not any(folder in path.parents for folder in presented)]
+
+
+class Progress:
+    """Says every few seconds which cell runs, how long the rest will take and what the notebook printed last."""
+
+    def __init__(self, name: str, num_cells: int, expected_s: float | None, later_s: float) -> None:
+        self._name, self._num_cells, self._expected_s, self._later_s = name, num_cells, expected_s, later_s
+        self._cell, self._start, self._told = 0, time.monotonic(), time.monotonic()
+
+    def on_cell(self, cell_index: int, **_: Any) -> None:
+        """Papermill's call as a cell starts."""
+        self._cell = cell_index + 1
+        self._tell("")
+
+    def write(self, text: str) -> None:
+        """What papermill calls with each piece of the kernel's output."""
+        if lines := [line.strip() for line in re.split(r"[\r\n]", ANSI.sub("", text)) if line.strip()]:
+            self._tell(f"  | {redact(lines[-1])}")
+
+    def flush(self) -> None:
+        """Nothing is buffered here."""
+
+    def _tell(self, said: str) -> None:
+        now = time.monotonic()
+        if now - self._told > TELL_S:
+            self._told, elapsed_s = now, now - self._start
+            left_s = self._expected_s and max(self._expected_s - elapsed_s, 0) + self._later_s
+            left = f", about {clock(left_s)} left" if left_s is not None else ""
+            logger.info("%.160s", f"{self._name}: cell {self._cell} of {self._num_cells}, {clock(elapsed_s)}{left}{said}")
+
+
+def clock(seconds: float) -> str:
+    """Minutes and seconds, for example 2:05."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def plan_jobs(workspace: Workspace, only: Sequence[str] = (), settings: Mapping[str, Any] | None = None) -> list[Job]:
     """The notebooks whose names begin with one of `only` (all, if empty), each with the settings that it declares.
 
     Raises:
@@ -35,14 +170,19 @@ def plan_jobs(workspace: Workspace, only: Sequence[str] = (), settings: dict[str
         names = ", ".join(source.stem for source in workspace.sources()) or "none"
         raise ValueError(f"no notebook begins with {' or '.join(only)!r}; those in notebooks/ are: {names}")
     declared = {source: known_parameters(source) for source in chosen}
-    _check_settings(settings, declared.values())
-    always = {"profile": workspace.paths.profile}
-    return [Job(source, {**always, **{name: settings[name] for name in settings if name in declared[source]}},
-                num_cells=len(nbformat.read(source, as_version=4).cells) + 1) for source in chosen]
+    _check_settings(settings, {name: default for known in declared.values() for name, default in known.items()})
+    return [Job(source, {"profile": workspace.paths.profile, **{name: settings[name] for name in settings if name in known}})
+            for source, known in declared.items()]
 
 
-def _check_settings(settings: dict[str, Any], declared: Iterable[dict[str, str]]) -> None:
-    defaults = {name: _literal(default) for known in declared for name, default in known.items()}
+def known_parameters(notebook: Path) -> dict[str, Any]:
+    """Names and defaults of a notebook's cell tagged `parameters`, whose values are plain literals."""
+    cells = nbformat.read(notebook, as_version=4).cells
+    tagged = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+    return {found.name: ast.literal_eval(found.default) for cell in tagged for found in PythonTranslator.inspect(cell)}
+
+
+def _check_settings(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
     for name, value in settings.items():
         if name == "profile":
             raise ValueError("the profile is chosen with --profile, not with --set")
@@ -61,58 +201,40 @@ def run_jobs(workspace: Workspace, jobs: Sequence[Job], force: bool = False) -> 
     Raises:
         NotebookError: a notebook failed; those before it are finished and stay so.
     """
-    origin = provenance(workspace.root)
-    # One that will most likely be skipped takes no time.
-    expected = [0.0 if not force and workspace.is_finished(job) else workspace.last_seconds(job.name) for job in jobs]
-    progress = Progress([(job.name, job.num_cells, seconds) for job, seconds in zip(jobs, expected, strict=True)])
-    for job in jobs:
-        if not force and workspace.is_finished(job):
-            logger.info("%s: skipped, nothing it depends on has changed", job.name)
-            continue
-        last_s = workspace.last_seconds(job.name)
-        timed = f"{clock(last_s)} last time" if last_s is not None else "never timed"
-        logger.info("%s: %d cells, %s", job.name, job.num_cells, timed)
-        seconds = _run_job(workspace, job, progress, origin)
-        logger.info("%s: finished in %s", job.name, clock(seconds))
+    with workspace.alone():
+        origin = provenance(workspace.root)
+        for index, job in enumerate(jobs):
+            if not force and workspace.is_finished(job):
+                logger.info("%s: skipped, nothing it depends on has changed", job.name)
+                continue
+            # A later one that will most likely be skipped takes no time.
+            later = [each for each in jobs[index + 1:] if force or not workspace.is_finished(each)]
+            _run_job(workspace, job, sum(workspace.last_seconds(each.name) or 0 for each in later), origin)
     logger.info("results: %s, figures: %s", workspace.paths.results, workspace.paths.figures)
 
 
-def _run_job(workspace: Workspace, job: Job, progress: Progress, origin: dict[str, Any]) -> float:
-    before, dependencies, earlier_outputs = workspace.snapshot(), workspace.dependencies(job), workspace.outputs(job)
-    workspace.begin(job)
-    start = time.monotonic()
+def _run_job(workspace: Workspace, job: Job, later_s: float, origin: dict[str, Any]) -> None:
+    before, dependencies, start = workspace.snapshot(), workspace.dependencies(job), time.monotonic()
+    last_s, num_cells = workspace.last_seconds(job.name), len(nbformat.read(job.source, as_version=4).cells) + 1
+    logger.info("%s: %d cells, %s", job.name, num_cells, f"{clock(last_s)} last time" if last_s else "never timed")
+    outputs = {output for output in workspace.stamp(job.name).get("outputs", []) if (workspace.root / output).is_file()}
+    (workspace.stamps / f"{job.name}.json").unlink(missing_ok=True)  # from now on its results are in the making
+    progress = Progress(job.name, num_cells, last_s, later_s)
     try:
-        with progress.notebook(job.name):
-            execute_notebook(job.source, workspace.target(job.name), job.parameters, root=workspace.root,
-                             scratch=workspace.stamps, on_cell=progress.cell, on_line=progress.note)
+        execute_notebook(job.source, workspace.target(job.name), job.parameters, root=workspace.root,
+                         scratch=workspace.stamps, on_cell=progress.on_cell, output=progress)
     finally:
-        workspace.drop_parts()
+        for path in (path for path in workspace.snapshot() if path.endswith(PART_SUFFIX)):
+            (workspace.root / path).unlink()  # what an interrupted notebook was in the middle of writing
     seconds = time.monotonic() - start
-    written = {path for path, changed in workspace.snapshot().items() if before.get(path) != changed}
+    outputs |= {path for path, changed in workspace.snapshot().items() if before.get(path) != changed}
     # The bases count as they are now, for a notebook may build them; everything else as it was when the run began.
     dependencies["bases"] = workspace.dependencies(job)["bases"]
-    workspace.finish(job, seconds, dependencies, written | earlier_outputs, origin)
-    return seconds
+    workspace.record(job, seconds, dependencies, outputs, origin)
+    logger.info("%s: finished in %s", job.name, clock(seconds))
 
 
-def _literal(text: str) -> Any:
-    """The Python literal that a text spells, or else the text itself."""
-    try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
-
-
-def _compare(profile: str) -> int:
-    """Say how the own runs compare with the published ones; 1 where a difference is not explained."""
-    report = write_report(profile)
-    if report is None:
-        return 0
-    logger.info("\nReproduction report (%s):\n%s", config.paths(profile).results / FILE, report.markdown())
-    return report.exit_code
-
-
-def run(profile: str, only: Sequence[str] = (), settings: dict[str, Any] | None = None, force: bool = False) -> int:
+def run(profile: str, only: Sequence[str] = (), settings: Mapping[str, Any] | None = None, force: bool = False) -> int:
     """Run a profile's notebooks, and compare own runs with the published ones.
 
     Returns:
@@ -126,12 +248,28 @@ def run(profile: str, only: Sequence[str] = (), settings: dict[str, Any] | None 
     workspace = Workspace(config.paths(profile))
     jobs = plan_jobs(workspace, only, settings)
     try:
-        with workspace.alone():
-            run_jobs(workspace, jobs, force)
+        run_jobs(workspace, jobs, force)
     except NotebookError as error:
         logger.error("%s", error)
         return 1
     except KeyboardInterrupt:
         logger.error("interrupted; nothing half-written is left, finished notebooks stay finished")
         return 130
-    return 0 if workspace.paths.is_published else _compare(profile)
+    return 0 if workspace.paths.is_published else compare(profile)
+
+
+def compare(profile: str) -> int:
+    """Say how the own runs compare with the published ones; 1 where a difference is not explained."""
+    report = write_report(profile)
+    if report is None:
+        return 0
+    logger.info("\nReproduction report (%s):\n%s", config.paths(profile).results / FILE, report.markdown())
+    return report.exit_code
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []

@@ -8,26 +8,29 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
+import math
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from statistics import fmean
+from typing import Any
 
 from dyme_core import config, utils
 from dyme_core.pipeline.methods import HELD_OUT, Run, base_folder, fingerprint
 from dyme_core.store import run_file
+from study.registry import read_manifests
 
 logger = logging.getLogger(__name__)
 PROCESSES = 2  # cores of the machine that the mini profile is made for; each process keeps to one thread
 POLL_S = 1.0
-TELL_S = 10.0
+TELL_S = 15.0
 NO_BARS = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}  # the last line is shown live
 SHARES = {"base": 0.08, "sft": 0.35, "sft_grpo": 0.7}  # rough duration of a method against a GRPO run, for the order
-BASE_MINUTES = {"svlm": 10, "large": 13}  # to build one, on one thread
+BASE_MINUTES = (10, 30)  # to build one on one thread, with and without 16-bit instructions
 
 
 class RunFailed(RuntimeError):
@@ -42,21 +45,24 @@ class Job:
         name: the run's, or "base <model>-s<seed>".
         arguments: of the command `dyme`.
         output: file of what it says.
-        root: the folder it works in.
+        paths: of the profile; it works in their root.
         is_finished: whether all that it makes is there.
-        needs: names of jobs that must have ended before it starts.
+        needs: name of the job that must have ended before it starts, or "".
         run: what it trains; None for a base.
-        minutes: that a base takes on one thread.
     """
 
     name: str
     arguments: tuple[str, ...]
     output: Path
-    root: Path
+    paths: config.Paths
     is_finished: Callable[[], bool]
-    needs: tuple[str, ...] = ()
+    needs: str = ""
     run: Run | None = None
-    minutes: int = 0
+
+    def last_line(self) -> str:
+        """The last line that it wrote, shortened."""
+        lines = self.output.read_text(errors="replace").splitlines() if self.output.is_file() else []
+        return lines[-1][:110] if lines else f"{self.name}: starting"
 
 
 def stored_files(run: Run) -> list[Path]:
@@ -80,7 +86,7 @@ def run_all(runs: Iterable[Run], processes: int = PROCESSES) -> list[str]:
         RunFailed: as soon as one run fails, after the others have been ended.
     """
     waiting = sorted((run for run in runs if not is_finished(run)), key=lambda run: -SHARES.get(run.method, 1.0))
-    _do_all(with_bases([run_job(run) for run in waiting]), processes)
+    carry_out(with_bases(map(run_job, waiting)), processes, stop_at_failure=True)
     return [run.name for run in waiting]
 
 
@@ -90,49 +96,34 @@ def build_base(paths: config.Paths, model: str, seed: int) -> Path:
     Raises:
         RunFailed: if that fails.
     """
-    _do_all(_missing_bases(paths, model, seed), 1)
+    carry_out(_missing_bases(paths, model, seed), 1, stop_at_failure=True)
     return base_folder(paths, model, seed)
-
-
-def _do_all(jobs: Sequence[Job], processes: int) -> None:
-    started = time.monotonic()
-
-    def stop_at_failure(job: Job, failure: str) -> None:
-        if failure:
-            raise RunFailed(failure)
-
-    def tell(left: list[Job], running: list[Job]) -> None:
-        logger.info("%d of %d done in %.0f s; %s", len(jobs) - len(left) - len(running), len(jobs),
-                    time.monotonic() - started, "; ".join(map(last_line, running)))
-
-    carry_out(jobs, stop_at_failure, tell, processes)
 
 
 def run_job(run: Run, splits: Sequence[str] = HELD_OUT, keep_policy: bool = True,
             finished: Callable[[], bool] | None = None) -> Job:
-    """The process of one run; `finished` is by default this room's `is_finished`."""
+    """The process of one run; `finished` is by default this module's `is_finished`."""
     arguments = ("train", "--profile", run.profile.name, "--method", run.method, "--model", run.model, "--seed", str(run.seed),
                  "--variant", run.variant, *(f"--split={split}" for split in splits),
                  *([] if keep_policy else ["--no-policy"]),
                  *(f"--set={key}={json.dumps(value)}" for key, value in run.profile.overrides))
-    return Job(run.name, arguments, run.paths.runs / run.name / "output.log", run.paths.root,
-               finished or (lambda: is_finished(run)), (_base_name(run.model, run.seed),), run)
+    return Job(run.name, arguments, run.paths.runs / run.name / "output.log", run.paths,
+               finished or (lambda: is_finished(run)), _base_name(run.model, run.seed), run)
 
 
 def base_job(paths: config.Paths, model: str, seed: int) -> Job:
     """The process that builds one base, on one thread; the large one takes its vision tower from the small one."""
     folder = base_folder(paths, model, seed)
     arguments = ("base", "--seed", str(seed), "--model", model, "--threads", "1")
-    return Job(_base_name(model, seed), arguments, paths.root / "runs" / "bases" / folder.name / "output.log", paths.root,
-               lambda: _is_built(folder), () if model == "svlm" else (_base_name("svlm", seed),),
-               minutes=BASE_MINUTES[model])
+    return Job(_base_name(model, seed), arguments, paths.root / "runs" / "bases" / folder.name / "output.log", paths,
+               (folder / "config.json").is_file, "" if model == "svlm" else _base_name("svlm", seed))
 
 
 def with_bases(jobs: Iterable[Job]) -> list[Job]:
     """Jobs in their order, each missing base before the first run that starts from it."""
     found: dict[str, Job] = {}
     for job in jobs:
-        for base in _missing_bases(job.run.paths, job.run.model, job.run.seed) if job.run.profile.model == "mini" else ():
+        for base in _missing_bases(job.paths, job.run.model, job.run.seed) if job.run.profile.model == "mini" else ():
             found.setdefault(base.name, base)
         found[job.name] = job
     return list(found.values())
@@ -147,57 +138,79 @@ def _base_name(model: str, seed: int) -> str:
     return f"base {model}-s{seed}"
 
 
-def _is_built(folder: Path) -> bool:
-    return (folder / "config.json").is_file()
-
-
-def carry_out(jobs: Iterable[Job], on_end: Callable[[Job, str], None], tell: Callable[[list[Job], list[Job]], None],
-              processes: int = PROCESSES, may_start: Callable[[], bool] = lambda: True, tell_s: float = TELL_S) -> list[Job]:
-    """Work jobs off in their order, several at a time; one that needs another waits for it, one that somebody else is at
-    work on is left to him and taken up again if he does not finish it.
+def carry_out(jobs: Iterable[Job], processes: int = PROCESSES, hours: float = math.inf,
+              stop_at_failure: bool = False) -> dict[str, str]:
+    """Make jobs in their order, several at a time; a job that another process is making is left to that process.
 
     Args:
         jobs: of different names.
-        on_end: called with each job that ended and why it failed ("": it did not). What it raises ends all processes.
-        tell: called every `tell_s` seconds with the jobs that wait and those that run.
         processes: at a time.
-        may_start: once it is false, what runs is finished and nothing else started.
+        hours: after these nothing is started; what runs is finished.
+        stop_at_failure: end all processes as soon as one has failed; else the others go on.
     Returns:
-        the jobs that were not started.
+        why the failed ones failed, by name.
+    Raises:
+        RunFailed: where `stop_at_failure` is set.
     """
-    waiting, running, failed, told = list(jobs), list[_Running](), set[str](), time.monotonic()
+    queue, end = _Queue(list(jobs), stop_at_failure), time.monotonic() + 3600 * hours
+    told = time.monotonic()
     try:
-        while running or (waiting and may_start()):
-            for job in list(waiting):
-                if len(running) == processes or not may_start():
-                    break
-                undone = {other.name for other in (*waiting, *(process.job for process in running))}
-                if failed.intersection(job.needs):
-                    waiting.remove(job)
-                    failed.add(job.name)
-                    on_end(job, f"{job.name} was not started: {' and '.join(failed.intersection(job.needs))} failed")
-                elif not undone.intersection(job.needs) and (process := _start(job)):
-                    waiting.remove(job)
-                    running.append(process)
+        while queue.running or (queue.waiting and time.monotonic() < end):
+            if time.monotonic() < end:
+                queue.start(processes)
             time.sleep(POLL_S)
-            for process in [other for other in running if other.has_ended()]:
-                running.remove(process)
-                failure = process.failure()
-                failed.update([process.job.name] if failure else [])
-                on_end(process.job, failure)
-            if time.monotonic() - told > tell_s:
+            queue.collect()
+            if time.monotonic() - told > TELL_S:
                 told = time.monotonic()
-                tell(waiting, [process.job for process in running])
+                logger.info("%s", queue)
     finally:
-        for process in running:
+        for process in queue.running:
             process.end()
-    return waiting
+    if queue.waiting:
+        logger.info("the time is up: %d not started, %s; start again to go on", len(queue.waiting), time_left(queue.waiting))
+    return queue.failures
 
 
-def last_line(job: Job) -> str:
-    """The last line that a job wrote, shortened."""
-    lines = job.output.read_text(errors="replace").splitlines() if job.output.is_file() else []
-    return lines[-1][:110] if lines else f"{job.name}: starting"
+class _Queue:
+    """Jobs that wait, those that run, and why some failed."""
+
+    def __init__(self, jobs: list[Job], stop_at_failure: bool) -> None:
+        self.waiting, self.running, self.failures = jobs, list[_Running](), dict[str, str]()
+        self._num_jobs, self._stop_at_failure = len(jobs), stop_at_failure
+
+    def start(self, processes: int) -> None:
+        """Start what may start, until `processes` run."""
+        for job in list(self.waiting):
+            undone = {other.name for other in (*self.waiting, *(process.job for process in self.running))}
+            if len(self.running) == processes:
+                break
+            if job.needs in self.failures:
+                self.waiting.remove(job)
+                self._end(job, f"{job.name} was not started: {job.needs} failed")
+            elif job.needs not in undone and (process := _start(job)):
+                self.waiting.remove(job)
+                self.running.append(process)
+
+    def collect(self) -> None:
+        """Take out what has ended."""
+        for process in [other for other in self.running if other.has_ended()]:
+            self.running.remove(process)
+            self._end(process.job, process.failure())
+
+    def _end(self, job: Job, failure: str) -> None:
+        if not failure:
+            logger.info("%s is finished", job.name)
+            return
+        if self._stop_at_failure:
+            raise RunFailed(failure)
+        self.failures[job.name] = failure
+        logger.error("%s", failure)
+
+    def __str__(self) -> str:
+        running = [process.job for process in self.running]
+        done = self._num_jobs - len(self.waiting) - len(running)
+        return (f"{done} of {self._num_jobs} done, {time_left([*running, *self.waiting])}; "
+                + "; ".join(job.last_line() for job in running))
 
 
 @dataclass(frozen=True)
@@ -213,11 +226,11 @@ class _Running:
         return self.process is None or self.process.poll() is not None
 
     def failure(self) -> str:
-        """Why it failed, with the end of its output; "" where it did not. A run that did gets its stamp."""
+        """Why it failed, with the end of its output; "" where it did not. A run that did not gets its stamp."""
         code = self.process.returncode if self.process else 0
         if code:
-            return (f"{self.job.name} ended with code {code}; the end of {self.job.output}:\n"
-                    + "\n".join(self.job.output.read_text(errors="replace").splitlines()[-15:]))
+            lines = self.job.output.read_text(errors="replace").splitlines()[-15:]
+            return "\n".join([f"{self.job.name} ended with code {code}; the end of {self.job.output}:", *lines])
         if self.fingerprint:
             utils.write_atomic(_stamp(self.job.run), self.fingerprint)
         return ""
@@ -230,7 +243,8 @@ class _Running:
 
 def _start(job: Job) -> _Running | None:
     """Start a job, unless another process is at work on it."""
-    with _opened(job.output) as output:
+    job.output.parent.mkdir(parents=True, exist_ok=True)
+    with job.output.open("a") as output:
         try:
             fcntl.flock(output, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the process inherits it with its output
         except BlockingIOError:
@@ -241,17 +255,31 @@ def _start(job: Job) -> _Running | None:
         if job.run:
             _stamp(job.run).unlink(missing_ok=True)  # from now on the run's results are in the making
         else:
-            logger.info("%s is missing: building it takes about %d minutes of one thread", job.name, job.minutes)
+            logger.info("%s is missing: building it takes %d to %d minutes of one thread", job.name, *BASE_MINUTES)
         made_of = fingerprint(job.run) if job.run else ""
         process = subprocess.Popen([sys.executable, "-m", "study", *job.arguments], stdout=output, stderr=subprocess.STDOUT,
-                                   cwd=job.root, env=os.environ | NO_BARS)
+                                   cwd=job.paths.root, env=os.environ | NO_BARS)
         return _Running(job, process, made_of)
-
-
-def _opened(path: Path) -> IO[str]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path.open("a")
 
 
 def _stamp(run: Run) -> Path:
     return run.paths.runs / run.name / "fingerprint"
+
+
+def time_left(jobs: Sequence[Job]) -> str:
+    """How long jobs take, side by side, by the pace of the finished runs of the same method and model, in words."""
+    made = read_manifests(jobs[0].paths) if jobs else []
+    seconds = [60 * fmean(BASE_MINUTES) if job.run is None else expected_s(job.run, made) for job in jobs]
+    known = [value for value in seconds if value is not None]
+    if jobs and not known:
+        return "time left unknown"
+    unknown = f" and {len(seconds) - len(known)} runs of unknown length" if len(known) < len(seconds) else ""
+    return f"about {sum(known) / 3600 / PROCESSES:.1f} h left{unknown}"
+
+
+def expected_s(run: Run, manifests: Sequence[Mapping[str, Any]]) -> float | None:
+    """Mean seconds of the finished runs of the same method and model, scaled to this one's steps; None if there are none."""
+    steps = run.profile.training.steps
+    measured = [made["seconds"] * (steps / made["steps"] if made["steps"] else 1) for made in manifests
+                if (made["method"], made["model"]) == (run.method, run.model) and "seconds" in made]
+    return fmean(measured) if measured else None

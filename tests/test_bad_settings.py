@@ -18,7 +18,7 @@ from dyme_core.supervision.llm.cache import Recording
 from dyme_core.supervision.llm.endpoint import Endpoint
 from dyme_core.utils import hash_file, write_json
 from study import cli, run_notebooks
-from study.stamps import Workspace
+from study.run_notebooks import Workspace
 
 NAN, INF = float("nan"), float("inf")
 WRONG_TYPES: dict[type, tuple[Any, ...]] = {  # of a default's type: values that JSON or a shell may bring

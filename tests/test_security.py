@@ -39,7 +39,7 @@ from dyme_core.supervision.llm.cache import FIELDS, Recording
 from dyme_core.utils import hash_file
 from study import run_notebooks, tables
 from study.execution import NotebookError
-from study.stamps import Workspace
+from study.run_notebooks import Workspace
 
 ROOT = Path(__file__).resolve().parents[1]
 SECRET = "sk-planted-0123456789abcdef"

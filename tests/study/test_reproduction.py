@@ -109,7 +109,7 @@ def test_other_rows_with_nothing_to_explain_them_are_an_error(copied: Path, capl
     assert report.lines[0].verdict == reproduction.INSIDE and report.lines[0].is_unexplained and report.exit_code == 1
     assert "CoT-SFT: same code, CPU and versions" in report.markdown()
     with caplog.at_level("INFO"):
-        assert run_notebooks._compare("mini") == 1
+        assert run_notebooks.compare("mini") == 1
     assert "Reproduction report" in caplog.text and "should be identical" in caplog.text
 
 

@@ -25,10 +25,10 @@ TINY = {"world.train_questions": 16, "world.validation_questions": 4, "world.tes
         "training.prompts_per_step": 2, "training.num_generations": 2}
 PLAN = """
 import sys
-from study import plan, run_all, scheduler
+from study import plan, scheduler
 from study.plan import Point
 
-plan.PROFILE, scheduler.POLL_S, run_all.TELL_S = "smoke", 0.1, 0.5
+plan.PROFILE, scheduler.POLL_S, scheduler.TELL_S = "smoke", 0.1, 0.5
 plan.EXPERIMENTS = {"first": lambda: iter([Point("first", "a", "sft", "a", %(tiny)r, (0,), ("validation",))]),
                     "second": lambda: iter([Point("second", "b", "sft", "b", %(tiny)r | {"training.steps": %(steps)d}, (0,))])}
 from study import cli
@@ -103,7 +103,7 @@ def test_a_killed_study_goes_on_without_repeating_what_is_finished(root: Path) -
     assert manifest_of(root, first) == made and manifest_of(root, second)["steps"] == 2
     assert set(made["results"]) == {"validation"} and set(manifest_of(root, second)["results"]) == {
         "validation", "test", "unseen"}
-    assert not (root / "runs" / "smoke" / first / "policy").exists(), "policies of variants are not kept"
+    assert not (root / "runs" / "published" / "smoke" / first / "policy").exists(), "policies of variants are not kept"
     with (root / "results" / "smoke" / "registry.csv").open() as file:
         lines = {line["run"]: line for line in csv.DictReader(file)}
     assert list(lines) == [first, second]
@@ -116,7 +116,7 @@ def test_a_killed_study_goes_on_without_repeating_what_is_finished(root: Path) -
 def test_ctrl_c_or_sigterm_ends_the_runs_under_way(root: Path) -> None:
     (root / "dyme_core" / "pipeline" / "train.py").write_text("import time\ntime.sleep(300)\n")
     running = study_process(root, "--only", "second")
-    output, start = root / "runs" / "smoke" / "svlm-sft-b-s0" / "output.log", time.monotonic()
+    output, start = root / "runs" / "published" / "smoke" / "svlm-sft-b-s0" / "output.log", time.monotonic()
     while not output.is_file() and time.monotonic() - start < 120:
         time.sleep(0.05)
     time.sleep(1)  # the study looks at its sources before it starts the run
@@ -202,11 +202,11 @@ def test_when_the_time_is_up_nothing_is_started_and_the_list_shows_what_is_done(
 def test_the_time_left_comes_from_finished_runs_of_the_same_method_and_model(root: Path, monkeypatch) -> None:
     declare(monkeypatch, point("one", "a"), point("one", "b", **{"training.steps": 200}), point("one", "c", "grpo"))
     jobs = [task.job() for task in run_all.tasks()]
-    assert run_all.time_left(jobs, []) == "time left unknown" and run_all.time_left([], []) == "about 0.0 h left"
+    assert scheduler.time_left(jobs) == "time left unknown" and scheduler.time_left([]) == "about 0.0 h left"
     made = [{"method": "sft", "model": "svlm", "steps": 2, "seconds": 72.0}, {"method": "sft", "model": "svlm", "steps": 2}]
-    assert run_all.time_left(jobs, made) == "about 1.0 h left and 1 runs of unknown length", "202 steps of 36 s by two"
-    base = scheduler.base_job(config.paths("smoke"), "svlm", 1)
-    assert run_all.time_left([base], made) == "about 0.1 h left"
+    monkeypatch.setattr(scheduler, "read_manifests", lambda paths: made)
+    assert scheduler.time_left(jobs) == "about 1.0 h left and 1 runs of unknown length", "202 steps of 36 s by two"
+    assert scheduler.time_left([scheduler.base_job(config.paths("smoke"), "svlm", 1)]) == "about 0.2 h left"
 
 
 def test_missing_bases_are_built_before_the_runs_that_start_from_them(root: Path, monkeypatch) -> None:
@@ -216,8 +216,8 @@ def test_missing_bases_are_built_before_the_runs_that_start_from_them(root: Path
                                           "large-sft-b-s1", "base svlm-s2", "base large-s2", "large-sft-b-s2"]
     by_name = {job.name: job for job in jobs}
     assert by_name["base large-s2"].arguments == ("base", "--seed", "2", "--model", "large", "--threads", "1")
-    assert by_name["base large-s2"].needs == ("base svlm-s2",) and by_name["base svlm-s2"].needs == ()
-    assert by_name["large-sft-b-s1"].needs == ("base large-s1",)
+    assert by_name["base large-s2"].needs == "base svlm-s2" and by_name["base svlm-s2"].needs == ""
+    assert by_name["large-sft-b-s1"].needs == "base large-s1"
 
 
 BUILDER = """import sys
@@ -237,14 +237,14 @@ def test_a_base_is_built_once_said_aloud_and_its_failure_is_that_of_its_runs(roo
     (root / "scripts" / "pretrain.py").write_text(BUILDER)
     (root / "dyme_core" / "pipeline" / "train.py").write_text("def execute(*_, **__):\n    pass\n")
     declare(monkeypatch, point("one", "a", seeds=(1, 2)), point("one", "b", seeds=(1,)))
-    paths, ended = config.paths("smoke"), {}
-    jobs = scheduler.with_bases(task.job() for task in run_all.tasks())
-    assert scheduler.carry_out(jobs, lambda job, why: ended.update({job.name: why}), lambda *_: None) == []
-    assert {name for name, why in ended.items() if why} == {"base svlm-s2", "svlm-sft-a-s2"}
-    assert ended["base svlm-s2"].endswith("ValueError: no base for you")
-    assert ended["svlm-sft-a-s2"] == "svlm-sft-a-s2 was not started: base svlm-s2 failed"
+    paths = config.paths("smoke")
+    failed = scheduler.carry_out(scheduler.with_bases(task.job() for task in run_all.tasks()))
+    assert failed.keys() == {"base svlm-s2", "svlm-sft-a-s2"}
+    assert failed["base svlm-s2"].endswith("ValueError: no base for you")
+    assert failed["svlm-sft-a-s2"] == "svlm-sft-a-s2 was not started: base svlm-s2 failed"
+    assert all(f"{name} is finished" in caplog.messages for name in ("base svlm-s1", "svlm-sft-a-s1", "svlm-sft-b-s1"))
     assert (root / "bases" / "svlm-s1" / "config.json").read_text() == "1 ['svlm'] 1"
-    assert "base svlm-s1 is missing: building it takes about 10 minutes of one thread" in caplog.text
+    assert "base svlm-s1 is missing: building it takes 10 to 30 minutes of one thread" in caplog.text
     assert scheduler.build_base(paths, "svlm", 3) == root / "bases" / "svlm-s3" and (root / "bases" / "svlm-s3").is_dir()
     with pytest.raises(scheduler.RunFailed, match="no base for you"):
         scheduler.build_base(paths, "svlm", 2)
@@ -256,9 +256,8 @@ def test_what_another_process_is_at_work_on_is_left_to_it(root: Path, monkeypatc
     left_behind = scheduler._start(job)
     started, popen = [], subprocess.Popen
     monkeypatch.setattr(subprocess, "Popen", lambda *args, **kwargs: started.append(args) or popen(*args, **kwargs))
-    ended: list[tuple[str, str]] = []
-    scheduler.carry_out([job], lambda job, why: ended.append((job.name, why)), lambda *_: None)
-    assert ended == [("base svlm-s1", "")] and started == [] and left_behind.process.wait() == 0
+    assert scheduler.carry_out([job]) == {}
+    assert job.is_finished() and started == [] and left_behind.process.wait() == 0
 
 
 def test_the_same_rows_give_the_same_bytes_and_come_back_as_they_were(tmp_path: Path) -> None:

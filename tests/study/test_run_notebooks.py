@@ -16,8 +16,7 @@ import pytest
 from dyme_core import config, utils
 from study import run_notebooks
 from study.execution import NotebookError
-from study.progress import estimate_remaining
-from study.stamps import Workspace
+from study.run_notebooks import Workspace
 
 PARAMETERS = 'profile = "mini"\nseed = 0'
 WRITE_ROWS = """import os
@@ -62,7 +61,7 @@ def command(root: Path, *arguments: str) -> subprocess.Popen:
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
-    root = tmp_path / "a folder with spaces"
+    root = tmp_path / "a folder with {braces}, spaces and ümlauts"
     (root / "notebooks").mkdir(parents=True)
     (root / "requirements.lock").write_text("numpy==2.4.6\n")
     return Workspace(config.Paths(root, "smoke"))
@@ -180,16 +179,35 @@ def test_an_interrupt_leaves_no_half_written_result_and_no_process(workspace: Wo
     assert left in ([], ["lock"])
 
 
-@pytest.mark.parametrize(("elapsed", "done", "last", "later", "expected"), [
-    (10, 2, None, [], 40),  # 5 s a cell, 8 cells to come
-    (10, 2, None, [(4, None)], 60),  # and 4 cells more at that pace
-    (10, 2, 100, [(4, 30.0)], 120),  # 90 s of this one, 30 s of the next
-    (10, 2, 5, [(4, 30.0)], 30),  # slower than last time: it may end any moment
-    (10, 0, 100, [(4, None)], None),  # the next was never timed, and no cell has ended yet
-    (10, 0, None, [], None),
-])
-def test_the_time_left_comes_from_the_last_run_or_else_from_the_cells(elapsed, done, last, later, expected) -> None:
-    assert estimate_remaining(elapsed, done, 10, last, later) == expected
+def test_the_time_left_is_what_the_last_runs_took(caplog, monkeypatch) -> None:
+    caplog.set_level("INFO")
+    now = iter([0.0, 0.0, 10.0, 12.0, 100.0])
+    monkeypatch.setattr(run_notebooks.time, "monotonic", lambda: next(now))
+    progress = run_notebooks.Progress("03_train", 8, expected_s=60.0, later_s=30.0)
+    progress.on_cell(cell=None, cell_index=2)
+    progress.write("\x1b[31mepoch 1\x1b[0m\repoch 2\n")  # too soon after the last line
+    progress.write("epoch 3\n\n")
+    assert caplog.messages == ["03_train: cell 3 of 8, 0:10, about 1:20 left",
+                               "03_train: cell 3 of 8, 1:40, about 0:30 left  | epoch 3"]
+
+
+def test_the_first_run_here_is_expected_to_take_as_long_as_the_published_one(workspace: Workspace) -> None:
+    published = workspace.root / "results" / "smoke" / "manifest.json"
+    assert workspace.last_seconds("01_a") is None
+    utils.write_json(published, {"notebooks": {"01_a": {"seconds": 70.0}}})
+    assert workspace.last_seconds("01_a") == 70.0
+
+
+def test_outputs_left_in_a_notebook_by_a_session_do_not_make_it_run_again(workspace: Workspace) -> None:
+    path = write_notebook(workspace.root, "01_a", "print('hello')")
+    [job] = run_notebooks.plan_jobs(workspace)
+    before = workspace.dependencies(job)
+    nb = nbformat.read(path, as_version=4)
+    nb.cells[1].outputs, nb.cells[1].execution_count = [nbformat.v4.new_output("stream", text="hello")], 1
+    nbformat.write(nb, path)
+    assert workspace.dependencies(job) == before
+    write_notebook(workspace.root, "01_a", "print('bye')")
+    assert workspace.dependencies(job)["notebook"] != before["notebook"]
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
