@@ -1,6 +1,6 @@
-"""One run in several processes (torchrun, accelerate): who is who, and how what each of them knows is put together.
+"""One run in several processes (torchrun, accelerate): their ranks, and how their values are gathered.
 
-The trainers deal rollouts to processes themselves; this room is for the rest: files have one writer, calls one asker.
+The trainers deal rollouts to processes themselves. This module is for the rest: one process writes files, one makes a call.
 """
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def start() -> None:
 
 
 def stop() -> None:
-    """Part from the other processes; a process that ends without is taken for one that was lost."""
+    """Leave the other processes; one that ends without this call counts as lost."""
     if distributed.is_initialized():
         distributed.barrier()
         distributed.destroy_process_group()
@@ -39,12 +39,12 @@ def rank() -> int:
 
 
 def is_writer() -> bool:
-    """True in the one process that writes files and says how far the run is."""
+    """True in the one process that writes files and logs progress."""
     return rank() == 0
 
 
 def deals_weights() -> bool:
-    """Whether accelerate will deal the weights out over the processes (FSDP)."""
+    """Whether accelerate will shard the weights over the processes (FSDP)."""
     return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
@@ -54,7 +54,7 @@ def device() -> torch.device:
 
 
 def share(rows: Sequence[Any]) -> list[Any]:
-    """The rows that are this process's: every `size()`-th."""
+    """This process's rows: every `size()`-th."""
     return list(rows[rank():: size()])
 
 
@@ -74,8 +74,8 @@ def total(counts: Mapping[str, float]) -> dict[str, float]:
 
 
 def whole_state(model: torch.nn.Module) -> dict[str, torch.Tensor] | None:
-    """The writer's copy of weights that are dealt out over the processes (FSDP2), empty in the others; None where each process
-    holds them whole. All of them must call it."""
+    """The full weights of a model that is sharded over the processes (FSDP2), in the writer, and {} in the others; None where
+    each process holds all weights. All of them must call it."""
     if not any(isinstance(parameter, DTensor) for parameter in model.parameters()):
         return None
     return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))

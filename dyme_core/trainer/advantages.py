@@ -1,4 +1,4 @@
-"""What the switches decide from, on plain tensors: rewards by role, their sums, advantages, the mode of each group.
+"""Rewards by role, their sums, advantages and the mode of each group, on plain tensors: the input of the switches.
 
 The rollouts of a prompt are adjacent rows; G is their number, B a multiple of G.
 """
@@ -50,15 +50,15 @@ def group_modes(is_correct: Tensor, group_size: int) -> Tensor:
 
 @dataclass(frozen=True)
 class StepRewards:
-    """The rewards of a step's rollouts, by what they score.
+    """The rewards of a step's rollouts, by role.
 
-    Each is (B,), the rollouts of a prompt adjacent. NaN is a score that is not known (a judge that was skipped or not asked).
+    Each is (B,), the rollouts of a prompt adjacent. NaN is a missing score (a judge that was skipped or not asked).
 
     Attributes:
         accuracy: above 0.5 where the rollout is correct.
         format: above 0.5 where it is well formed; None where no reward says so.
         thinking: the checker's; None where no reward scores thinking.
-        others: any further ones, which are added as they are.
+        others: further rewards, added as they are.
     """
 
     accuracy: Tensor
@@ -79,7 +79,7 @@ class StepRewards:
         return is_right & (self.format > 0.5) if needs_format and self.format is not None else is_right
 
     def total(self, group_size: int, gate: str = "sum", thinking_weight: float = 1.0) -> Tensor:
-        """(B,) sums of all rewards, thinking weighted; gate "gated" gives 0 where the format fails, "sum" does not look."""
+        """(B,) sums of all rewards, thinking weighted; gate "gated" gives 0 where the format fails, "sum" ignores that."""
         weighted = [(self.format, 1.0), (self.accuracy, 1.0), (self.thinking, thinking_weight),
                     *((other, 1.0) for other in self.others)]
         given = [(reward, weight) for reward, weight in weighted if reward is not None]
@@ -90,15 +90,15 @@ class StepRewards:
         return torch.where(self.format > 0.5, total, torch.zeros_like(total))
 
     def best(self, thinking_weight: float = 1.0) -> float:
-        """What a rollout earns that every reward gives 1: a target's total."""
+        """The total of a rollout for which every reward is 1: that of a target."""
         return 1.0 + (self.format is not None) + (0.0 if self.thinking is None else thinking_weight) + len(self.others)
 
 
 def fill_unknown(rewards: Tensor, group_size: int) -> Tensor:
     """Put the mean of its group's known scores in place of each NaN, 0 where the group has none.
 
-    A 0 would be a bad mark. The group's mean neither lifts nor lowers a rollout against the others: what it then gains or
-    loses comes from its other rewards alone.
+    A 0 would be a bad mark. The group's mean neither lifts nor lowers a rollout against the others: only its other rewards
+    then count.
 
     Args:
         rewards: (B, F), one column per reward.

@@ -1,4 +1,4 @@
-"""Rows of a batch in TRL's form: taken, added, filled with a target. Pictures follow their rows, whatever a family calls them.
+"""Rows of a batch in TRL's form: taken, added, filled with a target. Pictures follow their rows, in every family.
 
 A batch is a dict of tensors and lists of B rows each (prompt_ids padded left, completion_ids padded right, their masks,
 advantages (B,) or (B, C), pictures), and of numbers.
@@ -14,7 +14,7 @@ from torch.nn import functional
 from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_by_grid
 
 Batch = dict[str, Any]
-PROMPT, COMPLETION, BOTH = (True, False), (False, True), (True, True)  # what a field is padded for, (left, right)
+PROMPT, COMPLETION, BOTH = (True, False), (False, True), (True, True)  # padding of a field, (left, right)
 SPANS = {"prompt_ids": PROMPT, "prompt_mask": PROMPT, "completion_ids": COMPLETION, "completion_mask": COMPLETION,
          "token_type_ids": BOTH, "mm_token_type_ids": BOTH}
 IDS = ("prompt_ids", "completion_ids")
@@ -85,12 +85,12 @@ def fit_rows(batch: Batch, needed: Sequence[int], size: int) -> Batch:
 
 
 def micro_batches(parts: Sequence[Batch], pad_id: int, by_prompt: bool) -> list[Batch]:
-    """The rows of a step's micro-batches dealt anew, as many to each, so that little padding goes through the model.
+    """The rows of a step's micro-batches dealt again, as many to each, so that little padding goes through the model.
 
     Args:
-        parts: in any order, which no sum over the step depends on.
-        by_prompt: rows of a prompt together, for a model that goes through a shared prompt once and leaves padding out
-            (`prefix_sharing`); else rows of like length together, each micro-batch cut to its longest.
+        parts: in any order; no sum over the step depends on it.
+        by_prompt: keep the rows of a prompt together, for a model that shares prefixes and leaves padding out
+            (`prefix_sharing`); else rows of similar length, each micro-batch cut to its longest.
     """
     whole = join(parts, pad_id)
     prompts, lengths = whole["prompt_ids"].tolist(), (whole["prompt_mask"].sum(1) + whole["completion_mask"].sum(1)).tolist()
@@ -100,7 +100,7 @@ def micro_batches(parts: Sequence[Batch], pad_id: int, by_prompt: bool) -> list[
 
 
 def _trim(batch: Batch) -> Batch:
-    """The batch without columns that are padding in every row: rows that were left out may have been the longest."""
+    """The batch without columns that are padding in every row (rows that were left out may have been the longest)."""
     left, right = (batch[f"{part}_ids"].shape[1] - max(1, int(batch[f"{part}_mask"].sum(dim=1).max()))
                    for part in ("prompt", "completion"))
     cut = {name: batch[name][:, left * has_prompt: batch[name].shape[1] - right * has_completion]

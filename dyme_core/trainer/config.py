@@ -7,7 +7,7 @@ from trl import GRPOConfig
 
 from dyme_core.trainer import switches
 
-# What DyME needs fixed: setting, value, and what any other value would break.
+# Settings that DyME fixes: name, value, and what any other value would break.
 REQUIRED = (
     ("loss_type", "grpo", "dapo, bnpo and dr_grpo weigh a memorize row differently from the SFT step it stands for"),
     ("temperature", 1.0, "a temperature T puts 1/T into the memorize gradient"),

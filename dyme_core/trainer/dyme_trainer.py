@@ -1,4 +1,4 @@
-"""DyMETrainer: TRL's GRPOTrainer with a switch between memorizing and exploring, nothing else.
+"""DyMETrainer: TRL's GRPOTrainer with a switch between memorizing and exploring.
 
 `_generate_and_score_completions` edits the batch that TRL returns, `_generate_single_turn` lets rollouts start from a hint.
 The loss is never touched, so that Unsloth's compiled trainer runs the same code.
@@ -27,25 +27,25 @@ from dyme_core.trainer.streaming import Watcher, watching
 
 logger = logging.getLogger(__name__)
 VISUAL = ("pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes", "num_tiles", "image_sizes",
-          "token_type_ids", "mm_token_type_ids", "image_position_ids")  # what TRL's log-probs take besides token ids
+          "token_type_ids", "mm_token_type_ids", "image_position_ids")  # inputs of TRL's log-probs besides token ids
 
 
 class DyMETrainer(MeasuredGRPOTrainer):
     """GRPO that memorizes a refined target where the switch says so: DyME's own where every rollout of a prompt failed.
 
-    Logged besides: without_target, prompts to memorize that the refiner had no target for; rows, those that went through the
-    update; every `probe_every` steps memorize_norm, explore_norm and cosine of the gradients of targets and of rollouts.
+    Logs in addition: without_target, prompts to memorize without a target; rows, those in the update;
+    every `probe_every` steps memorize_norm, explore_norm and cosine of the gradients of targets and of rollouts.
 
     Args:
         model, reward_funcs, train_dataset, eval_dataset, processing_class: as for MeasuredGRPOTrainer.
         args: a DyMEConfig.
-        refiner: writes what is memorized: an object with `refine_all(records)` (RuleRefiner, LLMRefiner, ...) that gives the
+        refiner: writes the targets: an object with `refine_all(records)` (RuleRefiner, LLMRefiner, ...) that gives the
             thinking for data rows, to which the answer line is added; or a function from data rows (dicts of columns) to whole
-            responses, without the end token. Either gives None where it has none: the prompt then teaches nothing. A row's own
-            `target` (a whole response) or trace (thinking) comes first, and is all there is where refiner is None.
-        watch: called with the data rows of a batch before its rollouts are written; returns what is called with the texts of
-            rollouts that have just ended, by row (rewards.ThinkingReward.watch). Not where vLLM writes them or a hint is given.
-        on_scored: called in every process once the rollouts of a step are scored, before targets are asked for
+            responses, without the end token. None is no target: the prompt then teaches nothing. A row's own `target` (a whole
+            response) or trace (thinking) comes first. Without a refiner there are no other targets.
+        watch: called with the data rows of a batch before its rollouts are written; returns a function that gets the texts of
+            rollouts as they end, by row (rewards.ThinkingReward.watch). Not used with vLLM or a hint.
+        on_scored: called in every process when the rollouts of a step are scored, before targets are written
             (Experts.share_bank).
         **kwargs: as for GRPOTrainer.
     """
@@ -64,14 +64,14 @@ class DyMETrainer(MeasuredGRPOTrainer):
             raise ValueError(f"switch 'grounded' needs a thinking reward: got {self.reward_func_names}; add "
                              "rewards.ThinkingReward(checker), or choose another switch")
         self.refine, self.watch, self.on_scored = writer_of(refiner), watch, on_scored
-        self._inputs: list[dict[str, Any]] = []  # data rows of the batch that is being made
+        self._inputs: list[dict[str, Any]] = []  # data rows of the current batch
         self._hints: list[list[int]] = []  # token ids, one list per local row; empty where rollouts start from nothing
         self.held = batching.Held()  # rows with targets that wait (Decision.hold)
 
     @property
     def progress(self) -> float:
         """Share of the training steps that are done."""
-        return self.state.global_step / max(1, self.state.max_steps)  # a batch may be looked at before training
+        return self.state.global_step / max(1, self.state.max_steps)  # notebooks make a batch before training
 
     def _prepare_inputs(self, generation_batch):
         before = self._buffered_inputs
@@ -110,7 +110,7 @@ class DyMETrainer(MeasuredGRPOTrainer):
         return [[*hint, *ids] for hint, ids in zip(self._hints, sampled, strict=True)], log_probs
 
     def _streaming(self) -> AbstractContextManager[None]:
-        """While the block runs, whoever watches hears of rollouts as they end; each is decoded once."""
+        """Within the block `watch` gets rollouts as they end; each is decoded once."""
         if self.watch is None or self.use_vllm or not self._inputs:
             return nullcontext()
         end = self.watch(self._inputs)
@@ -143,16 +143,16 @@ class DyMETrainer(MeasuredGRPOTrainer):
         if args.probe_every and self.state.global_step % args.probe_every == 0:
             self._probe(batch, len(inputs))
         batch = self._fit_rows(batch)
-        # TRL's mean is over all rows there are; the switch's weights are meant for the rollouts of the step.
+        # TRL's mean is over the rows of the batch; the switch's weights refer to the rollouts of the step.
         batch["advantages"] = batch["advantages"] * (len(batch["advantages"]) / len(inputs))
         self._metrics["train"]["rows"].append(len(batch["advantages"]) * self.accelerator.num_processes)
-        batch.pop("sampling_per_token_logps", None)  # vLLM's, of the rollouts: a target has none, and nothing reads them
+        batch.pop("sampling_per_token_logps", None)  # vLLM's, of the rollouts: a target has none, and they are not used
         batch["num_items_in_batch"] = self.accelerator.gather(batch["completion_mask"].sum()).sum()
         del batch["is_target"]
         return batch
 
     def _fit_rows(self, batch: batching.Batch) -> batching.Batch:
-        """Rows that teach, and as many more as TRL needs: as many on every process, and in every micro-batch."""
+        """The rows that teach, and further ones until every process and micro-batch has as many, as TRL needs."""
         needed = batching.busy_rows(batch) if self.args.drop_idle_rows else list(range(len(batch["advantages"])))
         most = self.accelerator.gather(torch.tensor([len(needed)], device=batch["advantages"].device)).max().item()
         parts = self.args.steps_per_generation
@@ -160,7 +160,7 @@ class DyMETrainer(MeasuredGRPOTrainer):
 
     def _memorize(self, inputs, batch: batching.Batch, rows: list[tuple[int, float]], decision: switches.Decision
                   ) -> batching.Batch:
-        """Write targets: in place of an idle first rollout of their group, else as one more row."""
+        """Write targets: in place of the first rollout of their group where it is idle, else as an additional row."""
         texts = self.refine([inputs[row] for row, _ in rows]) if rows else []
         found = [(row, weight, text) for (row, weight), text in zip(rows, texts, strict=True) if text is not None]
         num_missing = torch.tensor([texts.count(None)], device=batch["advantages"].device)
@@ -203,7 +203,7 @@ class DyMETrainer(MeasuredGRPOTrainer):
         batch["advantages"] = advantages
 
     def _weigh_hints(self, batch: batching.Batch) -> None:
-        """Give the tokens of a hint the weight of a target that is shared by its group's rows."""
+        """Give the tokens of a hint the weight of a target, shared among the rows of its group."""
         advantages = batch["advantages"][:, None].repeat(1, batch["completion_ids"].shape[1])
         for row, hint in enumerate(self._hints):
             advantages[row, : len(hint)] = self.memorize_advantage / self.num_generations
@@ -216,7 +216,7 @@ class DyMETrainer(MeasuredGRPOTrainer):
         return self._get_per_token_logps_and_entropies(self.model, ids, mask, batch["completion_ids"].shape[1], **others)[0]
 
     def _probe(self, batch: batching.Batch, size: int) -> None:
-        """Measure the gradients of the targets and of the rollouts by themselves, at the weights of this step."""
+        """Measure the gradients of targets and of rollouts separately, at the weights of this step."""
         metrics, parameters = copy.deepcopy(self._metrics), [p for p in self.model.parameters() if p.requires_grad]
         found = []
         for is_kept in (batch["is_target"], ~batch["is_target"]):

@@ -1,4 +1,4 @@
-"""TRL's GRPO, unchanged, with what a reader of a run needs logged: the baseline, and what DyMETrainer is built on."""
+"""TRL's GRPO, unchanged, with more logged: the baseline, and the base class of DyMETrainer."""
 from __future__ import annotations
 
 import copy

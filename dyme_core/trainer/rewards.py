@@ -1,7 +1,7 @@
-"""The rewards of a rollout as TRL reward functions: format, accuracy and thinking, each in [0, 1], and what each of a user's
-own is taken for.
+"""The rewards of a rollout as TRL reward functions: format, accuracy and thinking, each in [0, 1], and the role of each
+reward that a user gives.
 
-The thinking reward knows the format contract (`prompt_format`) and is built around whatever checker it is given.
+The thinking reward knows the format contract (`prompt_format`) and is built around any checker.
 """
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dyme_core.data.metrics import accuracy_reward
 from dyme_core.data.prompt_format import Completion, completion_text
 from dyme_core.supervision.checker import VisualChecker
 
-TRL_COLUMNS = ("prompts", "completion_ids", "environments")  # what TRL passes beside the data set's own columns
+TRL_COLUMNS = ("prompts", "completion_ids", "environments")  # passed by TRL beside the data set's own columns
 
 
 def format_reward(completions: Sequence[Completion], **kwargs: Any) -> list[float]:
@@ -31,8 +31,8 @@ class ThinkingReward:
     """TRL reward function: the checker's score of each well-formed completion's thinking, 0.0 for the others.
 
     The checker is not asked about a malformed completion: it has no thinking that leads to an answer. A score of NaN (not
-    asked, or a judge that was skipped) is no reward of 0: `advantages.fill_unknown` makes it neutral inside its group. What
-    the checker raises is passed on.
+    asked, or a judge that was skipped) is no reward of 0: `advantages.fill_unknown` makes it neutral inside its group. Errors
+    of the checker are passed on.
 
     Args:
         checker: is asked about all completions of a batch at once.
@@ -41,7 +41,7 @@ class ThinkingReward:
             nothing, and where thinking is to be measured.
         mastered: as for the switch; "explore" asks about groups that are all correct, too.
         correct_needs_format: as for the switch.
-        accuracy: the accuracy reward that is trained with, as it decides which groups are mixed.
+        accuracy: the accuracy reward of the training; it decides which groups are mixed.
         on_all_wrong: given the record of each all-wrong prompt before the checker is asked, so that targets can be under way
             meanwhile; more than once where `watch` is used.
     """
@@ -70,7 +70,7 @@ class ThinkingReward:
         return scores
 
     def watch(self, records: Sequence[dict[str, Any]]) -> Callable[[dict[int, str]], None]:
-        """Start on what is certain to be asked about while a batch of rollouts is still being written.
+        """Start on thinking that is certain to be rated, while a batch of rollouts is still being written.
 
         Args:
             records: the data record of every rollout of the batch. The checker must have `prefetch`, with the arguments of
@@ -89,8 +89,8 @@ class ThinkingReward:
 
 @dataclass(eq=False)
 class _Group:
-    """The rollouts of one prompt that this process holds: how many of those that have ended are correct and wrong, and the
-    thinking, by place, that nobody has been asked about yet."""
+    """The rollouts of one prompt in this process: how many of those that have ended are correct and wrong, and the thinking,
+    by place, for which no rating was requested yet."""
 
     size: int
     num_correct: int = 0
@@ -99,7 +99,7 @@ class _Group:
 
 
 class _Groups:
-    """The groups of a batch whose rollouts end one after another, and what is certain to be asked about them."""
+    """The groups of a batch whose rollouts end one after another, and the thinking that is certain to be rated."""
 
     def __init__(self, reward: ThinkingReward, records: Sequence[dict[str, Any]]) -> None:
         self.reward, self.records, self.group_of = reward, records, []
@@ -112,8 +112,8 @@ class _Groups:
         """Take the texts of rollouts that have ended, by place: each is parsed and scored once, here.
 
         Returns:
-            the thinking, by place, that has become certain to be scored whatever the other rollouts turn out to be: all of a
-            group's that is known to be mixed. The hook gets the records of the prompts that are now known to be all wrong.
+            the thinking, by place, that will be scored whatever the other rollouts are: all of a group that is now known to be
+            mixed. The hook gets the records of prompts that are now known to be all wrong.
         """
         thinking = {place: prompt_format.split_response(text)[0] for place, text in texts.items()
                     if prompt_format.is_well_formed(text)}
@@ -161,7 +161,7 @@ def roles_of(functions: Sequence[Any], names: Sequence[str], correct_reward: str
 
     Args:
         functions: any TRL takes.
-        names: what TRL calls them.
+        names: TRL's names of them.
         correct_reward: name of the function that says what is correct; None: our accuracy reward where there is one, else the
             first function that scores neither format nor thinking.
     Raises:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
 
 class Watcher(StoppingCriteria):
-    """Stops nothing; a criterion is what `generate` calls after every token.
+    """Stops nothing: `generate` calls a stopping criterion after every token.
 
     Args:
         report: called with the rollouts that have just ended: token ids, end token included, by their row in the batch. Each
@@ -37,7 +37,7 @@ class Watcher(StoppingCriteria):
 
 @contextmanager
 def watching(model: PreTrainedModel, watcher: Watcher) -> Iterator[None]:
-    """While the block runs, `model.generate` takes the watcher along; what it samples stays the same."""
+    """Within the block `model.generate` calls the watcher; it samples the same tokens."""
     plain, is_own = model.generate, "generate" in vars(model)
     model.generate = partial(plain, stopping_criteria=StoppingCriteriaList([watcher]))
     try:

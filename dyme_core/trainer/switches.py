@@ -1,8 +1,8 @@
 """The switches: how much each prompt of a step memorizes its target and how much it explores. One function each.
 
-A switch sees the step's groups and gives every rollout an advantage and every prompt's target one (0: no target). The loss
+A switch gets the step's groups and gives every rollout an advantage, and every prompt's target one (0: no target). The loss
 stays GRPO's: a row with advantage A contributes -A times the mean log-probability of its tokens, divided by the B rollouts
-of the step (ratio 1, on-policy). W is `Groups.weight`, at which a target counts as `memorize_weight` says.
+of the step (ratio 1, on-policy). W is `Groups.weight`, a target's weight by `memorize_weight`.
 """
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dyme_core.trainer.advantages import group_advantages
 
 @dataclass(frozen=True)
 class Groups:
-    """What a switch decides from: P prompts with G rollouts each.
+    """The input of a switch: P prompts with G rollouts each.
 
     Attributes:
         rewards: (P, G) total rewards.
@@ -26,8 +26,8 @@ class Groups:
         is_grounded: (P, G) booleans, the checker gave full marks; None where the switch does not ask.
         progress: share of the training steps that are done, in [0, 1).
         weight: W.
-        best_reward: what a target would earn.
-        mastered: "skip" or "explore", what the gates do with groups that are all correct.
+        best_reward: total reward of a target.
+        mastered: "skip" or "explore", for groups that are all correct.
     """
 
     rewards: Tensor
@@ -51,13 +51,13 @@ class Groups:
 
 @dataclass(frozen=True)
 class Decision:
-    """What a switch decided.
+    """The output of a switch.
 
     Attributes:
         advantages: (P, G), of the rollouts.
         targets: (P,), advantage of each prompt's target; 0 where the prompt has none in this step.
         token_weight: of a target's token, from its probability under the policy; None weighs all tokens 1.
-        hold: targets wait until so many are there, and are then memorized together.
+        hold: targets wait until there are this many, and are then memorized together.
     """
 
     advantages: Tensor
@@ -131,7 +131,7 @@ def chord(groups: Groups, value: float) -> Decision:
 
 
 def prefix(groups: Groups, value: float) -> Decision:
-    """Expert prefix (UFT, arXiv 2505.16984; BREAD, arXiv 2506.17211): rollouts go on from a hint, the beginning of the target
+    """Expert prefix (UFT, arXiv 2505.16984; BREAD, arXiv 2506.17211): rollouts continue a hint, the beginning of the target
     (`hint_share`); GRPO on what was sampled, log-likelihood on the hint (the trainer gives its tokens W / G)."""
     return Decision(groups.advantages, torch.zeros_like(groups.pass_rate))
 
@@ -148,7 +148,7 @@ class Switch:
     Attributes:
         decide: (groups, value) -> Decision.
         value: default of its number; None where it has none.
-        hint: (progress, value) -> share of the target that rollouts start from; None: they start from nothing.
+        hint: (progress, value) -> share of the target that rollouts continue; None: no hint.
     """
 
     decide: Callable[[Groups, float], Decision]
