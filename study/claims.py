@@ -1,7 +1,7 @@
 """Every claim of poster and paper beside what was measured: `results/CLAIMS.md`, from the stored rows, never written by hand.
 
-A claim is a difference, turned so that above 0 is what is claimed. Its verdict follows from the difference's 95 % bootstrap
-interval alone (`judge`), in CLAIMS.md and in the notebooks (`Claim.sentence`).
+A claim is a difference that is above 0 where the claim holds. Its verdict follows only from the difference's 95 % bootstrap
+interval (`judge`), in CLAIMS.md and in the notebooks (`Claim.sentence`).
 """
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NOT_TESTABLE, NOT_MEASURED = "not testable here", "not measured yet"
 VERDICTS = (REPRODUCED, NOT_REPRODUCED, NOISE, NOT_TESTABLE, NOT_MEASURED)
 METRICS = {"correct": "correct", "strict": "answers alone, right or wrong thinking", "groundedness": "groundedness",
            "pseudo": "well-formed traces with a wrong fact"}
-LAST_EVALUATIONS = 3  # over which a run's restlessness is measured
+LAST_EVALUATIONS = 3  # for a run's restlessness
 RUN_METRICS = {  # by column of `run_metrics`: unit, name
     "zero_variance": ("%", "groups whose rewards are all equal"), "step_seconds": ("s", "CPU seconds a step"),
     "memorize_drift": ("points", "memorize groups, first quarter less last"),
@@ -54,7 +54,7 @@ thinking is rarely well-formed, so this is the harder comparison for every metho
 
 @dataclass(frozen=True)
 class Measured:
-    """What one claim came to, in words, and the verdict."""
+    """The result of one claim, in words, and the verdict."""
 
     verdict: str
     measured: str = ""
@@ -64,7 +64,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Everything a claim may rest on: what `statistics.load_rows` and `load_logs` give, manifests, notebook 01's gradients."""
+    """The evidence for all claims: rows and logs (`statistics.load_rows`, `load_logs`), manifests, notebook 01's gradients."""
 
     stored_rows: pd.DataFrame
     stored_logs: pd.DataFrame

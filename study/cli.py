@@ -1,7 +1,7 @@
-"""The command `dyme`, also `python -m study`: train, evaluate, run the notebooks and the study, look at this machine.
+"""The command `dyme`, also `python -m study`: train, evaluate, run the notebooks and the study, inspect this machine.
 
-Each command loads what it needs by itself, so that `dyme --help` loads no torch. Several processes share a run under
-`torchrun --nproc_per_node 2 -m study train ...`. Exit codes: 0 done, 1 failed, 2 a wrong request, 130 interrupted.
+Each command imports what it needs, so that `dyme --help` loads no torch. Several processes share a run under
+`torchrun --nproc_per_node 2 -m study train ...`. Exit codes: 0 done, 1 failed, 2 wrong request, 130 interrupted.
 """
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PACKAGES = ("dyme_core", "study", "scripts")
 app = typer.Typer(name="dyme", no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
                   help="DyME at two scales: small vision-language models that learn to think by memorizing and exploring.")
 
-# A Literal gives a plain text; an option that may be repeated takes an Enum alone.
+# A Literal gives a plain text, but an option that may be repeated needs an Enum.
 Split = StrEnum("Split", {name: name for name in HELD_OUT})
 Size = StrEnum("Size", {name: name for name in ("svlm", "large")})
 Experiment = StrEnum("Experiment", {name: name for name in plan.EXPERIMENTS})
@@ -199,14 +199,14 @@ def _run_notebooks(profile: str, only: list[str] | None, settings: list[str] | N
 
 
 def _end_like_ctrl_c() -> None:
-    """Take SIGTERM for Ctrl-C, so that the processes that were started are ended, too."""
+    """Treat SIGTERM like Ctrl-C, so that child processes end, too."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def exit_code(error: Exception) -> int | None:
-    """2 for a request that cannot be met, 1 for work that failed, None for a fault of the code, which needs its traceback.
+    """2 for a wrong request, 1 for work that failed, None for a bug, which needs its traceback.
 
-    A user can mend what our own code raises, and what the operating system refuses.
+    A user can fix what our own code raises and what the operating system refuses.
     """
     innermost = list(traceback.walk_tb(error.__traceback__))[-1][0].f_globals["__name__"]
     is_ours = any(name.split(".")[0] in PACKAGES for name in (type(error).__module__, innermost))
@@ -216,7 +216,7 @@ def exit_code(error: Exception) -> int | None:
 
 
 def main(arguments: Sequence[str] | None = None) -> Any:
-    """Run one command and end with its exit code; what a user can mend is said without a traceback."""
+    """Run one command and end with its exit code; an error that a user can fix is printed without a traceback."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         app(arguments, prog_name="dyme")

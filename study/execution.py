@@ -111,7 +111,7 @@ def end_processes(run_id: str) -> None:
             if process.environ().get(RUN_VARIABLE) == run_id:
                 process.kill()
                 process.wait(timeout=5)
-        except (psutil.Error, OSError):  # it has just ended, or belongs to somebody else
+        except (psutil.Error, OSError):  # it has just ended, or belongs to another user
             continue
 
 

@@ -1,7 +1,7 @@
 """Gradients of one policy under two losses: cross-entropy on a target (SFT), and TRL's GRPO loss on the same target.
 
-The GRPO side is TRL's own `compute_loss` on a batch of its own form, so that notebook 01 measures what training
-computes; the SFT side is torch's cross-entropy, row by row.
+The GRPO side is TRL's own `compute_loss` on a batch in its own form, so that notebook 01 measures what training computes. The
+SFT side is torch's cross-entropy, row by row.
 """
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def grpo_trainer(model: PreTrainedModel, processor: ProcessorMixin, records: Seq
 
 def batch_of(processor: ProcessorMixin, records: Sequence[Record], texts: Sequence[str], dtype: torch.dtype
              ) -> dict[str, Any]:
-    """A batch in the form in which TRL keeps rollouts: `texts` with the end token are the completions of `records`.
+    """A batch in TRL's form of rollouts: `texts` with the end token are the completions of `records`.
 
     Returns:
         prompt_ids (B, P) padded left, completion_ids (B, C) padded right, their masks, pictures in `dtype`, and

@@ -1,7 +1,7 @@
 """The study, declared: which runs answer which question, with which seeds. `run_all` carries it out, `report` draws it.
 
 A point is one setting of one experiment; a run is a point with a seed. Points without a variant are the main runs, which
-every experiment shares. Experiments stand in the order in which they run: what is chosen on validation comes first.
+every experiment shares. Experiments are in the order in which they run: choices on validation come first.
 """
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Point:
         variant: part of the run's name; "" are the main runs.
         settings: of the profile, as `config.load_profile` takes them.
         seeds: training seeds; the base of the same seed is built where it is missing.
-        splits: answered at the end of a run; what is used for choosing leaves the test sets closed.
+        splits: answered at the end of a run; runs for choosing settings leave the test sets closed.
         model: "svlm" or "large".
         value: place on the x axis of a sweep; None where settings are no numbers.
     """
@@ -73,7 +73,7 @@ def _main() -> Iterator[Point]:
 
 
 def _short() -> Iterator[Point]:
-    """A few steps of each trainer, which a test makes again: the code that stands here gives the published rows."""
+    """A few steps of each trainer; a test repeats them, to show that the present code gives the published rows."""
     settings = {"training.steps": 6, "training.evaluate_every": 6, "world.train_questions": 64,
                 "world.validation_questions": 40}
     for method in ("sft", "grpo", "pure_dyme", "full_dyme"):
@@ -135,7 +135,7 @@ def _rollouts() -> Iterator[Point]:
 
 
 def _prompts() -> Iterator[Point]:
-    """Prompts a step, without and with rollouts: what more prompts do is not what fewer rollouts of each do."""
+    """Prompts a step, without and with rollouts: separates the effect of more prompts from that of fewer rollouts of each."""
     for count in (4, 8, 16):
         changed = {"training.prompts_per_step": count}
         yield Point("prompts", f"{count} prompts", "sft", "" if count == 4 else f"p{count}", {} if count == 4 else changed,

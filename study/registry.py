@@ -1,4 +1,4 @@
-"""One line a run, read from the manifests: what was made where, from what, how long it took and what came out."""
+"""One line per run, from the manifests: settings, machine, commit, base, duration and scores."""
 from __future__ import annotations
 
 import csv

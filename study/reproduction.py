@@ -1,4 +1,4 @@
-"""The reproduction report: each method of the main table, a run of one's own beside the published one, and what explains a
+"""The reproduction report: each method of the main table, your own run beside the published one, and what explains a
 difference.
 
 `make paper` ends with it; `results/local/<profile>/REPRODUCTION.md` keeps it.
@@ -48,7 +48,7 @@ class Line:
 
     @property
     def is_unexplained(self) -> bool:
-        """Whether the rows differ although nothing that they depend on does."""
+        """Whether the rows differ although everything that they depend on is equal."""
         return self.verdict != IDENTICAL and not self.reasons
 
     def cells(self) -> dict[str, str]:
@@ -62,7 +62,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Report:
-    """All lines, and the manifests of what made the two sides."""
+    """All lines, and the manifests of both sides."""
 
     lines: tuple[Line, ...]
     own: Mapping[str, Any]
@@ -70,11 +70,11 @@ class Report:
 
     @property
     def exit_code(self) -> int:
-        """1 where a method is not what it should be and nothing explains it."""
+        """1 where a difference is not explained."""
         return int(any(line.is_unexplained for line in self.lines))
 
     def markdown(self) -> str:
-        """One sentence, the table of lines, and what made both sides."""
+        """One sentence, the table of lines, and the origin of both sides."""
         same = sum(line.verdict == IDENTICAL for line in self.lines)
         strange = ", ".join(METHOD_NAMES[line.method] for line in self.lines if line.is_unexplained)
         end = f"; {strange}: same code, CPU and versions as published, other rows. Please report it" if strange else ""
@@ -118,7 +118,7 @@ def _lines(own: config.Paths, published: config.Paths, mine: Manifests, theirs: 
 
 
 def explanations(own: Mapping[str, Any], published: Mapping[str, Any]) -> list[str]:
-    """What two manifests differ in of all that rows depend on, in words; [] where the rows should be the same."""
+    """The differences of two manifests that may change rows, in words; [] where the rows should be the same."""
     found = []
     kinds = [made.get("cpu_kind") for made in (own, published)]
     if None in kinds:  # published before the kind was noted

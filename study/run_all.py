@@ -1,7 +1,7 @@
 """The whole study (`dyme study`): what `plan` declares is carried out, two runs at a time.
 
-What git carries of a run (rows, log, manifest) says that it is finished, so the study can be cut at any moment and go on
-elsewhere. A run is stale where its settings or base are not those of the plan, or where its experiment asks for a newer
+A run is finished when git has its rows, log and manifest, so the study can be stopped at any moment and continued on another
+machine. A run is stale where its settings or base are not those of the plan, or where its experiment asks for a newer
 version of the results; changed code alone makes none stale, the manifest names its commit. The study writes where the
 published results are.
 """

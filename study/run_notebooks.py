@@ -1,7 +1,7 @@
-"""The notebooks in order (`dyme paper`); one that has nothing new to run on is skipped.
+"""The notebooks in order (`dyme paper`); a finished one is skipped.
 
-A notebook runs again where its own source, the packages' sources, the lock, its parameters, the base checkpoints, or the
-data that the notebooks before it wrote have changed since it last ran to its end, or where something that it wrote is gone.
+A notebook runs again where its source, the packages' sources, the lock, its parameters, the base checkpoints or the data
+from earlier notebooks have changed since it last finished, or where one of its results is missing.
 """
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Job:
 
 
 class Workspace:
-    """Where one profile's notebooks, executed copies, stamps and manifest lie, and what they say."""
+    """One profile's notebooks, executed copies, stamps and manifest."""
 
     def __init__(self, paths: config.Paths) -> None:
         self.paths = paths
@@ -57,7 +57,7 @@ class Workspace:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Hold the profile's results for one run; a second one waits, and then finds finished what the first has made."""
+        """Lock the profile's results for one run; a second one waits, and then finds the first one's notebooks finished."""
         self.stamps.mkdir(parents=True, exist_ok=True)
         with (self.stamps / "lock").open("w") as lock:
             try:
@@ -72,7 +72,7 @@ class Workspace:
         return sorted((self.root / "notebooks").glob("*.ipynb"))
 
     def target(self, name: str) -> Path:
-        """Where the executed copy goes."""
+        """The path of the executed copy."""
         return self.paths.results / "notebooks" / f"{name}.ipynb"
 
     def last_seconds(self, name: str) -> float | None:
@@ -82,7 +82,7 @@ class Workspace:
         return next((each["seconds"] for each in made if each), None)
 
     def dependencies(self, job: Job) -> dict[str, str]:
-        """A hash of each thing that decides what a notebook gives, as it is now."""
+        """A hash of each thing that a notebook's result depends on, as it is now."""
         earlier = [source.stem for source in self.sources() if source.stem < job.name]
         cells = nbformat.read(job.source, as_version=4).cells
         return {"notebook": hash_json([[cell.cell_type, cell.source, cell.metadata.get("tags")] for cell in cells]),
@@ -93,7 +93,7 @@ class Workspace:
                 "earlier": hash_files((path for name in earlier for path in self._data(name)), self.root)}
 
     def is_finished(self, job: Job) -> bool:
-        """Whether nothing has changed since the last finished run and all that it wrote is still there."""
+        """Whether nothing has changed since the last finished run and all its results still exist."""
         stamp = self.stamp(job.name)
         return bool(stamp) and stamp["dependencies"] == self.dependencies(job) and all(
             (self.root / output).is_file() for output in stamp["outputs"])
@@ -125,19 +125,19 @@ class Workspace:
 
 
 class Progress:
-    """Says every few seconds which cell runs, how long the rest will take and what the notebook printed last."""
+    """Logs every few seconds which cell runs, how long the rest will take and the notebook's last line of output."""
 
     def __init__(self, name: str, num_cells: int, expected_s: float | None, later_s: float) -> None:
         self._name, self._num_cells, self._expected_s, self._later_s = name, num_cells, expected_s, later_s
         self._cell, self._start, self._told = 0, time.monotonic(), time.monotonic()
 
     def on_cell(self, cell_index: int, **_: Any) -> None:
-        """Papermill's call as a cell starts."""
+        """Papermill calls it when a cell starts."""
         self._cell = cell_index + 1
         self._tell("")
 
     def write(self, text: str) -> None:
-        """What papermill calls with each piece of the kernel's output."""
+        """Papermill calls it with each piece of the kernel's output."""
         if lines := [line.strip() for line in re.split(r"[\r\n]", ANSI.sub("", text)) if line.strip()]:
             self._tell(f"  | {redact(lines[-1])}")
 
@@ -218,14 +218,14 @@ def _run_job(workspace: Workspace, job: Job, later_s: float, origin: dict[str, A
     last_s, num_cells = workspace.last_seconds(job.name), len(nbformat.read(job.source, as_version=4).cells) + 1
     logger.info("%s: %d cells, %s", job.name, num_cells, f"{clock(last_s)} last time" if last_s else "never timed")
     outputs = {output for output in workspace.stamp(job.name).get("outputs", []) if (workspace.root / output).is_file()}
-    (workspace.stamps / f"{job.name}.json").unlink(missing_ok=True)  # from now on its results are in the making
+    (workspace.stamps / f"{job.name}.json").unlink(missing_ok=True)  # from now on its results are incomplete
     progress = Progress(job.name, num_cells, last_s, later_s)
     try:
         execute_notebook(job.source, workspace.target(job.name), job.parameters, root=workspace.root,
                          scratch=workspace.stamps, on_cell=progress.on_cell, output=progress)
     finally:
         for path in (path for path in workspace.snapshot() if path.endswith(PART_SUFFIX)):
-            (workspace.root / path).unlink()  # what an interrupted notebook was in the middle of writing
+            (workspace.root / path).unlink()  # half-written by an interrupted notebook
     seconds = time.monotonic() - start
     outputs |= {path for path, changed in workspace.snapshot().items() if before.get(path) != changed}
     # The bases count as they are now, for a notebook may build them; everything else as it was when the run began.
@@ -243,7 +243,7 @@ def run(profile: str, only: Sequence[str] = (), settings: Mapping[str, Any] | No
     Raises:
         ValueError: for an unknown profile, notebook or parameter.
     """
-    logging.getLogger("papermill").setLevel(logging.ERROR)  # it repeats what is said here
+    logging.getLogger("papermill").setLevel(logging.ERROR)  # it repeats these messages
     config.load_profile(profile)
     workspace = Workspace(config.paths(profile))
     jobs = plan_jobs(workspace, only, settings)

@@ -1,7 +1,7 @@
 """Several runs side by side: one process each, two at a time, with progress; bases that are missing are built first.
 
-A process holds its output file's lock to its end, whoever started it: no run and no base is ever made twice at a time, even
-where an earlier scheduler was killed and left its processes behind.
+A process holds the lock of its output file to its end: no run and no base is made twice at a time, even after an earlier
+scheduler was killed and left its processes behind.
 """
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ class Job:
     Attributes:
         name: the run's, or "base <model>-s<seed>".
         arguments: of the command `dyme`.
-        output: file of what it says.
+        output: file of its output.
         paths: of the profile; it works in their root.
-        is_finished: whether all that it makes is there.
+        is_finished: whether all its results exist.
         needs: name of the job that must have ended before it starts, or "".
         run: what it trains; None for a base.
     """
@@ -71,7 +71,7 @@ def stored_files(run: Run) -> list[Path]:
 
 
 def is_finished(run: Run) -> bool:
-    """True where this machine holds the run's policy, rows, log and manifest, made by the same code, settings and base."""
+    """True where this machine has the run's policy, rows, log and manifest, made by the same code, settings and base."""
     stamp, policy = _stamp(run), run.paths.runs / run.name / "policy" / "config.json"
     return (stamp.is_file() and stamp.read_text() == fingerprint(run)
             and all(path.is_file() for path in [policy, *stored_files(run)]))
@@ -91,7 +91,7 @@ def run_all(runs: Iterable[Run], processes: int = PROCESSES) -> list[str]:
 
 
 def build_base(paths: config.Paths, model: str, seed: int) -> Path:
-    """The folder of a seed's base, which is built now where it is missing.
+    """The folder of a seed's base; a missing one is built first.
 
     Raises:
         RunFailed: if that fails.
@@ -145,7 +145,7 @@ def carry_out(jobs: Iterable[Job], processes: int = PROCESSES, hours: float = ma
     Args:
         jobs: of different names.
         processes: at a time.
-        hours: after these nothing is started; what runs is finished.
+        hours: after these no job is started; running ones are finished.
         stop_at_failure: end all processes as soon as one has failed; else the others go on.
     Returns:
         why the failed ones failed, by name.
@@ -215,8 +215,8 @@ class _Queue:
 
 @dataclass(frozen=True)
 class _Running:
-    """A job's process (None: somebody else had finished it), and its run's fingerprint when it was started: what changes
-    later is not in its result."""
+    """A job's process (None: another process has finished it), and its run's fingerprint at the start: later changes are not
+    in its result."""
 
     job: Job
     process: subprocess.Popen | None = None
@@ -242,7 +242,7 @@ class _Running:
 
 
 def _start(job: Job) -> _Running | None:
-    """Start a job, unless another process is at work on it."""
+    """Start a job, unless another process is making it."""
     job.output.parent.mkdir(parents=True, exist_ok=True)
     with job.output.open("a") as output:
         try:
@@ -253,7 +253,7 @@ def _start(job: Job) -> _Running | None:
             return _Running(job)
         output.truncate(0)
         if job.run:
-            _stamp(job.run).unlink(missing_ok=True)  # from now on the run's results are in the making
+            _stamp(job.run).unlink(missing_ok=True)  # from now on the run's results are incomplete
         else:
             logger.info("%s is missing: building it takes %d to %d minutes of one thread", job.name, *BASE_MINUTES)
         made_of = fingerprint(job.run) if job.run else ""

@@ -15,7 +15,7 @@ from study import plan, statistics
 
 logger = logging.getLogger(__name__)
 
-FORMULA = re.compile(r"[=@\t\r]|[+-](?![\d.,%+\[\] -]*$)")  # how texts begin that spreadsheets compute
+FORMULA = re.compile(r"[=@\t\r]|[+-](?![\d.,%+\[\] -]*$)")  # first characters of texts that spreadsheets compute
 MODEL_NAMES = {"svlm": "SVLM", "large": "Large VLM"}
 MEASURED, REPORTED = "measured ({profile}, {cpu})", "reported (poster, ChartQA)"
 SHARES = {"strict": "Answer only, strict (%)", "relaxed": "Answer only, 5 % (%)", "has_format": "Format (%)",
@@ -32,7 +32,7 @@ REPORTED_COSTS = (
     ("Full DyME", "Qwen2.5-7B", 21.2, 66.8),
     ("Full DyME", "Qwen2.5-14B", 23.4, 67.5),
 )
-# What stands in for the external model where a run's settings name none (`external_model`).
+# Shown as the external model where a run's settings name none (`external_model`).
 RULE_EXPERTS = {"base": "none", "grpo": "none", "full_dyme": "none (rule experts, online)"}
 OFFLINE_RULES = "none (rule experts, offline)"
 
@@ -72,7 +72,7 @@ def main_table(rows: pd.DataFrame) -> pd.DataFrame:
 def cost_table(logs: pd.DataFrame, rows: pd.DataFrame, manifests: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """Build the poster's cost table: our measured SVLM lines first, the poster's reported lines after them.
 
-    The two kinds are of different worlds and hardware: `Source` says which is which; no line mixes them.
+    The two kinds come from different data and hardware: `Source` says which is which; no line mixes them.
 
     Args:
         logs: training logs; a run's time is the mean of `seconds` over its steps (no evaluation), a method's the median.

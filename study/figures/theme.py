@@ -79,7 +79,7 @@ STYLES = {
 
 @contextmanager
 def themed() -> Iterator[None]:
-    """Decorator of a figure function (or a `with` block): the house theme, whatever the caller's settings."""
+    """Decorator of a figure function (or a `with` block): this theme, whatever the caller's settings."""
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(THEME)
