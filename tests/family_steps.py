@@ -1,4 +1,4 @@
-"""A step of DyMETrainer on a tiny checkpoint of any family, and what it must come to."""
+"""A step of DyMETrainer on a tiny checkpoint of any family, and its expected result."""
 from __future__ import annotations
 
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What the tests of bad input share: one row of each data set, texts that no row may hold, and what an error must say."""
+"""Shared by the tests of bad input: one row of each data set, texts that no row may hold, and what an error must say."""
 from __future__ import annotations
 
 import json

@@ -1,4 +1,4 @@
-"""A scripted model behind the scripted server: it grades and drafts as a test says, and reads requests as a model would."""
+"""A scripted model behind the scripted server: it grades and drafts as a test says, and reads requests like a model."""
 from __future__ import annotations
 
 import json

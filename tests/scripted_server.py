@@ -1,4 +1,4 @@
-"""A chat completions server on loopback that behaves as a script says, on real sockets, and remembers what it was sent.
+"""A chat completions server on loopback that follows a script, on real sockets, and records its requests.
 
     with ScriptedServer([status(429, {"Retry-After": "1"}), answer('{"rating": "high"}')]) as server:
         ... Endpoint(base_url=server.base_url, model="m") ...

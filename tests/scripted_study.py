@@ -1,4 +1,4 @@
-"""A made-up study whose truth is known: rows, logs and manifests of the plan's runs, from a chance of being right."""
+"""A synthetic study with known effects: rows, logs and manifests of the plan's runs, from a chance of being right."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable

@@ -1,4 +1,4 @@
-"""The layout, read from the source: imports point one way, torch is loaded where it may be, no unsafe call."""
+"""The layout, read from the source: imports point one way, torch is loaded only in listed modules, no unsafe call."""
 from __future__ import annotations
 
 import ast
@@ -100,7 +100,7 @@ def test_study_and_scripts_do_not_know_each_other(name: str) -> None:
 
 
 @every_module
-def test_torch_is_loaded_where_it_may_be(name: str) -> None:
+def test_torch_is_loaded_only_in_listed_modules(name: str) -> None:
     heavy = {module.split(".")[0] for module in imported(tree(SOURCES[name]))} & HEAVY
     assert not heavy or layer(name) in TORCH_LAYERS or name in TORCH_ELSEWHERE, f"{name} imports {sorted(heavy)}"
 

@@ -1,4 +1,4 @@
-"""The benchmark's arms do the same task: same rollouts, by turns, and only the work in the update differs."""
+"""The benchmark's arms do the same task: same rollouts, in turns; only the work in the update differs."""
 from __future__ import annotations
 
 import sys

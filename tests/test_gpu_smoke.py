@@ -1,4 +1,4 @@
-"""The smoke test for a card, as far as a machine without one can tell: it refuses, measures, and judges what it measured."""
+"""The smoke test for a card, as far as it can be tested without one: it refuses, measures, and judges its measurements."""
 from __future__ import annotations
 
 import sys

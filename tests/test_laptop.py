@@ -1,4 +1,4 @@
-"""Anyone's laptop: a folder with a space and an umlaut, a home that cannot be written, no git, two runs at once, faults."""
+"""An ordinary laptop: a folder with a space and an umlaut, a home that cannot be written, no git, two runs at once, faults."""
 from __future__ import annotations
 
 import errno

@@ -1,4 +1,4 @@
-"""The table of promises is the one that the tests make."""
+"""The table of promises lists the tests that are marked as promises."""
 from __future__ import annotations
 
 import ast

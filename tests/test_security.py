@@ -1,4 +1,4 @@
-"""What hostile files and texts must never be: run, taken for a path, more than text on a page; and secrets stay secret."""
+"""Hostile files and texts are never run, never used as a path, and stay plain text on a page; and secrets stay secret."""
 from __future__ import annotations
 
 import ast

@@ -1,4 +1,4 @@
-"""Tiny checkpoints of every family, laid out as the hub has them: its files, config keys, names of weights, templates and
+"""Tiny checkpoints of every family, in the hub's layout: its files, config keys, names of weights, templates and
 special tokens, with random weights. Written from what is known of the real folders, which no test can reach.
 """
 from __future__ import annotations

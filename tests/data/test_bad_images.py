@@ -1,4 +1,4 @@
-"""Pictures that are broken, too large, none at all, or outside their folder; which variants are taken, with what pixels."""
+"""Pictures that are broken, too large, missing or outside their folder; which formats are accepted, with what pixels."""
 from __future__ import annotations
 
 import io

@@ -1,4 +1,4 @@
-"""Records: the mini splits, what TRL's trainers make of them, the written training set, ChartQA's layout."""
+"""Records: the mini splits, how TRL's trainers see them, the written training set, ChartQA's layout."""
 from __future__ import annotations
 
 import hashlib

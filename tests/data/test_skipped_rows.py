@@ -1,4 +1,4 @@
-"""Rows that are left out on request: told of, counted, never most of them; and what only a model's preflight can refuse."""
+"""Rows that are left out on request: logged and counted, never most of them; and rows that only the preflight refuses."""
 from __future__ import annotations
 
 import json

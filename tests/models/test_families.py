@@ -1,4 +1,4 @@
-"""Every family, from a checkpoint laid out as the hub has it to a step, a saved policy and its scores; on a CPU."""
+"""Every family, from a checkpoint in the hub's layout to a step, a saved policy and its scores; on a CPU."""
 from __future__ import annotations
 
 import json

@@ -1,4 +1,4 @@
-"""One prefill per prompt: samples, logits and gradients are the plain model's, with fewer tokens on the way."""
+"""One prefill per prompt: samples, logits and gradients are the plain model's, with fewer tokens computed."""
 from __future__ import annotations
 
 import copy

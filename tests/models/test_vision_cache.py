@@ -1,4 +1,4 @@
-"""One look per picture: nothing but time changes."""
+"""The vision feature cache changes nothing but time."""
 from __future__ import annotations
 
 import copy

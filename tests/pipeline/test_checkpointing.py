@@ -1,4 +1,4 @@
-"""Runs that are killed and go on: the same weights, logs and rows as those never stopped; broken checkpoints are not used."""
+"""Killed and resumed runs have the weights, logs and rows of uninterrupted ones; broken checkpoints are not used."""
 from __future__ import annotations
 
 import json

@@ -1,4 +1,4 @@
-"""Collapse is seen within 20 steps where it is brought about, and in the study's logs only where it happened."""
+"""A provoked collapse is detected within 20 steps, and in the study's logs only the one that happened."""
 from __future__ import annotations
 
 import logging

@@ -1,4 +1,4 @@
-"""A run on data of one's own, from the folder to scores: pictures, facts, traces; and a data set with rules of its own."""
+"""A run on your own data, from the folder to scores: pictures, facts, traces; and a data set with rules of its own."""
 from __future__ import annotations
 
 import base64

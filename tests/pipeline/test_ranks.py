@@ -1,6 +1,6 @@
 """A whole Full DyME run in two processes is the run of one: losses, modes, calls, files; a lost process ends it.
 
-Run as a script (alone or under torchrun), the file is one process of such a run, whose rollouts are told by a script.
+Run as a script (alone or under torchrun), the file is one process of such a run, whose rollouts are scripted.
 """
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Claims: on a made-up study whose truth is known, each verdict follows from the data."""
+"""Claims: on a synthetic study with known effects, each verdict follows from the data."""
 from __future__ import annotations
 
 import logging

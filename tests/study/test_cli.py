@@ -1,4 +1,4 @@
-"""The command `dyme`: what it loads, what it refuses and how, what it hands on, and what `doctor` says."""
+"""The command `dyme`: imports, refusals, arguments that it passes on, and the output of `doctor`."""
 from __future__ import annotations
 
 import importlib

@@ -1,4 +1,4 @@
-"""Figures: the same rows give the same bytes, nothing overlaps or leaves the page, and what has not run is left out."""
+"""Figures: the same rows give the same bytes, nothing overlaps or leaves the page, and runs that do not exist are left out."""
 from __future__ import annotations
 
 import io

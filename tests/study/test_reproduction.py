@@ -1,4 +1,4 @@
-"""Own runs and published ones: names, what is never replaced, the report that sets them side by side, published rows again."""
+"""Own runs and published ones: names, no silent replacement, the report that compares them, published rows reproduced."""
 from __future__ import annotations
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""The study: what is left to do, cut and gone on with, failures, registry; real runs of two steps in profile smoke."""
+"""The study: unfinished runs, interruption and resuming, failures, registry; real runs of two steps in profile smoke."""
 from __future__ import annotations
 
 import csv

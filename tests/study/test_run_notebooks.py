@@ -73,7 +73,7 @@ def test_a_notebook_runs_again_only_when_something_it_depends_on_changed(workspa
     write_notebook(root, "02_read", READ_ROWS)
 
     def names_run(**settings: object) -> list[str]:
-        """The notebooks that ran, told from their executed copies."""
+        """The notebooks that ran, by their executed copies."""
         before = {path: path.stat().st_mtime_ns for path in (workspace.paths.results / "notebooks").glob("*.ipynb")}
         start(workspace, **settings)
         return [path.stem for path in sorted((workspace.paths.results / "notebooks").glob("*.ipynb"))

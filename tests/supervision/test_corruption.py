@@ -1,4 +1,4 @@
-"""Worse supervision on purpose: what targets of each quality say, which records are misread and how."""
+"""Worse supervision on purpose: the targets of each quality, and which records are misread and how."""
 from __future__ import annotations
 
 import json
@@ -51,7 +51,7 @@ def test_the_checker_rates_targets_as_they_are_called(quality: str) -> None:
     ratings = Counter((record.kind == "lookup", RuleChecker().judge(thinking, item_of(record.row)).rating)
                       for record, thinking in zip(RECORDS, thinkings(quality), strict=True))
     assert ratings[True, "high" if quality == "medium" else quality] == 60, "a look-up has no working and one fact"
-    # Where two series have the same value, the fact left out is told by the other.
+    # Where two series have the same value, the other one states the fact that is left out.
     assert ratings[False, quality] >= (355 if quality == "medium" else 360)
 
 

@@ -1,4 +1,4 @@
-"""Facts of pictures: made once and stored, and those of a model that sees never invented by a failure."""
+"""Facts of pictures: extracted once and stored; a failing model never invents facts."""
 from __future__ import annotations
 
 import base64

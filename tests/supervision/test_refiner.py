@@ -1,4 +1,4 @@
-"""The rule refiner and the template bank: what is learnt from traces, and which targets are written with it."""
+"""The rule refiner and the template bank: what it learns from traces, and the targets written with it."""
 from __future__ import annotations
 
 import dataclasses

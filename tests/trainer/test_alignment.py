@@ -1,4 +1,4 @@
-"""Rewards, facts, targets and pictures stay with their rollouts, whatever is shuffled, dropped, added or dealt anew."""
+"""Rewards, facts, targets and pictures stay with their rollouts, however rows are shuffled, dropped, added or dealt again."""
 from __future__ import annotations
 
 import random

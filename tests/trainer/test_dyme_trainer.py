@@ -433,7 +433,7 @@ def test_checkpointed_activations_give_the_same_gradient(tmp_path: Path) -> None
 
 
 class VLLM:
-    """Stands in for TRL's vLLM: writes what it is told, with log-probs far from the policy's own."""
+    """Stands in for TRL's vLLM: writes given rollouts, with log-probs far from the policy's own."""
 
     def __init__(self, texts: list[str]) -> None:
         self.texts, self.synced = texts, 0

@@ -1,4 +1,4 @@
-"""What `dyme_core` offers to a plain script: lazy names, any model, data and rewards that TRL takes, TRL's own habits."""
+"""The public API in a plain script: lazy names; any model, data and rewards that TRL takes; TRL's own behaviour."""
 from __future__ import annotations
 
 import json

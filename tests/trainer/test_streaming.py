@@ -1,4 +1,4 @@
-"""Rollouts reported as they end: the sampler's own, in time, each once, and nothing else changes."""
+"""Rollouts are reported as they end, each once, and nothing else changes."""
 from __future__ import annotations
 
 from contextlib import nullcontext

@@ -1,4 +1,4 @@
-"""Texts with boxes to facts: bars that lie, bars that stand, lines over years, pies, on pictures laid out by hand."""
+"""Texts with boxes to facts: horizontal and vertical bars, lines over years, pies, on pictures laid out by hand."""
 from __future__ import annotations
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""Cache, recording, replay and ledger: nothing is asked twice, nothing is lost, and it all reads as text."""
+"""Cache, recording, replay and ledger: no request is repeated, no reply is lost, and all of it is readable text."""
 from __future__ import annotations
 
 import json

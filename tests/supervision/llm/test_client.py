@@ -1,4 +1,4 @@
-"""The client against a server that misbehaves on real sockets: each fault gives a value or a typed error, within its time."""
+"""The client against a server that misbehaves on real sockets: each fault gives a value or a typed error in bounded time."""
 from __future__ import annotations
 
 import concurrent.futures

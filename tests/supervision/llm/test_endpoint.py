@@ -1,4 +1,4 @@
-"""Settings of a server, and what is read out of its faults."""
+"""Settings of a server, and how its errors are read."""
 from __future__ import annotations
 
 import httpx2

@@ -1,4 +1,4 @@
-"""The checker that asks a language model: what it takes from it, whom it believes, and what a step of training asks."""
+"""The checker that asks a language model: its ratings, the guard, and the requests of a training step."""
 from __future__ import annotations
 
 import dataclasses

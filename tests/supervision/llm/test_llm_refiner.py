@@ -1,4 +1,4 @@
-"""The refiner that asks a language model: which drafts become targets, what replaces the others, and what waits for whom."""
+"""The refiner that asks a language model: which drafts become targets, what replaces the others, and prefetching."""
 from __future__ import annotations
 
 import dataclasses

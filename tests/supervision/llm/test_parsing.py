@@ -1,4 +1,4 @@
-"""Reading replies: what counts as an answer, and above all what does not."""
+"""Reading replies: which are usable, and above all which are not."""
 from __future__ import annotations
 
 import pytest

@@ -1,4 +1,4 @@
-"""One ledger of several attempts at a run: what a run that was never stopped would have booked, and nothing paid is lost."""
+"""One ledger from several attempts at a run: that of an uninterrupted run, without losing a paid call."""
 from __future__ import annotations
 
 import json
