@@ -6,7 +6,7 @@ checker fails on: it would then measure nothing.
 from __future__ import annotations
 
 from dyme_core.data.schema import Fact, Item
-from scripts.labelled import EXPECTED, LabelledTrace
+from scripts.checker_benchmark import EXPECTED, LabelledTrace
 
 
 def _table(attributes: str, rows: str, unit: str = "") -> tuple[Fact, ...]:

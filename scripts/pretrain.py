@@ -1,6 +1,6 @@
 """Pre-training of the mini bases from nothing: the vision tower learns to read charts, the language model to talk about them.
 
-`dyme base` builds both bases (svlm and large) again, on the lessons of `lessons`.
+`dyme base` builds both bases (svlm and large) again, on the lessons of `curriculum`.
 """
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ from dyme_core.data.datasets import mini_records
 from dyme_core.models import loading, processors, tiny_onevision
 from dyme_core.models.generation import caption_match, decode
 from dyme_core.models.tiny_onevision import PATCH
-from scripts.batches import LETTERS, NAMES, SIDE, column_batch, conversation_batch, padded, sum_batch, tokens
-from scripts.lessons import draw_sum
+from scripts.curriculum import LETTERS, NAMES, SIDE, column_batch, conversation_batch, draw_sum, padded, sum_batch, tokens
 
 logger = logging.getLogger(__name__)
 

@@ -35,6 +35,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"world.train_questions": 24, "world.validation_questions": 4, "world.test_questions": 4, "training.steps": 6,
          "training.evaluate_every": 3, "training.prompts_per_step": 2, "training.num_generations": 4, "save_every": 2,
          "training.sft_share": 0.5}
+BUDGET = {"training.switch": "budget", "training.switch_value": 5}  # a switch that counts, so that it has a state
 TIMES = ("seconds", "generate_s", "score_s", "update_s", "supervision_waited_s")
 
 
@@ -166,6 +167,7 @@ def spent(run: train.Run) -> dict:
     return {"ledger": [{name: value for name, value in row.items() if name != "seconds"} for row in rows], "supervision": told}
 
 
+@pytest.mark.exhaustive
 @pytest.mark.promise("resume", "a run killed at ten random points ends with the same weights, logs, bank, ledger and rows")
 @pytest.mark.parametrize("processes", [1, 2], ids=["one process", "two processes"])
 def test_a_run_killed_again_and_again_ends_like_an_uninterrupted_one(judged, processes: int) -> None:
@@ -189,7 +191,7 @@ def test_a_run_killed_again_and_again_ends_like_an_uninterrupted_one(judged, pro
 
 @pytest.mark.promise("resume", "every method goes on exactly from each of its checkpoints")
 @pytest.mark.parametrize(("method", "changes"), [
-    ("sft_grpo", {}), ("pure_dyme", {"training.switch": "budget", "training.switch_value": 5}), ("sft", {})], ids=str)
+    ("sft_grpo", {}), ("pure_dyme", BUDGET), pytest.param("sft", {}, marks=pytest.mark.exhaustive)], ids=str)
 def test_every_method_goes_on_from_each_of_its_checkpoints(root: Path, never_stopped, method: str, changes: dict,
                                                            monkeypatch) -> None:
     """Stopped right after each checkpoint, the last of all and that of a phase among them."""
@@ -213,25 +215,40 @@ def test_every_method_goes_on_from_each_of_its_checkpoints(root: Path, never_sto
     assert outcome(run) == wanted
 
 
-@pytest.fixture
-def two_checkpoints(root: Path, monkeypatch) -> tuple[train.Run, Keeper, Path]:
+@pytest.fixture(scope="module")
+def two_checkpoints(root: Path) -> tuple[train.Run, Keeper, Path]:
     """A run that was stopped with two checkpoints on disk."""
-    run = run_of("pure_dyme", "broken")
-    shutil.rmtree(run.paths.runs / run.name, ignore_errors=True)
-    on_save = Keeper.on_save
+    run, on_save = run_of("pure_dyme", "broken", **BUDGET), Keeper.on_save
 
     def stop(self, args, state, control, **kwargs):
         on_save(self, args, state, control, **kwargs)
         if state.global_step == 4:
             raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Keeper, "on_save", stop)
         with pytest.raises(KeyboardInterrupt):
             execute(run)
     folder = run.paths.runs / run.name / "phase-0"
     assert sorted(path.name for path in folder.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
     return run, Keeper(train.fingerprint(run)), folder
+
+
+@pytest.mark.promise("resume", "weights are read back whatever names the files have for them")
+def test_weights_come_back_under_the_names_that_the_model_has(two_checkpoints) -> None:
+    """Trainer's own reading finds none of LLaVA-OneVision's, and would go on from the base."""
+    run, _, folder = two_checkpoints
+    base = run.paths.bases / "svlm-s0"
+    model, _ = loading.load_policy(base)
+    start = {name: weight.clone() for name, weight in model.state_dict().items()}
+    checkpointing.load_weights(model, folder / "checkpoint-4")
+    moved = {name for name, weight in model.state_dict().items() if not weight.equal(start[name])}
+    assert moved and not [name for name in moved if "vision_tower" in name]
+    names = load_file(folder / "checkpoint-4" / "model.safetensors").keys()
+    assert not names & moved, "else Trainer could read them itself, and load_weights is needed no more"
+    model.resize_token_embeddings(50)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        checkpointing.load_weights(model, folder / "checkpoint-4")
 
 
 def flip(path: Path) -> None:
@@ -271,24 +288,7 @@ def test_a_broken_checkpoint_is_reported_and_the_one_before_it_is_used(two_check
     assert keeper.latest(folder) is None and "training starts anew" in caplog.text
     flip(folder / "checkpoint-2" / "scheduler.pt")
     manifest = execute(run)
-    assert manifest["resumed"] == [2] and outcome(run) == never_stopped("pure_dyme")
-
-
-@pytest.mark.promise("resume", "weights are read back whatever names the files have for them")
-def test_weights_come_back_under_the_names_that_the_model_has(two_checkpoints) -> None:
-    """Trainer's own reading finds none of LLaVA-OneVision's, and would go on from the base."""
-    run, _, folder = two_checkpoints
-    base = run.paths.bases / "svlm-s0"
-    model, _ = loading.load_policy(base)
-    start = {name: weight.clone() for name, weight in model.state_dict().items()}
-    checkpointing.load_weights(model, folder / "checkpoint-4")
-    moved = {name for name, weight in model.state_dict().items() if not weight.equal(start[name])}
-    assert moved and not [name for name in moved if "vision_tower" in name]
-    names = load_file(folder / "checkpoint-4" / "model.safetensors").keys()
-    assert not names & moved, "else Trainer could read them itself, and load_weights is needed no more"
-    model.resize_token_embeddings(50)
-    with pytest.raises(RuntimeError, match="size mismatch"):
-        checkpointing.load_weights(model, folder / "checkpoint-4")
+    assert manifest["resumed"] == [2] and outcome(run) == never_stopped("pure_dyme", **BUDGET)
 
 
 def test_rows_that_wait_come_back_as_they_were(tmp_path: Path) -> None:

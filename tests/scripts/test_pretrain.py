@@ -20,7 +20,7 @@ from dyme_core.data.chart_tables import facts_of
 from dyme_core.data.schema import Fact
 from dyme_core.models import loading, processors, tiny_onevision
 from dyme_core.supervision.claims import read_trace
-from scripts import batches, lessons, pretrain
+from scripts import curriculum, pretrain
 
 PROCESSOR = tiny_onevision.build_processor()
 TOKENIZER = PROCESSOR.tokenizer
@@ -31,14 +31,14 @@ CELLS_HIGH, CELLS_WIDE = 4, 6  # character cells of a patch: 24 pixels of cells 
 def taught(seed: str) -> tuple[list[chart_tables.Table], torch.Tensor, torch.Tensor, np.ndarray]:
     """Tables, pictures as bytes (charts, y, x, colour), columns, and letters laid out on the picture's 16 x 24 cells."""
     rng = random.Random(seed)
-    tables = [lessons.draw_chart(rng, "train")[0] for _ in range(CHARTS)]
-    pixels, columns, letters = batches.column_batch(random.Random(seed), CHARTS)
+    tables = [curriculum.draw_chart(rng, "train")[0] for _ in range(CHARTS)]
+    pixels, columns, letters = curriculum.column_batch(random.Random(seed), CHARTS)
     pictures = ((pixels.permute(0, 2, 3, 1) + 1) * 127.5).round().to(torch.uint8)
     grid = np.full((CHARTS, 16, 24), " ")
     for chart, patch, cell in np.ndindex(*letters.shape):
         row = patch // 4 * CELLS_HIGH + cell // CELLS_WIDE
         column = patch % 4 * CELLS_WIDE + cell % CELLS_WIDE
-        grid[chart, row, column] = (*batches.LETTERS, " ")[letters[chart, patch, cell]]
+        grid[chart, row, column] = (*curriculum.LETTERS, " ")[letters[chart, patch, cell]]
     return tables, pictures, columns, grid
 
 
@@ -68,7 +68,7 @@ def test_the_letters_taught_are_those_in_the_picture_and_together_all_its_texts(
 
 def test_the_columns_taught_agree_with_the_table_and_with_where_its_texts_stand() -> None:
     tables, _, columns, grids = taught("columns")
-    names = list(batches.NAMES)
+    names = list(curriculum.NAMES)
     assert columns.shape == (CHARTS, 4, 4, 5)
     assert {len(table.series) for table in tables} == {1, 2} and {len(table.groups) for table in tables} == {3, 4}
     for table, column, grid in zip(tables, columns, grids, strict=True):
@@ -104,7 +104,7 @@ def turns_of(ids: list[int]) -> list[tuple[list[int], list[int]]]:
 
 @pytest.mark.parametrize(("turns", "is_early"), [(1, True), (3, False)])
 def test_labels_cover_exactly_the_replies_and_their_end_tokens(turns: int, is_early: bool) -> None:
-    batch = batches.conversation_batch(random.Random("labels"), PROCESSOR, 8, turns, is_early)
+    batch = curriculum.conversation_batch(random.Random("labels"), PROCESSOR, 8, turns, is_early)
     for ids, labels in zip(batch["input_ids"].tolist(), batch["labels"].tolist(), strict=True):
         found = turns_of(ids)
         replies = {place for _, reply in found for place in reply}
@@ -113,11 +113,11 @@ def test_labels_cover_exactly_the_replies_and_their_end_tokens(turns: int, is_ea
 
 
 def test_a_conversation_is_what_the_processor_makes_of_it_with_a_feature_for_each_picture_token() -> None:
-    batch = batches.conversation_batch(random.Random("processor"), PROCESSOR, 4, 1, is_early=False)
+    batch = curriculum.conversation_batch(random.Random("processor"), PROCESSOR, 4, 1, is_early=False)
     rng, model = random.Random("processor"), tiny_onevision.build_model("svlm", PROCESSOR, 0)
     for place, ids in enumerate(batch["input_ids"].tolist()):
-        table, style = lessons.draw_chart(rng, "train")
-        (asked, said), *more = lessons.draw_turns(rng, table, is_early=False)
+        table, style = curriculum.draw_chart(rng, "train")
+        (asked, said), *more = curriculum.draw_turns(rng, table, is_early=False)
         messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": asked}]},
                     {"role": "assistant", "content": said}]
         messages += [{"role": role, "content": text} for turn in more for role, text in zip(("user", "assistant"), turn,
@@ -135,8 +135,8 @@ def test_a_conversation_is_what_the_processor_makes_of_it_with_a_feature_for_eac
 def test_no_question_but_a_look_up_is_ever_thought_through_with_figures() -> None:
     rng, thought = random.Random("turns"), Counter()
     for _ in range(4000):
-        table, _ = lessons.draw_chart(rng, "train")
-        (question, reply), *more = lessons.draw_turns(rng, table, is_early=False)
+        table, _ = curriculum.draw_chart(rng, "train")
+        (question, reply), *more = curriculum.draw_turns(rng, table, is_early=False)
         thinking, answer = prompt_format.split_response(reply)
         if answer is None:  # a description, and perhaps a working with what it said in a reply of its own
             assert question.startswith("Describe") and describes(reply, table)
@@ -165,7 +165,7 @@ def describes(reply: str, table: chart_tables.Table) -> bool:
 def test_sums_are_right_and_stand_beside_no_picture() -> None:
     rng, kinds = random.Random("sums"), Counter()
     for _ in range(2000):
-        question, reply = lessons.draw_sum(rng)
+        question, reply = curriculum.draw_sum(rng)
         stated = re.findall(r"(\w+) has (\d+)(?: and (\d+))?", question)
         kinds[bool(stated)] += 1
         told = tuple(Fact(name, "", float(value)) for name, *values in stated for value in values if value)
@@ -173,7 +173,7 @@ def test_sums_are_right_and_stand_beside_no_picture() -> None:
         assert read_trace(reply, told or bare).is_arithmetic_right, (question, reply)
         assert not stated or "What" in question or "Which" in question or "How" in question or "Is" in question
     assert min(kinds.values()) > 500
-    batch = batches.sum_batch(rng, PROCESSOR, size=3, turns=2)
+    batch = curriculum.sum_batch(rng, PROCESSOR, size=3, turns=2)
     assert not (batch["input_ids"] == TOKENIZER.image_token_id).any() and "pixel_values" not in batch
     assert [len(turns_of(ids)) for ids in batch["input_ids"].tolist()] == [2, 2, 2]
 
@@ -181,8 +181,8 @@ def test_sums_are_right_and_stand_beside_no_picture() -> None:
 def test_early_turns_are_true_descriptions_alone() -> None:
     rng, whole = random.Random("early"), 0
     for _ in range(300):
-        table, _ = lessons.draw_chart(rng, "train")
-        [(question, reply)] = lessons.draw_turns(rng, table, is_early=True)
+        table, _ = curriculum.draw_chart(rng, "train")
+        [(question, reply)] = curriculum.draw_turns(rng, table, is_early=True)
         assert describes(reply, table)
         whole += question == prompt_format.CAPTION_INSTRUCTION and reply.count(" has ") == len(table.groups)
     assert whole > 50, "whole charts among them"

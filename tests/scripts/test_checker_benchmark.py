@@ -20,9 +20,8 @@ from dyme_core.supervision.llm.client import Client
 from dyme_core.supervision.llm.endpoint import Endpoint
 from dyme_core.supervision.llm.judge import LLMChecker
 from dyme_core.supervision.refiner import FIRST_TEMPLATE, RuleRefiner
-from scripts.agreement import agreement, confusion
+from scripts.checker_benchmark import EXPECTED, HOSTILE, LabelledTrace, agreement, confusion, labelled_set
 from scripts.heldout import held_out_set
-from scripts.labelled import EXPECTED, HOSTILE, LabelledTrace, labelled_set
 
 LLM = Path(__file__).resolve().parents[2] / "results" / "llm"
 ITEM = Item("What is A in 2010?", "5", (Fact("2010", "A", 5.0), Fact("2011", "A", 7.0)), (Fact("2010", "A", 5.0),), ("2010",),
