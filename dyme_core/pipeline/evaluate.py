@@ -8,7 +8,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedModel, ProcessorMixin
@@ -18,12 +18,12 @@ from dyme_core.data import datasets, metrics, prompt_format
 from dyme_core.data.bad_rows import BadRows
 from dyme_core.data.datasets import no_target
 from dyme_core.data.metrics import RELAXED_TOLERANCE, score_answer
-from dyme_core.data.schema import Item, Record, item_of
+from dyme_core.data.schema import Record, item_of
 from dyme_core.models import loading, processors
 from dyme_core.models.generation import Decoded, decode
 from dyme_core.pipeline.preflight import without_bad_rows
 from dyme_core.store import write_rows
-from dyme_core.supervision.checker import Judgement, RuleChecker
+from dyme_core.supervision.checker import RuleChecker
 
 logger = logging.getLogger(__name__)
 MEASURES = ("relaxed", "strict", "year_exact", "correct", "has_format", "thinking", "groundedness", "is_truncated",
@@ -34,14 +34,8 @@ EXTRACTION = (f"the text inside the first complete {prompt_format.ANSWER_OPEN}..
               "no such tag: wrong")
 
 
-class Judge(Protocol):
-    """Rates a trace against an item (supervision.VisualChecker has more)."""
-
-    def judge(self, thinking: str, item: Item) -> Judgement: ...
-
-
 def evaluate(model: PreTrainedModel, processor: ProcessorMixin, data: Sequence[Record] | Dataset, *,
-             batch_size: int = 100, max_new_tokens: int = 72, checker: Judge | None = None, task: str = "chartqa",
+             batch_size: int = 100, max_new_tokens: int = 72, task: str = "chartqa",
              run_columns: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
     """Answer every question greedily and score the answers.
 
@@ -51,22 +45,20 @@ def evaluate(model: PreTrainedModel, processor: ProcessorMixin, data: Sequence[R
             `image`, `item`, `kind`, `source`, `split` and `supervision`, as `load_dataset` gives it.
         batch_size: questions answered together.
         max_new_tokens: longest response.
-        checker: rates the thinking where the question has facts; RuleChecker by default.
         task: whose rules score the answer, a key of `metrics.SCORERS`; rows of other tasks than "chartqa" have its own scores
             under "scores" as well, and "correct" is its training accuracy's.
         run_columns: copied into every row, for example the run and its seed.
     Returns:
         one row a question, in order: split, item, kind, source, question, target, prediction (the whole response), answer
         (what stands in its answer tags); has_format, strict, relaxed, year_exact, correct, is_truncated (0 or 1);
-        thinking (the checker's score), groundedness and wrong_facts, None where no facts are known; num_thinking_tokens,
+        thinking (the rule checker's score), groundedness and wrong_facts, None where no facts are known; num_thinking_tokens,
         num_tokens. `summarise` gives their means.
     Raises:
         ValueError: for a data set without the two columns, or a picture that cannot be read.
     """
-    records = _records(data)
-    run_columns, checker = run_columns or {}, checker or RuleChecker()
+    records, tokenizer = _records(data), processors.tokenizer_of(processor)
     decoded = decode(model, processor, records, batch_size=batch_size, max_new_tokens=max_new_tokens)
-    return [{**run_columns, **_score(record, response, processors.tokenizer_of(processor), checker, task)}
+    return [{**(run_columns or {}), **_score(record, response, tokenizer, task)}
             for record, response in zip(records, decoded, strict=True)]
 
 
@@ -83,7 +75,7 @@ def _records(data: Sequence[Record] | Dataset) -> list[Record]:
             for number, row in enumerate(data)]
 
 
-def _score(record: Record, response: Decoded, tokenizer: Any, checker: Judge, task: str) -> dict[str, Any]:
+def _score(record: Record, response: Decoded, tokenizer: Any, task: str) -> dict[str, Any]:
     thinking, answer = prompt_format.split_response(response.text)
     scores, has_format = score_answer(answer, record.answer), int(prompt_format.is_well_formed(response.text))
     is_right, own = scores["strict"], {}
@@ -93,16 +85,16 @@ def _score(record: Record, response: Decoded, tokenizer: Any, checker: Judge, ta
     return {"split": record.split, "item": record.item, "kind": record.kind, "source": record.source,
             "question": record.question, "target": record.answer, "prediction": response.text, "answer": answer or "",
             "has_format": has_format, **scores, "correct": int(is_right and has_format), **own,
-            **_judge(record, thinking, checker),
+            **_judge(record, thinking),
             "num_thinking_tokens": len(tokenizer(thinking, add_special_tokens=False)["input_ids"]) if thinking else 0,
             "num_tokens": response.num_tokens, "is_truncated": int(response.is_truncated)}
 
 
-def _judge(record: Record, thinking: str, checker: Judge) -> dict[str, Any]:
+def _judge(record: Record, thinking: str) -> dict[str, Any]:
     item = item_of(record.row)
     if not item.facts:
         return {"thinking": None, "groundedness": None, "wrong_facts": None}
-    judgement = checker.judge(thinking, item)
+    judgement = RuleChecker().judge(thinking, item)
     wrong = [thinking[claim.start: claim.end] for claim in judgement.reading.claims if not claim.is_right]
     return {"thinking": judgement.score, "groundedness": judgement.reading.groundedness, "wrong_facts": wrong}
 
