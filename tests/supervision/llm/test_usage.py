@@ -5,9 +5,11 @@ import json
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
 from dyme_core.store import read_rows
-from dyme_core.supervision.llm.usage import LEDGER_FILE, Attempts, merge
+from dyme_core.supervision.llm.parsing import Request
+from dyme_core.supervision.llm.usage import LEDGER_FILE, Attempts, Ledger, Tally, identity, merge
 
 
 def row(step: int, key: str, hit: bool = False, outcome: str = "ok", item: str = "a") -> dict:
@@ -48,3 +50,15 @@ def test_calls_paid_by_earlier_attempts_are_known_until_the_ledger_is_written(tm
     assert read_rows(tmp_path / LEDGER_FILE) == [row(1, "no", outcome="InvalidReply"), odd]
     second.close()
     assert [path.name for path in tmp_path.iterdir()] == [LEDGER_FILE] and Attempts(tmp_path).paid == {}
+
+
+def test_a_recorded_reply_that_an_earlier_attempt_paid_is_booked_as_that_call_and_only_once(tmp_path: Path) -> None:
+    paid = {**row(1, "x"), "model": "m", "tokens_in": 11, "tokens_out": 7, "seconds": 2.0, "retries": 1, "repairs": 0,
+            "cost_usd": 0.5}
+    ledger = Ledger(tmp_path / "ledger.jsonl", "m", paid={identity(paid): paid})
+    for _ in range(2):
+        ledger.book(Request("check", "a", [{"role": "user", "content": "?"}], BaseModel), Tally(1, "x"), is_hit=True)
+    first, second = read_rows(tmp_path / "ledger.jsonl")
+    assert first == paid and second["hit"]
+    sums = ledger.sums()
+    assert (sums["calls"], sums["hits"], sums["tokens_in"], sums["cost_usd"]) == (1, 1, 11, 0.5)
