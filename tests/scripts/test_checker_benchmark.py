@@ -123,7 +123,7 @@ def test_a_refined_target_scores_one_and_any_one_other_figure_costs_it(seed: int
 
 @pytest.mark.parametrize(("name", "guard"), [("alone", False), ("guarded", True)])
 def test_the_stored_recording_of_a_real_model_gives_the_stored_agreement_again_without_a_server(name: str, guard: bool) -> None:
-    """Made by notebook 02 with `make llm` (README); after a change of the rubric or the labelled set it must be made again."""
+    """Made by notebook 02 with `make llm`; after a change of the rubric or the labelled set it must be made again."""
     stored = pd.read_csv(LLM / f"agreement_{name}.csv")
     traces = random.Random(0).sample(labelled_set(seed=0), int(stored["num"].iloc[-1]))
     with Recording(LLM / "recording.jsonl", read_only=True) as recording, \
