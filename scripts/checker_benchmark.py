@@ -55,7 +55,7 @@ def agreement(checker: VisualChecker, labelled: Sequence[LabelledTrace]) -> list
     scores = checker.score_all([thinking for thinking, _ in asked],
                                [record_of(item, f"trace-{number:04d}") for number, (_, item) in enumerate(asked)])
     names = {score: rating for rating, score in SCORES.items()}
-    ratings = [names.get(score, "") for score in scores]  # NaN, no score to be had, is no rating
+    ratings = [names.get(score, "") for score in scores]  # NaN, a missing score, is no rating
     base_ratings = iter(ratings[len(labelled):])
     return [_row(trace, rating, next(base_ratings) if trace.base else "")
             for trace, rating in zip(labelled, ratings[:len(labelled)], strict=True)]

@@ -24,7 +24,7 @@ ALL = {split: tables(split) for split in SPLITS}
 
 
 def recompute(text: str, table: Table) -> str:
-    """Answer a question from its text and the table alone, by other means than the room's own."""
+    """Answer a question from its text and the table alone, independently of the code under test."""
     numbers = {(group, series): table.values[row][column] for row, series in enumerate(table.series)
                for column, group in enumerate(table.groups)}
     if found := re.fullmatch(r"What is the value of (\w+) in (\w+)\?", text):

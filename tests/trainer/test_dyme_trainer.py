@@ -460,7 +460,7 @@ def test_with_rollouts_of_vllm_a_target_has_ratio_one_and_the_cross_entropy_grad
     stale = {"sampling_per_token_logps", "importance_sampling_ratio", "old_per_token_logps"}
     assert len(seen) == accumulate and not any(stale & set(inputs) for inputs in seen)
     assert logged(trainer)["memorize"] == 2 and logged(trainer)["clip_ratio/region_mean"] == 0
-    assert trainer.vllm_generation.synced == 1 and told == [], "vLLM tells of rollouts when all have ended"
+    assert trainer.vllm_generation.synced == 1 and told == [], "vLLM reports rollouts when all have ended"
 
 
 SPAN_STEPS = 3

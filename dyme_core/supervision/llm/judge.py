@@ -103,7 +103,7 @@ class LLMChecker(Expert):
         """
         [judgement] = self._judge_all([thinking], [item], [item.question])
         if judgement is None:
-            raise SupervisionError(f"check of {item.question!r}: no rating to be had, for the reason that was logged; "
+            raise SupervisionError(f"check of {item.question!r}: there is no rating, for the reason that was logged; "
                                    "score_all gives NaN in this place", item.question, "check")
         return judgement
 

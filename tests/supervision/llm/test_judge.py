@@ -65,7 +65,7 @@ def test_without_a_server_the_policy_decides(policy: str, caplog: pytest.LogCapt
             return
         scores, targets = checker.score_all(traces, [RECORD] * 3), refiner.refine_all([RECORD, record_of(name="other")])
         if policy == "skip":
-            with pytest.raises(SupervisionError, match="no rating to be had"):
+            with pytest.raises(SupervisionError, match="there is no rating"):
                 checker.judge(GOOD, ITEM)
     if policy == "rule":
         assert scores == [1.0, 0.5, 1.0] and targets == [FIRST_TEMPLATE.fill(ITEM)] * 2
