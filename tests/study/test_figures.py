@@ -135,8 +135,9 @@ def overlap(first: Text, second: Text) -> bool:
 
 @EVERY
 def test_the_same_rows_give_the_same_page_whatever_the_callers_settings(name: str) -> None:
+    page = printed(name)[1]
     with mpl.rc_context({"font.size": 20, "axes.facecolor": "red", "savefig.dpi": 50}):
-        assert page_of(DRAW[name]()) == printed(name)[1]
+        assert page_of(DRAW[name]()) == page
 
 
 def test_a_figure_is_saved_as_the_same_bytes_whatever_the_callers_settings(tmp_path: Path) -> None:
