@@ -149,7 +149,7 @@ def study_of(profile: str) -> Stored:
     return Stored(published, paths.results / "published")
 
 
-def draw(name: str, stored: Stored):
+def draw(name: str, stored: Stored) -> Figure:
     """Draw one figure, save it as PDF, PNG and CSV, and return it.
 
     Raises:

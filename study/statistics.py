@@ -178,8 +178,7 @@ def probability_of_improvement(first: np.ndarray, second: np.ndarray) -> float:
     return float((np.sign(gaps) / 2 + 0.5).mean())
 
 
-def summarise(rows: pd.DataFrame, metric: str, by: Sequence[str] = ("model", "method", "split"),
-              seed: int = 0) -> pd.DataFrame:
+def summarise(rows: pd.DataFrame, metric: str, by: Sequence[str] = ("model", "method", "split")) -> pd.DataFrame:
     """Bootstrap one metric for each group of rows.
 
     Returns:
@@ -191,7 +190,7 @@ def summarise(rows: pd.DataFrame, metric: str, by: Sequence[str] = ("model", "me
     """
     if rows.empty:
         raise NoRows(f"no rows to summarise {metric!r} by {tuple(by)}; evaluate this model and split first")
-    lines = [dict(zip(by, key, strict=True)) | {"metric": metric} | vars(bootstrap(score_matrix(group, metric), seed))
+    lines = [dict(zip(by, key, strict=True)) | {"metric": metric} | vars(bootstrap(score_matrix(group, metric)))
              for key, group in rows.groupby(list(by), sort=True)]
     return pd.DataFrame(lines).sort_values(list(by), key=method_rank, kind="stable", ignore_index=True)
 

@@ -57,8 +57,8 @@ def gradient_equivalence(frame: pd.DataFrame) -> Figure:
                       xycoords=("data", "axes fraction"), ha="left", va="bottom", fontsize=SMALL, color=color,
                       linespacing=1.0)
     right = max(1e-3, 10 * frame["relative_error"].max())  # an error beyond its bound must be seen
-    axes.set(xscale="log", xlim=(ERROR_FLOOR / 3, right), xlabel="relative error of the gradient",
-             yticks=range(len(groups)), yticklabels=groups, ylim=(len(groups) - 0.5, -0.5))
+    axes.set(xscale="log", xlim=(ERROR_FLOOR / 3, right), xlabel="relative error of the gradient")
+    name_lines(axes, groups)
     zero = f" Errors of exactly 0 are drawn at {ERROR_FLOOR:.0e}." if (frame["relative_error"] == 0).any() else ""
     cosine = f" Smallest cosine between the two: 1 - {max(0.0, 1 - frame['cosine'].min()):.1e}."
     return finish(figure, frame, "Relative error between the SFT gradient and the GRPO form with ratio 1 and advantage 1, per "
@@ -80,9 +80,9 @@ def off_policy(frame: pd.DataFrame) -> Figure:
         axes.axvline(exact, color=GREY, linewidth=0.8)
         axes.hlines(range(len(frame)), exact, frame[column], color=PALETTE[0], linewidth=1.0)
         axes.plot(frame[column], range(len(frame)), "o", color=PALETTE[0])
-        axes.set(xlabel=titles[column], yticks=range(len(frame)), yticklabels=frame["setting"],
-                 ylim=(len(frame) - 0.5, -0.5))
+        axes.set_xlabel(titles[column])
         axes.margins(x=0.12)
+        name_lines(axes, frame["setting"].tolist())
     return finish(figure, frame, "What the GRPO form gives against the SFT gradient when the ratio is not 1 or the loss is "
                   "weighted otherwise.")
 

@@ -138,8 +138,8 @@ def seeds_sentence(frame: pd.DataFrame) -> str:
 
 
 def name_lines(axes: Axes, names: Sequence[str], colors: Sequence[Any] = ()) -> None:
-    """Give each of the lines 0, 1, ... of a panel, from the top, its name; in its colour where colours are given."""
-    axes.set_yticks(range(len(names)), names)
+    """Set a panel's lines 0, 1, ... from the top, each with its name; in its colour where colours are given."""
+    axes.set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
     for tick, color in zip(axes.get_yticklabels(), colors, strict=False):
         tick.set_color(color)
 
@@ -157,7 +157,7 @@ def draw_intervals(axes: Axes, frame: pd.DataFrame, labels: Sequence[str], hollo
         axes.hlines(y, line.low, line.high, color=style.color, linewidth=1.2)
         marker = {"marker": "o", "markerfacecolor": "white"} if line.label in hollow else {"marker": style.marker}
         axes.plot(line.value, y, color=style.color, markersize=4.5, **marker, **look)
-    axes.set(yticks=range(len(labels)), yticklabels=[], ylim=(len(labels) - 0.5, -0.5))
+    name_lines(axes, [""] * len(labels))
 
 
 def draw_line(axes: Axes, frame: pd.DataFrame, x: str, y: str, style: Style, name: str, num_marks: int | None = None) -> End:
@@ -185,14 +185,14 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> np.n
     return result
 
 
-def label_ends(axes: Axes, ends: Sequence[End], gap: float = SMALL * 1.15) -> None:
+def label_ends(axes: Axes, ends: Sequence[End]) -> None:
     """Write names right of the axes, joined to the ends of their lines, moved apart where they would overlap.
 
     Args:
         axes: limits must be final.
         ends: of the lines, x and y in data units.
-        gap: least distance between two names, in points.
     """
+    gap = 1.15 * SMALL  # points, between two names at least
     axes.figure.draw_without_rendering()  # the layout decides the height in points
     height = axes.get_window_extent().height * 72 / axes.figure.dpi
     points = axes.transAxes.inverted().transform(axes.transData.transform([(x, y) for x, y, _, _ in ends]))

@@ -188,7 +188,7 @@ def _bars(figure: Figure, summary: pd.DataFrame, x: float, width: float) -> None
         axes.barh(range(len(part)), part["value"], height=0.6, color=STYLES["sft"].color)
         axes.hlines(range(len(part)), part["low"], part["high"], color="black", linewidth=1.0)
         name_lines(axes, [MODEL_NAMES[model] for model in MODELS])
-        axes.set(xlim=(0, 100), ylim=(len(part) - 0.5, -0.5), xticks=(0, 50, 100))
+        axes.set(xlim=(0, 100), xticks=(0, 50, 100))
         axes.grid(visible=False, axis="y")
         axes.set_title(title, fontsize=BODY, x=-0.02)
 
