@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from dyme_core import config, utils
-from study import run_notebooks
+from study import cli, run_notebooks
 from study.execution import NotebookError
 from study.run_notebooks import Workspace
 
@@ -149,13 +149,16 @@ def test_a_kernel_that_dies_is_reported_as_such(workspace: Workspace) -> None:
     assert not workspace.target("01_dies").exists()
 
 
-def test_the_command_exits_with_one_for_a_failing_cell_and_two_for_a_wrong_request(workspace: Workspace) -> None:
+def test_the_command_exits_with_one_for_a_failing_cell_and_two_for_a_wrong_request(workspace: Workspace, monkeypatch, caplog,
+                                                                                  capsys) -> None:
     write_notebook(workspace.root, "01_bad", "raise KeyError('gone')")
-    failing = command(workspace.root)
-    refused = command(workspace.root, "--set", "speed=2")
-    output, refusal = failing.communicate(timeout=60)[1], refused.communicate(timeout=60)[1]
-    assert failing.returncode == 1 and "KeyError: 'gone'" in output and "raise KeyError('gone')" in output
-    assert refused.returncode == 2 and "unknown parameter 'speed'" in refusal
+    monkeypatch.setenv("DYME_ROOT", str(workspace.root))
+    with pytest.raises(SystemExit, match="1"):
+        cli.main(["paper", "--profile", "smoke"])
+    assert "KeyError: 'gone'" in caplog.text and "raise KeyError('gone')" in caplog.text
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["paper", "--profile", "smoke", "--set", "speed=2"])
+    assert "unknown parameter 'speed'" in capsys.readouterr().err
 
 
 @pytest.mark.exhaustive
