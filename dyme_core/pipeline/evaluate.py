@@ -41,8 +41,9 @@ def evaluate(model: PreTrainedModel, processor: ProcessorMixin, data: Sequence[R
 
     Args:
         model, processor: as `load_policy` gives them, on any device; the model may be in training.
-        data: records of one or more splits, or a data set with the columns `question` and `answer`, and where they are known
-            `image`, `item`, `kind`, `source`, `split` and `supervision`, as `load_dataset` gives it.
+        data: records of one or more splits, or a data set as the trainer takes it: `answer` and `question`, which is asked
+            with the instruction to think, or `prompt`, which is asked as it is; and where they are known `image`, `item`,
+            `kind`, `source`, `split` and `supervision`. `load_dataset` gives one.
         batch_size: questions answered together.
         max_new_tokens: longest response.
         task: whose rules score the answer, a key of `metrics.SCORERS`; rows of other tasks than "chartqa" have its own scores
@@ -54,25 +55,34 @@ def evaluate(model: PreTrainedModel, processor: ProcessorMixin, data: Sequence[R
         thinking (the rule checker's score), groundedness and wrong_facts, None where no facts are known; num_thinking_tokens,
         num_tokens. `summarise` gives their means.
     Raises:
-        ValueError: for a data set without the two columns, or a picture that cannot be read.
+        ValueError: for a data set without these columns, or a picture that cannot be read.
     """
-    records, tokenizer = _records(data), processors.tokenizer_of(processor)
-    decoded = decode(model, processor, records, batch_size=batch_size, max_new_tokens=max_new_tokens)
+    (records, instruction), tokenizer = _records(data), processors.tokenizer_of(processor)
+    decoded = decode(model, processor, records, batch_size=batch_size, max_new_tokens=max_new_tokens, instruction=instruction)
     return [{**(run_columns or {}), **_score(record, response, tokenizer, task)}
             for record, response in zip(records, decoded, strict=True)]
 
 
-def _records(data: Sequence[Record] | Dataset) -> list[Record]:
-    """The records themselves, or those that a data set's rows make."""
+def _records(data: Sequence[Record] | Dataset) -> tuple[list[Record], str]:
+    """The records, or those that a data set's rows make, and the instruction that stands behind each question."""
     if not isinstance(data, Dataset):
-        return list(data)
-    if missing := {"question", "answer"} - set(data.column_names):
-        raise ValueError(f"expected a data set with the columns question and answer, got {data.column_names}; "
-                         f"add {' and '.join(sorted(missing))}")
-    known = [field.name for field in fields(Record) if field.name in data.column_names]
-    unknown = {"kind": "", "source": "", "split": "", "image": None}
-    return [Record(**{"item": str(number), **unknown, **{name: row[name] for name in known}})
-            for number, row in enumerate(data)]
+        return list(data), prompt_format.THINK_INSTRUCTION
+    columns = set(data.column_names)
+    if "answer" not in columns or not columns & {"question", "prompt"}:
+        raise ValueError(f"expected a data set with the columns answer, and question or prompt: got {data.column_names}; "
+                         "add or rename them")
+    if "question" in columns:
+        return [_record(row, number) for number, row in enumerate(data)], prompt_format.THINK_INSTRUCTION
+    return [_record(row, number) for number, row in enumerate(datasets.with_defaults(data))], ""
+
+
+def _record(row: dict[str, Any], number: int) -> Record:
+    pictures = row["images"] if "images" in row else [row.get("image")]
+    if len(pictures) > 1:
+        raise ValueError(f"expected at most one picture a question, got {len(pictures)} in row {number}; leave the row out")
+    known = {field.name: row[field.name] for field in fields(Record) if field.name in row}
+    unknown = {"item": str(number), "kind": "", "source": "", "split": ""}
+    return Record(**{**unknown, **known, "answer": str(row["answer"]), "image": pictures[0] if pictures else None})
 
 
 def _score(record: Record, response: Decoded, tokenizer: Any, task: str) -> dict[str, Any]:

@@ -120,8 +120,11 @@ def test_a_data_set_is_evaluated_as_the_records_that_it_was_made_of(records, pro
     wanted = evaluate.evaluate(model, processor, records[:2], max_new_tokens=4)
     rows = evaluate.evaluate(model, processor, datasets.to_dataset(records[:2]), max_new_tokens=4)
     assert rows == [row | {"split": "", "source": ""} for row in wanted]
-    with pytest.raises(ValueError, match="columns question and answer, got .*; add answer"):
-        evaluate.evaluate(model, processor, datasets.to_dataset(records[:2]).remove_columns("answer"))
+    prompts = datasets.to_dataset(records[:2]).select_columns(["prompt", "image", "answer"])
+    asked = evaluate.evaluate(model, processor, prompts, max_new_tokens=4)
+    assert [row["prediction"] for row in asked] == [row["prediction"] for row in wanted], "a prompt is asked as it is"
+    with pytest.raises(ValueError, match="columns answer, and question or prompt: got"):
+        evaluate.evaluate(model, processor, prompts.remove_columns("answer"))
 
 
 def test_a_refined_target_scores_full_marks(monkeypatch, records, processor) -> None:
