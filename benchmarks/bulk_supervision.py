@@ -31,7 +31,8 @@ logger = logging.getLogger(__name__)
 def work(folder: Path, base_url: str) -> None:
     """Write every target, its recording beside it; a line of JSON per chunk: done, resident memory in MiB."""
     records = mini_records("train", COUNT, 0)
-    settings = config.Supervision("api", "raise", str(folder / "replies.sqlite"), model="scripted", base_url=base_url)
+    settings = config.Supervision(backend="api", policy="raise", recording=str(folder / "replies.sqlite"), model="scripted",
+                                  base_url=base_url)
     done = 0
     with Experts(settings, config.Paths(ROOT, "mini"), folder) as experts:
         for first in range(0, COUNT, 250):

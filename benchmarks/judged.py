@@ -38,7 +38,8 @@ def compare(shape: Shape, warm_up: int, steps: int) -> list[dict]:
     with serving(QUESTIONS, DELAY_S) as (base_url, asked), tempfile.TemporaryDirectory() as place:
         for full in (LATE, COLD, WARM):
             before, file = asked(), Path(place) / ("late.sqlite" if full is LATE else "replies.sqlite")
-            settings = config.Supervision("api", "raise", str(file), model="scripted", base_url=base_url)
+            settings = config.Supervision(backend="api", policy="raise", recording=str(file), model="scripted",
+                                          base_url=base_url)
             with ExitStack() as stack:
                 def build_arm(arm: Arm, shape: Shape, steps: int, full=full, stack=stack, settings=settings):
                     chosen = config.Supervision() if arm is PURE else settings

@@ -1,4 +1,4 @@
-"""Settings: frozen dataclasses, the profiles, and where everything lives. An unknown key is an error.
+"""Settings: frozen, checked, an unknown key is an error; the profiles; and where everything lives.
 
 Numbers marked "public code, chart" are the settings of the paper's public chart run (docs/method.md); the others are ours and
 say why.
@@ -6,169 +6,304 @@ say why.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, get_args
+from urllib.parse import urlsplit
 
-from dyme_core.engine import HELD_OUT, DataSource, Engine
-from dyme_core.settings import check
+import pydantic
+from pydantic import ConfigDict, Field, Strict
+from pydantic_core import ErrorDetails
 
 METHODS = ("base", "sft", "grpo", "sft_grpo", "pure_dyme", "full_dyme")
 METHOD_NAMES = {"base": "Base", "sft": "CoT-SFT", "grpo": "GRPO", "sft_grpo": "SFT then GRPO",
                 "pure_dyme": "Pure DyME", "full_dyme": "Full DyME"}
 PUBLISH = "DYME_PUBLISH"  # environment variable, see `paths`
 DEFAULT = "mini"  # the profile whose figures and claims are the repository's
+HELD_OUT = ("validation", "test", "unseen")
 SPLITS = ("train", *HELD_OUT)
-SUPERVISORS = ("rule", "api", "replay")
-COLLAPSE_ACTIONS = ("warn", "stop")
-POLICIES = ("rule", "raise", "skip")  # what a call without a usable reply comes to (judge.py)
-QUALITIES = ("high", "medium", "low")  # of targets
-ENDPOINT_SETTINGS = ("model", "base_url", "known_as", "max_concurrency", "requests_per_minute", "total_timeout_s", "max_tries",
-                     "breaker_failures", "breaker_cooldown_s")
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 PRICES_DATE = "2026-03"  # list prices of the standard tier as quoted then; check the provider's page before citing a cost
 PRICES_USD_PER_MILLION = {  # model: (input tokens, output tokens); a model that is not here has no known cost
     "gpt-4o": (2.50, 10.00), "gpt-4o-mini": (0.15, 0.60), "gpt-4.1": (2.00, 8.00), "gpt-4.1-mini": (0.40, 1.60),
     "gpt-4.1-nano": (0.10, 0.40), "gpt-5": (1.25, 10.00), "gpt-5-mini": (0.25, 2.00), "gpt-5-nano": (0.05, 0.40)}
 
+Policy = Literal["rule", "raise", "skip"]  # what a call without a usable reply comes to (judge.py)
+Quality = Literal["high", "medium", "low"]  # of targets
+BadRowPolicy = Literal["raise", "skip"]
+CollapseAction = Literal["warn", "stop"]
+POLICIES, QUALITIES, BAD_ROWS, COLLAPSE_ACTIONS = map(get_args, (Policy, Quality, BadRowPolicy, CollapseAction))
+Positive = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Limit = Annotated[float, Field(ge=1e-3)]  # of seconds, or of something a minute
+LearningRate = Annotated[float, Field(ge=1e-12, le=1)]
 
-@dataclass(frozen=True)
+
+def settings(part: str) -> Callable[[type], type]:
+    """Class decorator: a frozen pydantic dataclass without conversions ("1" and True are no numbers, NaN is none either; a
+    list may stand for a tuple, as in JSON). A faulty value is a ValueError of one line, which names it as "PART.FIELD".
+    """
+    def decorate(cls: type) -> type:
+        checked = pydantic.dataclasses.dataclass(
+            cls, frozen=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
+        check = checked.__init__
+
+        @functools.wraps(check)
+        def __init__(self: Any, *args: Any, **values: Any) -> None:
+            try:
+                check(self, *args, **values)
+            except pydantic.ValidationError as error:
+                raise ValueError(_sentence(part, checked, error.errors()[0])) from None
+
+        checked.__init__ = __init__
+        return checked
+    return decorate
+
+
+def _sentence(part: str, cls: type, error: ErrorDetails) -> str:
+    """Which setting, what it takes, what came, and the default."""
+    if error["type"] == "value_error":  # of a __post_init__
+        return str(error["ctx"]["error"])
+    names = [str(one) for one in error["loc"]]
+    name = ".".join(filter(None, (part, *names)))
+    known = {each.name: each for each in dataclasses.fields(cls)}
+    if names[0] not in known:
+        return f"unknown setting {name!r}; known: {', '.join(known)}"
+    default = known[names[0]].default
+    remedy = "give one" if default is dataclasses.MISSING else f"give one, or leave it out for {default!r}"
+    return f"{name} must be {error['msg'].removeprefix('Input should be ')}: got {error['input']!r:.200}; {remedy}"
+
+
+@settings("world")
 class World:
     """The mini chart world: how many tables and questions each split draws."""
 
-    train_questions: int = 2048
-    validation_questions: int = 200
-    test_questions: int = 400  # each of the two test sets (in-style, unseen style)
-    real_share: float = 0.5  # share of tables drawn from real public statistics
-    train_real_share: float | None = None  # of the training split alone; None: real_share
-    left_out_kinds: tuple[str, ...] = ()  # kinds of questions that the training split does not ask
-
-    def __post_init__(self) -> None:
-        check(self, "world", **dict.fromkeys(("train_questions", "validation_questions", "test_questions"), (1, None)),
-              **dict.fromkeys(("real_share", "train_real_share"), (0, 1)))
+    train_questions: Positive = 2048
+    validation_questions: Positive = 200
+    test_questions: Positive = 400  # each of the two test sets (in-style, unseen style)
+    real_share: Share = 0.5  # share of tables drawn from real public statistics
+    train_real_share: Share | None = None  # of the training split alone; None: real_share
+    left_out_kinds: Annotated[tuple[str, ...], Strict(False)] = ()  # kinds of questions that the training split does not ask
 
 
-@dataclass(frozen=True)
-class Base:
-    """How the base VLM is pre-trained from nothing (vision tower on column reading, then language)."""
-
-    vision_steps: int = 1500
-    vision_batch_size: int = 32
-    vision_learning_rate: float = 2e-3
-    align_steps: int = 200
-    language_steps: int = 1100
-    early_steps: int = 300  # captions alone: they teach where to look
-    batch_size: int = 24
-    turns: int = 3  # questions about one picture in one row
-    sums: int = 8  # rows without a picture in each step, of eight sums each
-    learning_rate: float = 6e-3
-
-    def __post_init__(self) -> None:
-        lowest = {"batch_size": 1, "vision_batch_size": 1, "turns": 1, "learning_rate": 1e-12, "vision_learning_rate": 1e-12}
-        check(self, "base", **{one.name: (lowest.get(one.name, 0), None) for one in dataclasses.fields(self)})
-
-
-@dataclass(frozen=True)
-class LargeBase(Base):
-    """The larger sibling sees fewer conversations (a step costs six times the SVLM's) at half the learning rate."""
-
-    language_steps: int = 500
-    early_steps: int = 140
-    learning_rate: float = 3e-3
-
-
-@dataclass(frozen=True)
+@settings("training")
 class Training:
     """One post-training run; every method shares every number here (learning rates: Profile)."""
 
-    steps: int = 240
-    prompts_per_step: int = 4  # public code, chart: 32 prompts a step on 8 cards
-    num_generations: int = 8  # G; public code, chart
-    sft_share: float = 0.5  # of the steps, the first phase of "SFT then GRPO"
-    max_completion_tokens: int = 56  # the longest target has 50; public code, chart: 300 of a large tokenizer
+    steps: Positive = 240
+    prompts_per_step: Positive = 4  # public code, chart: 32 prompts a step on 8 cards
+    num_generations: Annotated[int, Field(ge=2)] = 8  # G; public code, chart
+    sft_share: Share = 0.5  # of the steps, the first phase of "SFT then GRPO"
+    max_completion_tokens: Positive = 56  # the longest target has 50; public code, chart: 300 of a large tokenizer
     switch: str = "binary"  # one of switches.SWITCHES; "binary" is the paper's
     switch_value: float | None = None  # the switch's own number; None: its default
-    thinking_weight: float = 1.0  # of the checker's score in DyME's reward; 0 is the ablation without checker
-    memorize_weight: str = "group"  # "row" is the public code's; "group" makes one prompt count as one SFT example
-    mastered: str = "skip"
-    reward_gate: str = "sum"  # public code: trains on the ungated sum
+    thinking_weight: Annotated[float, Field(ge=0)] = 1.0  # of the checker's score in DyME's reward; 0: without checker
+    memorize_weight: Literal["row", "group"] = "group"  # "row" is the public code's; "group": one prompt is one SFT example
+    mastered: Literal["skip", "explore"] = "skip"
+    reward_gate: Literal["sum", "gated"] = "sum"  # public code: trains on the ungated sum
     correct_needs_format: bool = True  # public code: false; see docs/method.md
-    evaluate_every: int = 40
-    probe_every: int = 40  # steps between measurements of the gradients of targets and rollouts (mechanism)
+    evaluate_every: Positive = 40
+    probe_every: NotNegative = 40  # steps between measurements of the gradients of targets and rollouts (mechanism)
+
+
+@settings("endpoint")
+class Endpoint:
+    """An OpenAI-compatible server and the limits of using it; the API key is read from $OPENAI_API_KEY and is no setting.
+
+    Attributes:
+        model: the model's id at the server; None reads $OPENAI_MODEL.
+        base_url: for example http://127.0.0.1:8000/v1; None reads $OPENAI_BASE_URL. There is no other default.
+        known_as: what key, recording and ledger call the model; None takes the id, of a path its last part (local servers
+            name a model by its folder, which is another one on each machine).
+        requests_per_minute: tries count, too; None for no limit.
+        total_timeout_s: limit of one try, from sending to the last byte.
+        breaker_failures: failed calls in a row after which none is made for breaker_cooldown_s.
+        usd_per_million: (input, output) prices in place of those above; (0.0, 0.0) says that the server costs nothing.
+    """
+
+    model: str | None = None
+    base_url: str | None = None
+    known_as: str | None = None
+    max_concurrency: Positive = 8
+    requests_per_minute: Limit | None = None
+    total_timeout_s: Limit = 60.0
+    max_tries: Positive = 4
+    breaker_failures: Positive = 5
+    breaker_cooldown_s: Limit = 30.0
+    usd_per_million: Annotated[tuple[float, float], Strict(False)] | None = None
 
     def __post_init__(self) -> None:
-        check(self, "training", **dict.fromkeys(("steps", "prompts_per_step", "max_completion_tokens", "evaluate_every"),
-                                                (1, None)), num_generations=(2, None), sft_share=(0, 1),
-              thinking_weight=(0, None), probe_every=(0, None), memorize_weight=("row", "group"),
-              mastered=("skip", "explore"), reward_gate=("sum", "gated"))
+        if self.base_url:
+            _check_url(self.base_url)
+
+    @property
+    def name(self) -> str:
+        """What key, recording and ledger call the model."""
+        model = self.model or ""
+        is_path = model.startswith(("/", "~", ".")) or "\\" in model
+        return self.known_as or (model.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1] if is_path else model)
+
+    @property
+    def is_local(self) -> bool:
+        """True for a server on this machine; it is never reached through a proxy."""
+        return urlsplit(self.base_url or "").hostname in LOOPBACK
+
+    def resolved(self) -> Endpoint:
+        """These settings with the environment's model and address where none is named.
+
+        Raises:
+            ValueError: where no model is named, or the address is none.
+        """
+        found = dataclasses.replace(self, model=self.model or os.environ.get("OPENAI_MODEL") or None,
+                                    base_url=self.base_url or os.environ.get("OPENAI_BASE_URL") or None)
+        if not found.model:
+            raise ValueError("no model is named; set OPENAI_MODEL or supervision.model")
+        return found
 
 
-@dataclass(frozen=True)
-class Supervision:
-    """Who checks and refines. The API key is read from $OPENAI_API_KEY and stands in no setting.
+def _check_url(url: str) -> None:
+    """Refuse an address without showing a password that it may hold."""
+    parts = urlsplit(url)
+    if parts.username or parts.password:
+        raise ValueError("base_url must not hold a user or password; put the key into OPENAI_API_KEY")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"base_url must be like http://127.0.0.1:8000/v1: got {url!r}")
+
+
+@settings("supervision")
+class Supervision(Endpoint):
+    """Who checks and refines, and the endpoint that is asked where no rule does.
 
     Attributes:
         backend: "rule"; "api", an OpenAI-compatible server; or "replay", a recording of one, without any network.
         policy: where a call fails, "rule" lets the rules take over, "raise" stops, "skip" goes on without a score or target.
         recording: file of replies, relative to the repository; "" is supervision.sqlite in the profile's `runs` folder.
-        model, base_url, known_as: as in endpoint.Endpoint; None reads $OPENAI_MODEL and $OPENAI_BASE_URL.
         parameters: sent with each request.
         quality: of the targets: "high" is the refiner's; "medium" and "low" are `corruption`'s (back end "rule" alone).
         corruption: share of training questions whose facts are wrong, for checker and refiner alike ("rule" alone).
     """
 
-    backend: str = "rule"  # the paper's: Qwen2.5-7B, Qwen2.5-14B or GPT-4o behind an API
-    policy: str = "rule"
+    backend: Literal["rule", "api", "replay"] = "rule"  # the paper's: Qwen2.5-7B, Qwen2.5-14B or GPT-4o behind an API
+    policy: Policy = "rule"
     recording: str = ""
-    model: str | None = None
-    base_url: str | None = None
-    known_as: str | None = None
-    max_concurrency: int = 8
-    requests_per_minute: float | None = None
-    total_timeout_s: float = 60.0
-    max_tries: int = 4
-    breaker_failures: int = 5
-    breaker_cooldown_s: float = 30.0
     parameters: dict[str, Any] = field(default_factory=lambda: {"temperature": 0.0, "max_tokens": 400})
-    quality: str = "high"
-    corruption: float = 0.0
+    quality: Quality = "high"
+    corruption: Share = 0.0
 
     def __post_init__(self) -> None:
-        check(self, "supervision", backend=SUPERVISORS, policy=POLICIES, quality=QUALITIES, corruption=(0, 1),
-              **dict.fromkeys(("max_concurrency", "max_tries", "breaker_failures"), (1, None)),
-              **dict.fromkeys(("requests_per_minute", "total_timeout_s", "breaker_cooldown_s"),
-                              (1e-3, None)))
+        super().__post_init__()
         if self.backend != "rule" and (self.quality != "high" or self.corruption):
             raise ValueError(f"supervision.quality and supervision.corruption need backend 'rule': got {self.backend!r}")
 
 
-@dataclass(frozen=True)
+@settings("engine")
+class Engine:
+    """How one training run uses its machine; the defaults are one CPU's.
+
+    Attributes:
+        micro_batches: parts of a step's rollouts that go through the update one after another, on each card.
+        bf16: mixed precision; needs a card of NVIDIA's Ampere generation or later (a Colab T4 has none).
+        gradient_checkpointing: keep one activation a layer and compute the rest again: about a third more time.
+        lora_rank: of adapters on the language model; None trains every weight but the vision tower's.
+        lora_alpha: adapters are scaled by lora_alpha / lora_rank.
+        load_in_4bit: frozen weights in 4 bits, adapters only.
+        use_vllm: rollouts by vLLM in the same processes (TRL's "colocate").
+        vllm_memory_share: of the card's memory, for vLLM's weights and cache; TRL's default.
+    """
+
+    micro_batches: Positive = 1
+    bf16: bool = False
+    gradient_checkpointing: bool = False
+    lora_rank: Positive | None = None
+    lora_alpha: Positive = 16
+    load_in_4bit: bool = False
+    use_vllm: bool = False
+    vllm_memory_share: Annotated[float, Field(gt=0, lt=1)] = 0.3
+
+    def __post_init__(self) -> None:
+        if self.load_in_4bit and self.lora_rank is None:
+            raise ValueError("engine.load_in_4bit freezes the weights, so engine.lora_rank must be a number: got None; set it, "
+                             "or train in 16 bits")
+
+    def batch(self, rows: int, processes: int) -> dict[str, int]:
+        """The trainer's two numbers for a step of `rows` over `processes`, as TRL calls them.
+
+        Fewer micro-batches are made where a step has not rows enough (SFT has one row a prompt).
+
+        Raises:
+            ValueError: where the rows cannot be dealt evenly.
+        """
+        if rows % processes:
+            raise ValueError(f"{rows} rows a step cannot be dealt to {processes} processes evenly; change "
+                             "training.prompts_per_step or training.num_generations")
+        own = rows // processes
+        parts = min(self.micro_batches, own)
+        if own % parts:
+            raise ValueError(f"{own} rows a step and process cannot be dealt to engine.micro_batches={parts} evenly")
+        return {"per_device_train_batch_size": own // parts, "gradient_accumulation_steps": parts}
+
+
+@settings("data")
+class DataSource:
+    """Which questions are trained and scored on.
+
+    Attributes:
+        name: "mini", the charts that are drawn here, or a data set's, for example "chartqa".
+        source: a folder, or a hub id; "" for "mini".
+        held_out: splits that are answered, of HELD_OUT; the first one is watched during training.
+        on_bad_row: what a row that is refused comes to: "raise" stops, "skip" leaves it out and counts it (bad_rows.py).
+        options: of the data set's reader (`benchmarks.sources.load`), such as the folder of pictures.
+        facts: of training questions that have none: "given" leaves it so, "ocr" reads what the picture prints, "vlm" asks the
+            supervising model, which must see pictures (fact_extraction.py).
+        test_name, test_source: another data set for the test split, as MathVerse is for Geo170K; "": the same one.
+    """
+
+    name: str = "mini"
+    source: str = ""
+    held_out: Annotated[tuple[Literal["validation", "test", "unseen"], ...], Strict(False)] = HELD_OUT
+    on_bad_row: BadRowPolicy = "raise"
+    options: dict[str, Any] = field(default_factory=dict)
+    facts: Literal["given", "ocr", "vlm"] = "given"
+    test_name: str = ""
+    test_source: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.held_out or len(set(self.held_out)) < len(self.held_out):
+            raise ValueError(f"data.held_out must name at least one split, none twice: got {self.held_out!r}; name some of "
+                             f"{HELD_OUT}")
+        if bool(self.test_name) != bool(self.test_source):
+            raise ValueError("data.test_name and data.test_source must be given together: got "
+                             f"{self.test_name!r} and {self.test_source!r}; give both, or leave both out")
+
+    def place(self, split: str) -> tuple[str, str, str]:
+        """(name, source, split) of a split's questions."""
+        name, source = (self.test_name, self.test_source) if split == "test" and self.test_name else (self.name, self.source)
+        return name, source, split
+
+
+@settings("")
 class Profile:
     """All settings of one way to run the artifact."""
 
     name: str
     world: World = field(default_factory=World)
-    base: Base = field(default_factory=Base)
-    large_base: LargeBase = field(default_factory=LargeBase)
     training: Training = field(default_factory=Training)
     supervision: Supervision = field(default_factory=Supervision)
     engine: Engine = field(default_factory=Engine)
     data: DataSource = field(default_factory=DataSource)
-    learning_rates: dict[str, float] = field(default_factory=dict)  # by method; "sft_grpo" is its second phase's
-    warmup_steps: dict[str, int] = field(default_factory=dict)  # by method, as above
-    model: str = "mini"  # "mini", a local folder or a hub id
-    save_every: int = 50  # steps between checkpoints, from which an interrupted run goes on; 0: none
-    on_collapse: str = "warn"  # or "stop", where rollouts or the loss say that training has collapsed (callbacks.py)
-    backend: str = "transformers"  # or "unsloth", on a CUDA GPU
-    seed: int = 0  # where none is given
+    learning_rates: dict[str, LearningRate] = field(default_factory=dict)  # by method; "sft_grpo" is its second phase's
+    warmup_steps: dict[str, NotNegative] = field(default_factory=dict)  # by method, as above
+    model: Annotated[str, Field(pattern=r"\S")] = "mini"  # "mini", a local folder or a hub id
+    save_every: NotNegative = 50  # steps between checkpoints, from which an interrupted run goes on; 0: none
+    on_collapse: CollapseAction = "warn"  # where rollouts or the loss say that training has collapsed (callbacks.py)
+    backend: Literal["transformers", "unsloth"] = "transformers"  # "unsloth": on a CUDA GPU
+    seed: NotNegative = 0  # where none is given
     overrides: tuple[tuple[str, Any], ...] = ()  # what was changed against the profile of this name
-
-    def __post_init__(self) -> None:
-        check(self, "", learning_rates=(1e-12, 1), warmup_steps=(0, None), save_every=(0, None), seed=(0, None),
-              on_collapse=COLLAPSE_ACTIONS, backend=("transformers", "unsloth"))
-        if not self.model.strip():
-            raise ValueError("model must be 'mini', a folder or a hub id: got ''; leave it out for 'mini'")
 
 
 @dataclass(frozen=True)

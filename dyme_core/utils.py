@@ -1,19 +1,30 @@
-"""Where a number comes from: content hashes, the commit, versions and the CPU; and files that are whole or absent."""
+"""Files that are whole or absent, rows on disk, what to do where a disk is full; content hashes; and where a number comes from:
+the commit, versions and the CPU."""
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import lzma
 import os
 import platform
+import re
+import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 PACKAGES = ("torch", "transformers", "trl", "datasets", "peft", "accelerate", "numpy", "pandas", "unsloth")
 MIN_SECRET_CHARS = 8  # a shorter "key" ("none", "EMPTY") is no secret, and blotting it out would spoil texts
 PART_SUFFIX = ".part"  # a file that is still being written; the runner removes those an interrupted notebook left
+SUFFIX = ".jsonl.xz"  # of a run's rows and log
+MAX_MIB = 1024  # of a file's rows, unpacked: a few kilobytes of .xz can become more than any memory
+NO_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
 def hash_file(path: Path) -> str:
@@ -47,6 +58,75 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write indented JSON whole or not at all."""
     write_atomic(path, json.dumps(value, indent=2) + "\n")
+
+
+def run_file(folder: Path, run: str) -> Path:
+    """Where a run's rows (or its log) lie in the folder of all rows (or logs)."""
+    return folder / f"{run}{SUFFIX}"
+
+
+def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write rows, one JSON line each, whole or not at all; where the name ends in ".xz", compressed, the same rows to the same
+    bytes."""
+    lines = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows).encode()
+    write_atomic(path, lzma.compress(lines) if path.suffix == ".xz" else lines)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Read what `write_rows` wrote; texts stay texts (item "1e5", answer "007").
+
+    Raises:
+        ValueError: naming a file that holds no such rows, or more than MAX_MIB of them.
+    """
+    try:
+        with (lzma.open(path) if path.suffix == ".xz" else path.open("rb")) as file:
+            content = file.read(MAX_MIB * 2**20 + 1)
+        if len(content) > MAX_MIB * 2**20:
+            raise ValueError(f"more than {MAX_MIB} MiB of them")
+        text = content.decode()
+        rows = [json.loads(line) for line in text.split("\n") if line]
+    except (ValueError, RecursionError, EOFError, lzma.LZMAError) as error:
+        raise ValueError(f"{path}: expected JSON rows, got {error}; remove it and make it again") from error
+    if not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"{path}: expected an object a row, got another value; remove it and make it again")
+    return rows
+
+
+class CannotWrite(OSError):
+    """A run's files cannot be written; says where, why and what to do."""
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Say in words why the block cannot write; other errors pass as they are.
+
+    Args:
+        folder: of the run, where its checkpoints lie.
+    Raises:
+        CannotWrite: in the place of an OSError, or of what torch and safetensors raise.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = _why_not(error)
+        if reason is None:
+            raise
+        place = next(each for each in (folder, *folder.parents) if each.exists())
+        free_mib = shutil.disk_usage(place).free / 2**20
+        raise CannotWrite(f"the files of {folder.name} cannot be written: {reason}; {free_mib:,.0f} MiB are free in {place}. "
+                          "Make room, or make the place writable: nothing earlier is lost, the same command goes on from the "
+                          f"last checkpoint ({error})") from error
+
+
+def _why_not(error: Exception) -> str | None:
+    """Why it could not be written; None for an error of another kind."""
+    if isinstance(error, OSError):
+        return os.strerror(error.errno) if error.errno in NO_WRITE else None
+    code = re.search(r"\(os error (\d+)\)", str(error))
+    if isinstance(error, SafetensorError) and code and int(code[1]) in NO_WRITE:
+        return os.strerror(int(code[1]))
+    is_torch = "inline_container" in str(error) and "PytorchStreamReader" not in str(error)
+    return "torch wrote a file in part only" if is_torch else None  # its writer does not say why
 
 
 def git_state(root: Path) -> dict[str, Any]:
@@ -89,9 +169,9 @@ def cpu_model() -> str:
 
 def cpu_kind() -> str:
     """What decides how a CPU rounds: name, family, model and vector instructions, "AMD EPYC, family 25, model 17, avx512f"."""
-    told = _cpu_info()
-    vector = [flag for flag in ("avx512f", "avx2") if flag in told.get("flags", "").split()]
-    numbers = [f"{name.removeprefix('cpu ')} {told[name]}" for name in ("cpu family", "model") if name in told]
+    info = _cpu_info()
+    vector = [flag for flag in ("avx512f", "avx2") if flag in info.get("flags", "").split()]
+    numbers = [f"{name.removeprefix('cpu ')} {info[name]}" for name in ("cpu family", "model") if name in info]
     return ", ".join([_cpu_name(), *numbers, *vector[:1]])
 
 
@@ -100,7 +180,7 @@ def _cpu_name() -> str:
 
 
 def _cpu_info() -> dict[str, str]:
-    """What Linux tells of the first processor; {} elsewhere."""
+    """Linux's description of the first processor; {} elsewhere."""
     try:
         lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
     except OSError:

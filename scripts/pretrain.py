@@ -9,7 +9,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,26 @@ from dyme_core.models.tiny_onevision import PATCH
 from scripts.curriculum import LETTERS, NAMES, SIDE, column_batch, conversation_batch, draw_sum, padded, sum_batch, tokens
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Base:
+    """How a base VLM is pre-trained from nothing (vision tower on column reading, then language)."""
+
+    vision_steps: int = 1500
+    vision_batch_size: int = 32
+    vision_learning_rate: float = 2e-3
+    align_steps: int = 200
+    language_steps: int = 1100
+    early_steps: int = 300  # captions alone: they teach where to look
+    batch_size: int = 24
+    turns: int = 3  # questions about one picture in one row
+    sums: int = 8  # rows without a picture in each step, of eight sums each
+    learning_rate: float = 6e-3
+
+
+# The larger sibling sees fewer conversations (a step costs six times the SVLM's) at half the learning rate.
+BASES = {"svlm": Base(), "large": Base(language_steps=500, early_steps=140, learning_rate=3e-3)}
 
 
 class ColumnReader(nn.Module):
@@ -62,7 +82,7 @@ class Aligner(nn.Module):
         return (slots @ self.embedding.weight[self.ids].T).view(rows, SIDE, SIDE, 5, len(NAMES))
 
 
-def pretrain_vision(model: nn.Module, settings: config.Base, seed: int) -> dict[str, float]:
+def pretrain_vision(model: nn.Module, settings: Base, seed: int) -> dict[str, float]:
     """Train the vision tower to read columns; returns the reader's accuracy on fresh validation charts."""
     tower, rng = model.model.vision_tower, random.Random(f"vision {seed}")
     torch.manual_seed(seed)
@@ -85,7 +105,7 @@ def pretrain_vision(model: nn.Module, settings: config.Base, seed: int) -> dict[
             for place, name in enumerate(names)}
 
 
-def align(model: nn.Module, processor: processors.MiniProcessor, settings: config.Base, seed: int) -> None:
+def align(model: nn.Module, processor: processors.MiniProcessor, settings: Base, seed: int) -> None:
     """Train projector and word embeddings, tower frozen, until patches speak the language model's words (LLaVA's stage 1)."""
     rng = random.Random(f"align {seed}")
     aligner = Aligner(model.get_input_embeddings(), processor.tokenizer)
@@ -99,7 +119,7 @@ def align(model: nn.Module, processor: processors.MiniProcessor, settings: confi
     optimise([model.model.multi_modal_projector, aligner], loss_of, settings.align_steps, settings.learning_rate, "alignment")
 
 
-def pretrain_language(model: nn.Module, processor: processors.MiniProcessor, settings: config.Base, seed: int) -> None:
+def pretrain_language(model: nn.Module, processor: processors.MiniProcessor, settings: Base, seed: int) -> None:
     """Train projector and language model on conversations about charts and on sums, vision tower frozen."""
     loading.freeze_vision(model)
     rng = random.Random(f"language {seed}")
@@ -225,7 +245,7 @@ def _share(flags) -> float:
     return sum(flags) / len(flags)
 
 
-def build_base(size: str, seed: int, settings: config.Base, folder: Path, tower: dict[str, Tensor] | None = None
+def build_base(size: str, seed: int, settings: Base, folder: Path, tower: dict[str, Tensor] | None = None
                ) -> dict[str, Any]:
     """Build one base and write it to `folder` in 16 bits with its manifest.json; returns the manifest.
 
@@ -263,9 +283,8 @@ def build_bases(seed: int, sizes: Sequence[str], threads: int) -> None:
         threads: of torch; two cores are free while a base is built alone.
     """
     torch.set_num_threads(threads)
-    paths, profile = config.paths("mini"), config.load_profile("mini")
+    paths = config.paths("mini")
     for size in sizes:
         svlm = paths.bases / f"svlm-s{seed}"
         tower = loading.load_policy(svlm)[0].model.vision_tower.state_dict() if size != "svlm" else None
-        settings = profile.base if size == "svlm" else profile.large_base
-        build_base(size, seed, settings, paths.bases / f"{size}-s{seed}", tower)
+        build_base(size, seed, BASES[size], paths.bases / f"{size}-s{seed}", tower)

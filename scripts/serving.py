@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from dyme_core import config
-from dyme_core.supervision.llm.endpoint import Endpoint
+from dyme_core.config import Endpoint
 from scripts.weights import LlmMissingError, model_folder
 
 logger = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from dyme_core import config
-from dyme_core.engine import BAD_ROWS
+from dyme_core.config import BAD_ROWS
 from dyme_core.pipeline.methods import HELD_OUT, Run
 from study import plan
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from dyme_core import config, utils
 from dyme_core.pipeline.methods import HELD_OUT, Run, base_folder, fingerprint
-from dyme_core.store import run_file
+from dyme_core.utils import run_file
 from study.registry import read_manifests
 
 logger = logging.getLogger(__name__)

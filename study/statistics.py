@@ -19,7 +19,7 @@ import pandas as pd
 from scipy.stats import binomtest
 
 from dyme_core.config import METHODS
-from dyme_core.store import SUFFIX, read_rows, run_file
+from dyme_core.utils import SUFFIX, read_rows, run_file
 from study import plan
 
 LEVEL = 0.95  # of every interval

@@ -8,10 +8,10 @@ from typing import Any
 
 from scripted_server import Act, ScriptedServer, answer
 
+from dyme_core.config import Endpoint
 from dyme_core.data.schema import Fact, Item, Record, facts_to_rows, item_of
 from dyme_core.supervision.llm.cache import Recording
 from dyme_core.supervision.llm.client import Client
-from dyme_core.supervision.llm.endpoint import Endpoint
 from dyme_core.supervision.refiner import RuleRefiner
 
 SHOWN = (Fact("2010", "FAV", 30.0), Fact("2010", "UNF", 10.0), Fact("2012", "FAV", 25.0), Fact("2012", "UNF", 20.0))

@@ -12,10 +12,10 @@ import pytest
 from hostile import REMEDY, assert_says, catch
 
 from dyme_core import config
+from dyme_core.config import Endpoint
 from dyme_core.pipeline import train
 from dyme_core.pipeline.checkpointing import CHECKSUMS, Keeper
 from dyme_core.supervision.llm.cache import Recording
-from dyme_core.supervision.llm.endpoint import Endpoint
 from dyme_core.utils import hash_file, write_json
 from study import cli, run_notebooks
 from study.run_notebooks import Workspace

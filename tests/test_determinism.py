@@ -13,7 +13,7 @@ import pytest
 
 from dyme_core import config
 from dyme_core.pipeline.methods import Run
-from dyme_core.store import read_rows
+from dyme_core.utils import read_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 TIMES = ("seconds", "generate_s", "score_s", "update_s")

@@ -17,11 +17,11 @@ import torch
 from transformers import Trainer
 
 from dyme_core import config, utils
-from dyme_core.disk import CannotWrite
 from dyme_core.pipeline import train
 from dyme_core.pipeline.checkpointing import Keeper
 from dyme_core.pipeline.estimate import OutOfMemory
 from dyme_core.trainer.dyme_trainer import DyMETrainer
+from dyme_core.utils import CannotWrite
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = {"world.train_questions": 24, "world.validation_questions": 4, "world.test_questions": 4, "training.steps": 4,
@@ -107,8 +107,7 @@ def test_what_cannot_be_written_is_said_and_earlier_work_is_kept(run, monkeypatc
         write(path, content)
 
     with monkeypatch.context() as patch:
-        for module in ("utils", "store"):
-            patch.setattr(sys.modules[f"dyme_core.{module}"], "write_atomic", failing)
+        patch.setattr(utils, "write_atomic", failing)
         with pytest.raises(CannotWrite, match=f"{run.name} cannot be written: {said}; .* MiB are free.* goes on"):
             train.execute(run, ("validation",))
     assert train.execute(run, ("validation",))["resumed"] == [4 if place == "results" else 2]

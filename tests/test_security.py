@@ -23,7 +23,7 @@ from pydantic import BaseModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from dyme_core import config, store
+from dyme_core import config, utils
 from dyme_core.data import datasets, schema
 from dyme_core.data.bad_rows import BadRows
 from dyme_core.data.benchmarks import rows
@@ -149,7 +149,7 @@ def zipped(content: bytes) -> bytes:
 
 READERS: dict[str, Callable[[Path], object]] = {
     "own.jsonl": own_records, "rows.json": rows.read_json, "export.jsonl": Recording, "cache.sqlite": Recording,
-    "rows.jsonl": store.read_rows, "rows.jsonl.xz": store.read_rows, "weights.safetensors": load_file,
+    "rows.jsonl": utils.read_rows, "rows.jsonl.xz": utils.read_rows, "weights.safetensors": load_file,
     "1.png": lambda path: schema.Record("a", "q", "a", "k", "s", "train", path).load_image()}
 
 
@@ -251,7 +251,7 @@ def read_checkpoint(path: Path) -> None:
 FUZZED: dict[str, tuple[Callable[[Path], object], tuple[type[Exception], ...]]] = {
     "own.jsonl": (own_records, (DataError,)), "skip.jsonl": (lambda path: own_records(path, bad=BadRows("skip")), (DataError,)),
     "rows.json": (rows.read_json, (DataError,)), "export.jsonl": (lambda path: Recording(path).close(), (ValueError,)),
-    "store.jsonl": (store.read_rows, (ValueError,)), "store.jsonl.xz": (store.read_rows, (ValueError,)),
+    "utils.jsonl": (utils.read_rows, (ValueError,)), "utils.jsonl.xz": (utils.read_rows, (ValueError,)),
     "checkpoint": (read_checkpoint, ()), "completion": (lambda path: parsing.read_object(
         parsing.read_completion(path.read_text("utf-8", "replace")), Verdict), (parsing.Unusable,)),
     "reply": (lambda path: parsing.read_object(parsing.Reply(path.read_text("utf-8", "replace")), Verdict),
@@ -284,7 +284,7 @@ def test_random_content_is_read_or_refused_by_the_documented_error(name: str, tm
 @pytest.mark.promise("bad input", "caches, rows, facts and recordings that are larger than any of ours are refused unread")
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.xz", "export.jsonl", "cache.sqlite", "facts.json"])
 def test_what_is_too_large_is_refused(name: str, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(store, "MAX_MIB", 2)
+    monkeypatch.setattr(utils, "MAX_MIB", 2)
     path, line = tmp_path / name, json.dumps({"text": "x" * 2**21}).encode()
     if name == "cache.sqlite":
         with Recording(path) as recording:
@@ -301,7 +301,7 @@ def test_what_is_too_large_is_refused(name: str, tmp_path: Path, monkeypatch) ->
     assert path.stat().st_size < 50_000 or not name.endswith(".xz"), "a bomb is small"
     reader = {"export.jsonl": Recording, "facts.json": lambda _: FactStore(tmp_path).get(picture, backend)}
     with pytest.raises(ValueError, match="more than 2 MiB|got more|more than 16777216"):
-        reader.get(name, store.read_rows)(path)
+        reader.get(name, utils.read_rows)(path)
 
 
 def _without_a_layer(weights: dict[str, torch.Tensor]) -> None:

@@ -14,9 +14,8 @@ import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
 from dyme_core import ranks
-from dyme_core.config import Profile
+from dyme_core.config import Engine, Profile
 from dyme_core.data.schema import Record
-from dyme_core.engine import Engine
 from dyme_core.models.generation import prompt_inputs
 from dyme_core.models.loading import is_vision
 from dyme_core.models.processors import tokenizer_of

@@ -22,8 +22,8 @@ from dyme_core.data.schema import Record, item_of
 from dyme_core.models import loading, processors
 from dyme_core.models.generation import Decoded, decode
 from dyme_core.pipeline.preflight import without_bad_rows
-from dyme_core.store import write_rows
 from dyme_core.supervision.checker import RuleChecker
+from dyme_core.utils import write_rows
 
 logger = logging.getLogger(__name__)
 MEASURES = ("relaxed", "strict", "year_exact", "correct", "has_format", "thinking", "groundedness", "is_truncated",

@@ -12,8 +12,8 @@ from typing import Any
 from scipy.stats import binomtest
 
 from dyme_core import config, utils
-from dyme_core.store import read_rows, run_file, write_rows
 from dyme_core.supervision.llm.usage import LEDGER_FILE
+from dyme_core.utils import read_rows, run_file, write_rows
 
 SHOWN = ("steps", "prompts_per_step", "num_generations", "max_completion_tokens", "switch", "memorize_weight", "mastered",
          "reward_gate", "correct_needs_format", "learning_rate", "warmup_steps")

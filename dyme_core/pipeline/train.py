@@ -20,7 +20,6 @@ from dyme_core.data import datasets
 from dyme_core.data.bad_rows import BadRows
 from dyme_core.data.datasets import Refine, no_target
 from dyme_core.data.schema import DataError, Record, item_of
-from dyme_core.disk import writing
 from dyme_core.models import loading, processors
 from dyme_core.models.generation import caption_match
 from dyme_core.pipeline.callbacks import CollapseWatch, StepLog
@@ -43,12 +42,12 @@ from dyme_core.pipeline.methods import (
 from dyme_core.pipeline.model_card import model_card
 from dyme_core.pipeline.preflight import preflight, without_bad_rows
 from dyme_core.pipeline.trainers import TRAINERS, Session, shared_arguments
-from dyme_core.store import run_file, write_rows
 from dyme_core.supervision.fact_extraction import backend_of, with_facts
 from dyme_core.supervision.factory import Experts, save_bank, too_long
 from dyme_core.supervision.refiner import TracesFirst, target_writer
 from dyme_core.trainer import switches
 from dyme_core.trainer.dyme_trainer import DyMETrainer
+from dyme_core.utils import run_file, write_rows, writing
 
 logger = logging.getLogger(__name__)
 CAPTIONS = 100  # validation charts that the final policy describes

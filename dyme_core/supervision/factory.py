@@ -17,7 +17,6 @@ from dyme_core.supervision.checker import RuleChecker
 from dyme_core.supervision.corruption import GradedRefiner, corrupt
 from dyme_core.supervision.llm.cache import Recording
 from dyme_core.supervision.llm.client import Client
-from dyme_core.supervision.llm.endpoint import Endpoint
 from dyme_core.supervision.llm.judge import LLMChecker
 from dyme_core.supervision.llm.refiner import LLMRefiner
 from dyme_core.supervision.llm.usage import LEDGER_FILE, Attempts, add_up
@@ -64,11 +63,10 @@ class Experts:
     def _open(self, paths: config.Paths, folder: Path) -> None:
         settings, is_replay = self.settings, self.settings.backend == "replay"
         path = paths.root / settings.recording if settings.recording else paths.runs / "supervision.sqlite"
-        endpoint = Endpoint(**{name: getattr(settings, name) for name in config.ENDPOINT_SETTINGS})
         self._recording = Recording(path, read_only=is_replay)
         self._attempts = Attempts(folder)
         ranks.gather(None)  # all processes read the earlier ledgers before one writes
-        self.client = Client(endpoint, self._recording, "replay" if is_replay else "live", self._attempts.path,
+        self.client = Client(settings, self._recording, "replay" if is_replay else "live", self._attempts.path,
                              self._attempts.paid)
 
     def with_corruption(self, records: Sequence[Record]) -> list[Record]:

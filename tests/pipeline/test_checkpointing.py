@@ -25,11 +25,11 @@ from dyme_core.data import datasets
 from dyme_core.models import loading
 from dyme_core.pipeline import callbacks, checkpointing, train
 from dyme_core.pipeline.checkpointing import CHECKSUMS, Keeper
-from dyme_core.store import read_rows
 from dyme_core.supervision.llm import cache, usage
 from dyme_core.supervision.llm.usage import LEDGER_FILE, Attempts
 from dyme_core.trainer import batching
 from dyme_core.trainer.dyme_trainer import DyMETrainer
+from dyme_core.utils import read_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {"world.train_questions": 24, "world.validation_questions": 4, "world.test_questions": 4, "training.steps": 4,

@@ -13,11 +13,11 @@ from dyme_core import config
 from dyme_core.data import datasets
 from dyme_core.models import tiny_onevision
 from dyme_core.pipeline.callbacks import Collapsed, CollapseWatch
-from dyme_core.store import read_rows
 from dyme_core.supervision.checker import RuleChecker
 from dyme_core.trainer.config import DyMEConfig
 from dyme_core.trainer.dyme_trainer import DyMETrainer
 from dyme_core.trainer.rewards import dyme_rewards
+from dyme_core.utils import read_rows
 
 LOGS = sorted((Path(__file__).resolve().parents[2] / "results" / "mini" / "logs").glob("*.jsonl.xz"))
 PROCESSOR = tiny_onevision.build_processor(96, 24)

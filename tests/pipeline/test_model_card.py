@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dyme_core import config, store
+from dyme_core import config, utils
 from dyme_core.pipeline import model_card
 
 MANIFEST = {
@@ -54,8 +54,8 @@ def test_a_gathered_folder_holds_all_of_a_run(tmp_path: Path, monkeypatch) -> No
         model_card.gather(paths, MANIFEST["run"], tmp_path / "out")
     (paths.results / "runs").mkdir(parents=True)
     (paths.results / "runs" / f"{MANIFEST['run']}.json").write_text(json.dumps(MANIFEST))
-    store.write_rows(store.run_file(paths.rows, MANIFEST["run"]), [{"item": "a"}])
-    store.write_rows(store.run_file(paths.logs, MANIFEST["run"]), [{"event": "step"}])
+    utils.write_rows(utils.run_file(paths.rows, MANIFEST["run"]), [{"item": "a"}])
+    utils.write_rows(utils.run_file(paths.logs, MANIFEST["run"]), [{"event": "step"}])
     (paths.runs / MANIFEST["run"]).mkdir(parents=True)
     (paths.runs / MANIFEST["run"] / "ledger.jsonl").write_text("{}\n")
     assert model_card.gather(paths, MANIFEST["run"], tmp_path / "out") == tmp_path / "out"

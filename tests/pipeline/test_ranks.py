@@ -22,16 +22,16 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from dyme_core import config, ranks
+from dyme_core.config import Engine
 from dyme_core.data import datasets
 from dyme_core.data.prompt_format import write_response
 from dyme_core.data.schema import item_of
-from dyme_core.engine import Engine
 from dyme_core.models import loading, tiny_onevision
 from dyme_core.models.generation import decode
 from dyme_core.pipeline import train as training
-from dyme_core.store import read_rows
 from dyme_core.supervision.refiner import DEFAULT_TEMPLATES, RuleRefiner
 from dyme_core.trainer.dyme_trainer import DyMETrainer
+from dyme_core.utils import read_rows
 from study import cli
 
 G, STEPS, LOST_AT = 4, 4, 1

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dyme_core import config, store
+from dyme_core import config, utils
 from dyme_core.data import datasets, prompt_format, schema
 from dyme_core.data.bad_rows import BadRows
 from dyme_core.data.prompt_format import write_response
@@ -52,7 +52,7 @@ def smoke(method: str, model: str = "svlm", **overrides) -> Run:
 
 
 def lines(path: Path) -> list[dict]:
-    return store.read_rows(path)
+    return utils.read_rows(path)
 
 
 @pytest.fixture(scope="module")
@@ -247,8 +247,8 @@ def test_the_report_draws_its_tables_and_figures_from_the_rows_of_ones_own_runs(
     for source, method, model in [*copies, *((method, method, "svlm") for method in METHODS)]:  # what the report needs
         told = {"run": f"{model}-{method}-s0", "method": method, "model": model, "variant": ""}
         for folder in ("rows", "logs"):
-            rows = store.read_rows(results / folder / f"{smoke(source).name}.jsonl.xz")
-            store.write_rows(results / folder / f"{told['run']}.jsonl.xz", [row | told for row in rows])
+            rows = utils.read_rows(results / folder / f"{smoke(source).name}.jsonl.xz")
+            utils.write_rows(results / folder / f"{told['run']}.jsonl.xz", [row | told for row in rows])
         manifest = json.loads((results / "runs" / f"{smoke(source).name}.json").read_text())
         (results / "runs" / f"{told['run']}.json").write_text(json.dumps(manifest | told))
 

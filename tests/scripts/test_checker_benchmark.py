@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dyme_core.config import Endpoint
 from dyme_core.data import chart_questions
 from dyme_core.data.schema import Fact, Item, item_of
 from dyme_core.supervision.checker import RuleChecker
 from dyme_core.supervision.llm.cache import Recording
 from dyme_core.supervision.llm.client import Client
-from dyme_core.supervision.llm.endpoint import Endpoint
 from dyme_core.supervision.llm.judge import LLMChecker
 from dyme_core.supervision.refiner import FIRST_TEMPLATE, RuleRefiner
 from scripts.checker_benchmark import EXPECTED, HOSTILE, LabelledTrace, agreement, confusion, labelled_set

@@ -14,7 +14,6 @@ import pytest
 import torch
 from torch import nn
 
-from dyme_core import config
 from dyme_core.data import chart_images, chart_tables, prompt_format
 from dyme_core.data.chart_tables import facts_of
 from dyme_core.data.schema import Fact
@@ -207,7 +206,7 @@ def test_optimise_lowers_the_loss_of_a_fixed_problem_in_the_steps_it_was_given(c
 
 
 def test_a_base_is_built_into_a_folder_that_loads_with_its_manifest(tmp_path: Path, monkeypatch) -> None:
-    settings = config.Base(vision_steps=2, vision_batch_size=2, align_steps=2, language_steps=3, early_steps=1, batch_size=2,
+    settings = pretrain.Base(vision_steps=2, vision_batch_size=2, align_steps=2, language_steps=3, early_steps=1, batch_size=2,
                            turns=2, sums=2)
     measure = pretrain.measure_base
     monkeypatch.setattr(pretrain, "measure_base", lambda model, processor: measure(model, processor, num_items=4))

@@ -12,7 +12,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from dyme_core import config, store, utils
+from dyme_core import config, utils
 from dyme_core.pipeline import train
 from dyme_core.pipeline.methods import RESULTS_VERSION, Run, RunExists, fingerprint, settings_of
 from study import cli, plan, reproduction, run_notebooks
@@ -85,10 +85,10 @@ def copied(tmp_path: Path, monkeypatch) -> Path:
 def change(root: Path, run: str, *, flips: int = 0, **manifest) -> None:
     """Change an own run: turn `flips` right answers of its test set wrong, and fields of its manifest."""
     rows_file = root / "results" / "local" / "mini" / "rows" / f"{run}.jsonl.xz"
-    rows = store.read_rows(rows_file)
+    rows = utils.read_rows(rows_file)
     for row in [row for row in rows if row["split"] == "test" and row["correct"]][:flips]:
         row["correct"] = 0
-    store.write_rows(rows_file, rows)
+    utils.write_rows(rows_file, rows)
     path = root / "results" / "local" / "mini" / "runs" / f"{run}.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | manifest))
 
@@ -151,7 +151,7 @@ def test_the_code_gives_the_published_rows(method: str, root: Path) -> None:
     published = dataclasses.replace(run.paths, root=ROOT, is_published=True)
     stored = json.loads((published.manifests / f"{run.name}.json").read_text())
     made = train.execute(run, point.splits, keep_policy=False)
-    rows = [store.read_rows(store.run_file(paths.rows, run.name)) for paths in (run.paths, published)]
+    rows = [utils.read_rows(utils.run_file(paths.rows, run.name)) for paths in (run.paths, published)]
     reasons = reproduction.explanations(made, stored)
     if rows[0] != rows[1] and reasons:
         pytest.skip(f"other rows, as may be: {'; '.join(reasons)}")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from dyme_core import config, store
+from dyme_core import config, utils
 from study import plan, registry, run_all, scheduler
 from study.plan import Point
 
@@ -66,7 +66,7 @@ def finish(task: run_all.Task, **changes) -> None:
     """Leave what a finished run leaves."""
     run, paths = task.run, task.run.paths
     for folder in (paths.rows, paths.logs):
-        store.write_rows(store.run_file(folder, run.name), [{**run.columns}])
+        utils.write_rows(utils.run_file(folder, run.name), [{**run.columns}])
     manifest = {**run.columns, "base": f"{run.model}-s{run.seed}", "settings": run_all.settings_of(run), "steps": 2,
                 "seconds": 36.0, "cpu": "a CPU, 2 cores", "results": {split: {"correct": 0.5} for split in task.splits}}
     path = paths.results / "runs" / f"{run.name}.json"
@@ -145,7 +145,7 @@ def test_a_run_is_to_do_again_where_settings_base_files_or_splits_are_not_those_
     finish(first, base="svlm-s3")
     assert first.undone() == "made from base svlm-s3, not svlm-s0"
     finish(first)
-    store.run_file(first.run.paths.logs, first.run.name).unlink()
+    utils.run_file(first.run.paths.logs, first.run.name).unlink()
     assert first.undone() == f"lacks {first.run.name}.jsonl.xz"
     (root / "dyme_core" / "trainer" / "rewards.py").write_text("")
     finish(first)
@@ -267,7 +267,7 @@ def test_what_another_process_is_at_work_on_is_left_to_it(root: Path, monkeypatc
 def test_the_same_rows_give_the_same_bytes_and_come_back_as_they_were(tmp_path: Path) -> None:
     rows = [{"run": "a", "item": "1e5", "answer": "007", "prediction": "line\u2028separator and\nnewline"}] * 1000
     for name in ("a.jsonl.xz", "b.jsonl.xz", "c.jsonl"):
-        store.write_rows(tmp_path / name, rows)
-        assert store.read_rows(tmp_path / name) == rows
+        utils.write_rows(tmp_path / name, rows)
+        assert utils.read_rows(tmp_path / name) == rows
     packed = (tmp_path / "a.jsonl.xz").read_bytes()
     assert packed == (tmp_path / "b.jsonl.xz").read_bytes() and 50 * len(packed) < (tmp_path / "c.jsonl").stat().st_size

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from scipy.stats import trim_mean
 
-from dyme_core import store
+from dyme_core import utils
 from study import plan, statistics
 
 
@@ -126,7 +126,7 @@ def test_a_summary_keeps_the_order_of_the_methods_and_does_not_depend_on_its_nei
 
 
 def write(folder: Path, run: str, rows: list[dict]) -> None:
-    store.write_rows(store.run_file(folder, run), rows)
+    utils.write_rows(utils.run_file(folder, run), rows)
 
 
 def test_rows_are_loaded_as_they_were_written(tmp_path: Path) -> None:

@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 from scripted_server import ScriptedServer, answer, status
 
+from dyme_core.config import Endpoint
 from dyme_core.data.schema import Fact
 from dyme_core.supervision.fact_extraction import FactsError, FactStore, ImageFacts, Picture, TableFacts, store_key
 from dyme_core.supervision.llm.cache import Recording
 from dyme_core.supervision.llm.client import Client
-from dyme_core.supervision.llm.endpoint import Endpoint
 from dyme_core.supervision.llm.parsing import InvalidReply, SupervisionError
 
 SHOWN = (Fact("2010", "FAV", 62.0, "%"), Fact("2010", "UNF", 36.0, "%"))

@@ -21,7 +21,6 @@ from dyme_core.models import loading, tiny_onevision
 from dyme_core.pipeline import train
 from dyme_core.pipeline.checkpointing import Keeper, train_from
 from dyme_core.pipeline.trainers import supervise_online
-from dyme_core.store import read_rows
 from dyme_core.supervision import factory
 from dyme_core.supervision.corruption import GradedRefiner
 from dyme_core.supervision.factory import Experts
@@ -32,6 +31,7 @@ from dyme_core.supervision.refiner import DEFAULT_TEMPLATES, LearningChecker, Ru
 from dyme_core.trainer.config import DyMEConfig
 from dyme_core.trainer.dyme_trainer import DyMETrainer, writer_of
 from dyme_core.trainer.rewards import dyme_rewards
+from dyme_core.utils import read_rows
 
 SECRET = "sk-planted-0123456789abcdef"
 G = 4
@@ -175,8 +175,8 @@ def test_a_response_too_long_for_the_policy_is_objected_to() -> None:
 
 
 @pytest.mark.parametrize(("change", "said"), [
-    ({"supervision.backend": "llm"}, r"supervision.backend must be one of \('rule', 'api', 'replay'\): got 'llm'"),
-    ({"supervision.policy": "zero"}, r"supervision.policy must be one of \('rule', 'raise', 'skip'\): got 'zero'"),
+    ({"supervision.backend": "llm"}, "supervision.backend must be 'rule', 'api' or 'replay': got 'llm'"),
+    ({"supervision.policy": "zero"}, "supervision.policy must be 'rule', 'raise' or 'skip': got 'zero'"),
     ({"supervision.key": "x"}, "unknown setting 'key' of Supervision"),
 ])
 def test_an_unknown_supervision_setting_is_an_error(change: dict, said: str) -> None:

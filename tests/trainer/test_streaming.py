@@ -77,7 +77,7 @@ class Watched(DyMETrainer):
 
 def train(folder: Path, server: ScriptedServer, is_watched: bool) -> tuple[Watched, dict]:
     model, processor = loading.load_policy(BASE)
-    settings = config.Supervision("api", "raise", model="m", base_url=server.base_url)
+    settings = config.Supervision(backend="api", policy="raise", model="m", base_url=server.base_url)
     arguments = DyMEConfig(str(folder), per_device_train_batch_size=4 * G, num_generations=G, max_completion_length=LENGTH,
                            max_steps=2, learning_rate=1e-3, use_cpu=True, bf16=False, report_to="none", save_strategy="no",
                            logging_steps=1, disable_tqdm=True, gradient_checkpointing=False, seed=0)

@@ -16,8 +16,9 @@ from typing import Any
 import openai
 from pydantic import BaseModel, ValidationError
 
+from dyme_core.config import Endpoint
 from dyme_core.supervision.llm.cache import Recording
-from dyme_core.supervision.llm.endpoint import Endpoint, Server, advice, status_of
+from dyme_core.supervision.llm.endpoint import Server, advice, status_of
 from dyme_core.supervision.llm.parsing import InvalidReply, NotAsked, Request, SupervisionError, Unusable, read_object
 from dyme_core.supervision.llm.prompts import ask_again
 from dyme_core.supervision.llm.usage import Ledger, Tally
@@ -53,6 +54,7 @@ class Client:
             raise ValueError("replay needs a recording; pass Recording(path, read_only=True)")
         if mode == "live" and recording is not None and recording.is_read_only:
             raise ValueError(f"a live client writes its recording, but {recording.path} is read-only; name a SQLite file")
+        endpoint = endpoint.resolved()
         self.endpoint, self.recording, self.mode, self.step = endpoint, recording, mode, 0
         self._ledger = Ledger(ledger, endpoint.name, endpoint.usd_per_million, paid)
         self._server = Server(endpoint) if mode == "live" else None

@@ -12,15 +12,14 @@ import functools
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx2
 import openai
 from aiolimiter import AsyncLimiter
 from pydantic import BaseModel
 
+from dyme_core.config import Endpoint
 from dyme_core.supervision.llm.parsing import Reply, Request, read_completion
 from dyme_core.supervision.llm.prompts import ask_for_json
 from dyme_core.supervision.llm.usage import Tally
@@ -31,64 +30,6 @@ BURST = 0.1  # share of a minute's budget that may go out at once, so that no mi
 logger = logging.getLogger(__name__)
 for _name in ("httpx", "httpx2"):  # under openai; a line for every call, with the server's address
     logging.getLogger(_name).setLevel(logging.WARNING)
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """An OpenAI-compatible server and the limits of using it.
-
-    Attributes:
-        model: the model's id at the server; None reads $OPENAI_MODEL.
-        base_url: for example http://127.0.0.1:8000/v1; None reads $OPENAI_BASE_URL. There is no other default.
-        known_as: the model's name in key, recording and ledger; None takes the id, or the last part of a path (local servers
-            name a model by its folder, which differs between machines).
-        requests_per_minute: retries count, too; None for no limit.
-        total_timeout_s: limit of one try, from sending to the last byte.
-        breaker_failures: failed calls in a row after which none is made for breaker_cooldown_s.
-        usd_per_million: (input, output) prices in place of config.py's; (0.0, 0.0) says that the server costs nothing.
-    """
-
-    model: str | None = None
-    base_url: str | None = None
-    known_as: str | None = None
-    max_concurrency: int = 8
-    requests_per_minute: float | None = None
-    total_timeout_s: float = 60.0
-    max_tries: int = 4
-    breaker_failures: int = 5
-    breaker_cooldown_s: float = 30.0
-    usd_per_million: tuple[float, float] | None = None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "model", self.model or os.environ.get("OPENAI_MODEL") or None)
-        object.__setattr__(self, "base_url", self.base_url or os.environ.get("OPENAI_BASE_URL") or None)
-        for name in ("max_concurrency", "total_timeout_s", "max_tries", "breaker_failures", "requests_per_minute"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} must be above 0: got {value!r}; leave it out for the default")
-        if not self.model:
-            raise ValueError("no model is named; set OPENAI_MODEL or Endpoint(model=...)")
-        if self.base_url:
-            _check_url(self.base_url)
-
-    @property
-    def name(self) -> str:
-        """The model's name in key, recording and ledger."""
-        is_path = self.model.startswith(("/", "~", ".")) or "\\" in self.model
-        return self.known_as or (self.model.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1] if is_path else self.model)
-
-    @property
-    def is_local(self) -> bool:
-        """True for a server on this machine; it is never reached through a proxy."""
-        return urlsplit(self.base_url or "").hostname in ("localhost", "127.0.0.1", "::1")
-
-
-def _check_url(url: str) -> None:
-    parts = urlsplit(url)
-    if parts.username or parts.password:
-        raise ValueError("base_url must not hold a user or password; put the key into OPENAI_API_KEY")
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"base_url must be like http://127.0.0.1:8000/v1: got {url!r}")
 
 
 class Server:
@@ -104,7 +45,7 @@ class Server:
     def __init__(self, endpoint: Endpoint) -> None:
         if not endpoint.base_url:
             raise ValueError("no server is named, so nothing is sent; set OPENAI_BASE_URL (for a local server for example "
-                             "http://127.0.0.1:8000/v1) or Endpoint(base_url=...), or use mode='replay' with a recording")
+                             "http://127.0.0.1:8000/v1) or supervision.base_url, or use mode='replay' with a recording")
         self.endpoint, self.takes_schemas = endpoint, None
         self._openai = openai.AsyncOpenAI(
             base_url=endpoint.base_url, api_key=os.environ.get("OPENAI_API_KEY", "").strip() or "none",

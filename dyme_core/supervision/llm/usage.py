@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from dyme_core.config import PRICES_USD_PER_MILLION
-from dyme_core.store import write_rows
 from dyme_core.supervision.llm.parsing import InvalidReply, NotAsked, Reply, Request, SupervisionError
+from dyme_core.utils import write_rows
 
 LEDGER_FILE = "ledger.jsonl"
 COUNTS = ("calls", "hits", "retries", "repairs", "failures", "invalid", "refused", "tokens_in", "tokens_out", "cost_usd")

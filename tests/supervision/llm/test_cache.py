@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 from scripted_server import ScriptedServer, answer, outcomes, status
 
+from dyme_core.config import Endpoint
 from dyme_core.supervision.llm.cache import Recording
 from dyme_core.supervision.llm.client import Client
-from dyme_core.supervision.llm.endpoint import Endpoint
 from dyme_core.supervision.llm.parsing import NotAsked, Rating, Request
 from dyme_core.supervision.llm.usage import cost_usd
 

@@ -23,9 +23,9 @@ from scripted_server import (
     status,
 )
 
+from dyme_core.config import Endpoint
 from dyme_core.supervision.llm.cache import Recording
 from dyme_core.supervision.llm.client import Client
-from dyme_core.supervision.llm.endpoint import Endpoint
 from dyme_core.supervision.llm.parsing import InvalidReply, NotAsked, Rating, Request, SupervisionError
 
 HIGH, LOW = '{"rating": "high"}', '{"rating": "low"}'

@@ -5,8 +5,8 @@ import httpx2
 import openai
 import pytest
 
+from dyme_core.config import Endpoint
 from dyme_core.supervision.llm.client import Client
-from dyme_core.supervision.llm.endpoint import Endpoint
 from dyme_core.utils import redact, redact_error
 
 SECRET = "sk-planted-0123456789abcdef"
@@ -37,16 +37,17 @@ def test_nothing_is_sent_unless_a_server_is_named(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(ValueError, match="no server is named, so nothing is sent; set OPENAI_BASE_URL"):
         Client(Endpoint(model="gpt-4o"))
     with pytest.raises(ValueError, match="set OPENAI_MODEL"):
-        Endpoint()
+        Client(Endpoint())
     monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
     monkeypatch.setenv("OPENAI_MODEL", "tiny")
-    assert (Endpoint().model, Endpoint().base_url) == ("tiny", "http://127.0.0.1:1/v1")
-    assert Endpoint(model="mine").model == "mine"
+    found = Endpoint().resolved()
+    assert (found.model, found.base_url) == ("tiny", "http://127.0.0.1:1/v1")
+    assert Endpoint(model="mine").resolved().model == "mine"
 
 
 @pytest.mark.parametrize(("settings", "advice"), [
     ({"base_url": f"http://me:{SECRET}@host/v1"}, "put the key into OPENAI_API_KEY"),
-    ({"base_url": "localhost:80"}, "must be like"), ({"max_tries": 0}, "max_tries must be above 0"),
+    ({"base_url": "localhost:80"}, "must be like"), ({"max_tries": 0}, "max_tries must be greater than or equal to 1: got 0"),
     ({"requests_per_minute": 0}, "leave it out")])
 def test_settings_that_cannot_work_are_refused(settings: dict, advice: str) -> None:
     with pytest.raises(ValueError, match=advice) as caught:

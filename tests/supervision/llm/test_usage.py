@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from dyme_core.store import read_rows
 from dyme_core.supervision.llm.parsing import Request
 from dyme_core.supervision.llm.usage import LEDGER_FILE, Attempts, Ledger, Tally, identity, merge
+from dyme_core.utils import read_rows
 
 
 def row(step: int, key: str, hit: bool = False, outcome: str = "ok", item: str = "a") -> dict:
