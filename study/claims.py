@@ -129,13 +129,13 @@ def items(evidence: Evidence, first: str, second: str, metric: str = "correct", 
                     f"({METRICS[metric]}, {where})", tests, _basis((first, second), seeds, f"{estimate.num_items} items"))
 
 
-def gains(evidence: Evidence, first: tuple[str, str], second: tuple[str, str], metric: str = "strict") -> Measured:
-    """Compare two gains, each (after, before), on the same test items: a larger first gain is the claim."""
-    matrices, seeds = _matrices(evidence.rows, (*first, *second), metric, "test")
+def gains(evidence: Evidence, first: tuple[str, str], second: tuple[str, str]) -> Measured:
+    """Compare two gains in answers alone, each (after, before), on the same test items: a larger first gain is the claim."""
+    matrices, seeds = _matrices(evidence.rows, (*first, *second), "strict", "test")
     estimate = statistics.contrast(matrices, [1, -1, -1, 1])
     means = [100 * interquartile_mean(matrix.mean(axis=1)) for matrix in matrices]
     text = (f"{_interval(estimate, 100, 'points')}: gains of {means[0] - means[1]:+.1f} and {means[2] - means[3]:+.1f} points "
-            f"({METRICS[metric]}, test)")
+            f"({METRICS['strict']}, test)")
     return Measured(judge(estimate), text, "–", _basis((*first, *second), seeds, f"{estimate.num_items} items"))
 
 

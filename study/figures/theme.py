@@ -1,4 +1,4 @@
-"""The look of every figure: theme, one style per method, names at line ends, captions, and saving byte for byte.
+"""The style of every figure: theme, one style per method, names at line ends, captions, and saving byte for byte.
 
 The figures themselves are in `plots`, `sweeps` and `mechanism` (numbers) and `traces` (charts with their texts); each gives a
 Figure with two attributes: `dyme_frame`, the numbers it was drawn from, and `dyme_caption`.
@@ -55,7 +55,7 @@ THEME: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Style:
-    """How one method looks in every figure."""
+    """Colour, line and marker of one method in every figure."""
 
     color: str
     linestyle: Any
@@ -144,19 +144,19 @@ def name_lines(axes: Axes, names: Sequence[str], colors: Sequence[Any] = ()) -> 
         tick.set_color(color)
 
 
-def draw_intervals(axes: Axes, frame: pd.DataFrame, labels: Sequence[str], hollow: Collection[str] = (), **look: Any) -> None:
+def draw_intervals(axes: Axes, frame: pd.DataFrame, labels: Sequence[str], hollow: Collection[str] = (), **marks: Any) -> None:
     """A mark with its interval on the line of its label: its method's marker, or a hollow circle where the label is `hollow`.
 
     Args:
         frame: columns method, label, value, low, high.
         labels: of all lines, from the top.
-        look: of the marks, as `Axes.plot` takes it.
+        marks: their properties, as `Axes.plot` takes it.
     """
     for line in frame.itertuples():
         style, y = STYLES[line.method], labels.index(line.label)
         axes.hlines(y, line.low, line.high, color=style.color, linewidth=1.2)
         marker = {"marker": "o", "markerfacecolor": "white"} if line.label in hollow else {"marker": style.marker}
-        axes.plot(line.value, y, color=style.color, markersize=4.5, **marker, **look)
+        axes.plot(line.value, y, color=style.color, markersize=4.5, **marker, **marks)
     name_lines(axes, [""] * len(labels))
 
 
