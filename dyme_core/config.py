@@ -1,4 +1,4 @@
-"""Settings: frozen, checked, an unknown key is an error; the profiles; and where everything lives.
+"""Settings (frozen and checked; an unknown key is an error), the profiles, and the folders of a run.
 
 Numbers marked "public code, chart" are the settings of the paper's public chart run (docs/method.md); the others are ours and
 say why.
@@ -27,12 +27,12 @@ DEFAULT = "mini"  # the profile whose figures and claims are the repository's
 HELD_OUT = ("validation", "test", "unseen")
 SPLITS = ("train", *HELD_OUT)
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-PRICES_DATE = "2026-03"  # list prices of the standard tier as quoted then; check the provider's page before citing a cost
-PRICES_USD_PER_MILLION = {  # model: (input tokens, output tokens); a model that is not here has no known cost
+PRICES_DATE = "2026-03"  # list prices of the standard tier at that date; check the provider's page before citing a cost
+PRICES_USD_PER_MILLION = {  # model: (input tokens, output tokens); the cost of other models is unknown
     "gpt-4o": (2.50, 10.00), "gpt-4o-mini": (0.15, 0.60), "gpt-4.1": (2.00, 8.00), "gpt-4.1-mini": (0.40, 1.60),
     "gpt-4.1-nano": (0.10, 0.40), "gpt-5": (1.25, 10.00), "gpt-5-mini": (0.25, 2.00), "gpt-5-nano": (0.05, 0.40)}
 
-Policy = Literal["rule", "raise", "skip"]  # what a call without a usable reply comes to (judge.py)
+Policy = Literal["rule", "raise", "skip"]  # for a call without a usable reply (judge.py)
 Quality = Literal["high", "medium", "low"]  # of targets
 BadRowPolicy = Literal["raise", "skip"]
 CollapseAction = Literal["warn", "stop"]
@@ -45,8 +45,8 @@ LearningRate = Annotated[float, Field(ge=1e-12, le=1)]
 
 
 def settings(part: str) -> Callable[[type], type]:
-    """Class decorator: a frozen pydantic dataclass without conversions ("1" and True are no numbers, NaN is none either; a
-    list may stand for a tuple, as in JSON). A faulty value is a ValueError of one line, which names it as "PART.FIELD".
+    """Class decorator: a frozen pydantic dataclass without conversions ("1", True and NaN are not numbers; a list may
+    replace a tuple, as in JSON). A wrong value raises a ValueError of one line that names it as "PART.FIELD".
     """
     def decorate(cls: type) -> type:
         checked = pydantic.dataclasses.dataclass(
@@ -66,7 +66,7 @@ def settings(part: str) -> Callable[[type], type]:
 
 
 def _sentence(part: str, cls: type, error: ErrorDetails) -> str:
-    """Which setting, what it takes, what came, and the default."""
+    """The setting, what it takes, what came, and the default."""
     if error["type"] == "value_error":  # of a __post_init__
         return str(error["ctx"]["error"])
     names = [str(one) for one in error["loc"]]
@@ -118,9 +118,9 @@ class Endpoint:
     Attributes:
         model: the model's id at the server; None reads $OPENAI_MODEL.
         base_url: for example http://127.0.0.1:8000/v1; None reads $OPENAI_BASE_URL. There is no other default.
-        known_as: what key, recording and ledger call the model; None takes the id, of a path its last part (local servers
-            name a model by its folder, which is another one on each machine).
-        requests_per_minute: tries count, too; None for no limit.
+        known_as: the model's name in key, recording and ledger; None takes the id, or the last part of a path (local servers
+            name a model by its folder, which differs between machines).
+        requests_per_minute: retries count, too; None for no limit.
         total_timeout_s: limit of one try, from sending to the last byte.
         breaker_failures: failed calls in a row after which none is made for breaker_cooldown_s.
         usd_per_million: (input, output) prices in place of those above; (0.0, 0.0) says that the server costs nothing.
@@ -143,7 +143,7 @@ class Endpoint:
 
     @property
     def name(self) -> str:
-        """What key, recording and ledger call the model."""
+        """The model's name in key, recording and ledger."""
         model = self.model or ""
         is_path = model.startswith(("/", "~", ".")) or "\\" in model
         return self.known_as or (model.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1] if is_path else model)
@@ -177,7 +177,7 @@ def _check_url(url: str) -> None:
 
 @settings("supervision")
 class Supervision(Endpoint):
-    """Who checks and refines, and the endpoint that is asked where no rule does.
+    """Who checks and refines: rules, or a language model at this endpoint.
 
     Attributes:
         backend: "rule"; "api", an OpenAI-compatible server; or "replay", a recording of one, without any network.
@@ -208,7 +208,7 @@ class Engine:
     Attributes:
         micro_batches: parts of a step's rollouts that go through the update one after another, on each card.
         bf16: mixed precision; needs a card of NVIDIA's Ampere generation or later (a Colab T4 has none).
-        gradient_checkpointing: keep one activation a layer and compute the rest again: about a third more time.
+        gradient_checkpointing: keep one activation per layer and recompute the rest: about a third more time.
         lora_rank: of adapters on the language model; None trains every weight but the vision tower's.
         lora_alpha: adapters are scaled by lora_alpha / lora_rank.
         load_in_4bit: frozen weights in 4 bits, adapters only.
@@ -231,9 +231,9 @@ class Engine:
                              "or train in 16 bits")
 
     def batch(self, rows: int, processes: int) -> dict[str, int]:
-        """The trainer's two numbers for a step of `rows` over `processes`, as TRL calls them.
+        """The trainer's two numbers for a step of `rows` over `processes`, by TRL's names.
 
-        Fewer micro-batches are made where a step has not rows enough (SFT has one row a prompt).
+        A step with fewer rows has fewer micro-batches (SFT has one row per prompt).
 
         Raises:
             ValueError: where the rows cannot be dealt evenly.
@@ -255,11 +255,11 @@ class DataSource:
     Attributes:
         name: "mini", the charts that are drawn here, or a data set's, for example "chartqa".
         source: a folder, or a hub id; "" for "mini".
-        held_out: splits that are answered, of HELD_OUT; the first one is watched during training.
-        on_bad_row: what a row that is refused comes to: "raise" stops, "skip" leaves it out and counts it (bad_rows.py).
+        held_out: splits that are answered, of HELD_OUT; the first one is evaluated during training.
+        on_bad_row: for a row that is refused: "raise" stops, "skip" leaves it out and counts it (bad_rows.py).
         options: of the data set's reader (`benchmarks.sources.load`), such as the folder of pictures.
-        facts: of training questions that have none: "given" leaves it so, "ocr" reads what the picture prints, "vlm" asks the
-            supervising model, which must see pictures (fact_extraction.py).
+        facts: of training questions without any: "given" leaves them so, "ocr" reads the printed values, "vlm" asks the
+            supervising model, which must read pictures (fact_extraction.py).
         test_name, test_source: another data set for the test split, as MathVerse is for Geo170K; "": the same one.
     """
 
@@ -299,18 +299,18 @@ class Profile:
     learning_rates: dict[str, LearningRate] = field(default_factory=dict)  # by method; "sft_grpo" is its second phase's
     warmup_steps: dict[str, NotNegative] = field(default_factory=dict)  # by method, as above
     model: Annotated[str, Field(pattern=r"\S")] = "mini"  # "mini", a local folder or a hub id
-    save_every: NotNegative = 50  # steps between checkpoints, from which an interrupted run goes on; 0: none
+    save_every: NotNegative = 50  # steps between checkpoints, from which an interrupted run resumes; 0: none
     on_collapse: CollapseAction = "warn"  # where rollouts or the loss say that training has collapsed (callbacks.py)
     backend: Literal["transformers", "unsloth"] = "transformers"  # "unsloth": on a CUDA GPU
     seed: NotNegative = 0  # where none is given
-    overrides: tuple[tuple[str, Any], ...] = ()  # what was changed against the profile of this name
+    overrides: tuple[tuple[str, Any], ...] = ()  # changes against the profile of this name
 
 
 @dataclass(frozen=True)
 class Paths:
     """Where one profile reads and writes; `root` is the repository.
 
-    What is published is tracked by git and changes only by a maintainer's command (`make study`, `make publish`); everything
+    Published results are tracked by git and change only by a maintainer's command (`make study`, `make publish`). Everything
     else is written to results/local/, which git ignores.
     """
 
@@ -362,8 +362,8 @@ class Paths:
 # needs a few steps here.
 _LEARNING_RATES = {"sft": 1e-3, "grpo": 1e-4, "sft_grpo": 1e-4, "pure_dyme": 1e-3, "full_dyme": 1e-3}
 _WARMUP_STEPS = dict.fromkeys(_LEARNING_RATES, 10)
-# What the two profiles of a real model share: the paper's model and data, and its experts, which no rule can stand in for
-# (ChartQA says no steps to an answer).
+# Shared by the two profiles of a real model: the paper's model and data, and a language model as expert, which no rule can
+# replace (ChartQA has no steps to an answer).
 _REAL = dict(model="llava-hf/llava-onevision-qwen2-0.5b-ov-hf",  # paper: LLaVA-OV-0.5B is one of its three models
              data=DataSource("chartqa", "HuggingFaceM4/ChartQA", ("validation", "test"), facts="vlm"),  # paper: chart; that
              # copy has no tables, so that its facts are extracted, once a picture, as the paper does
@@ -398,7 +398,7 @@ PROFILES = {
 
 
 def default_settings() -> dict[str, Any]:
-    """Every setting's default, in the form of a manifest's `settings`: what runs had that are older than the setting."""
+    """Every setting's default, in the form of a manifest's `settings`: the value in runs that are older than the setting."""
     parts = {"world": World(), "supervision": Supervision(), "engine": Engine(), "data": DataSource()}
     return dataclasses.asdict(Training()) | {name: dataclasses.asdict(part) for name, part in parts.items()}
 
@@ -427,7 +427,7 @@ def load_profile(name: str, /, **overrides: Any) -> Profile:
 
 
 def read_setting(text: str) -> tuple[str, Any]:
-    """A setting from the command line, "KEY=VALUE" with VALUE in JSON; what is no JSON is a text.
+    """A setting from the command line, "KEY=VALUE" with VALUE in JSON, or else a plain text.
 
     Raises:
         ValueError: where there is no "=".
@@ -461,8 +461,8 @@ def _override(settings: Any, key: str, value: Any) -> Any:
 def paths(profile: str) -> Paths:
     """Where `profile` lives: $DYME_ROOT, or the nearest folder above the working folder or this file with pyproject.toml.
 
-    A maintainer's commands set $DYME_PUBLISH to 1, for themselves and the processes they start: they alone write where the
-    published results are.
+    A maintainer's commands set $DYME_PUBLISH to 1, also for the processes they start: only they write to the published
+    results.
     """
     is_published = os.environ.get(PUBLISH) == "1"
     if os.environ.get("DYME_ROOT"):

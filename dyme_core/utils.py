@@ -20,8 +20,8 @@ from typing import Any
 from safetensors import SafetensorError
 
 PACKAGES = ("torch", "transformers", "trl", "datasets", "peft", "accelerate", "numpy", "pandas", "unsloth")
-MIN_SECRET_CHARS = 8  # a shorter "key" ("none", "EMPTY") is no secret, and blotting it out would spoil texts
-PART_SUFFIX = ".part"  # a file that is still being written; the runner removes those an interrupted notebook left
+MIN_SECRET_CHARS = 8  # a shorter "key" ("none", "EMPTY") is no secret, and removing it would spoil texts
+PART_SUFFIX = ".part"  # a file that is still being written; the runner removes those of an interrupted notebook
 SUFFIX = ".jsonl.xz"  # of a run's rows and log
 MAX_MIB = 1024  # of a file's rows, unpacked: a few kilobytes of .xz can become more than any memory
 NO_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
@@ -190,7 +190,7 @@ def _cpu_info() -> dict[str, str]:
 
 
 def provenance(root: Path) -> dict[str, Any]:
-    """Everything a stored number carries about its making: commit, dirty, versions, cpu, cpu_kind, platform."""
+    """The provenance of a stored number: commit, dirty, versions, cpu, cpu_kind, platform."""
     return {**git_state(root), "versions": versions(), "cpu": cpu_model(), "cpu_kind": cpu_kind(),
             "platform": platform.platform()}
 
@@ -202,7 +202,7 @@ def redact(text: str) -> str:
 
 
 def redact_error(error: BaseException) -> BaseException:
-    """The same error, without the API key in its texts and in those of its causes (servers echo what they were sent)."""
+    """The same error, without the API key in its texts and in those of its causes (servers echo requests)."""
     link: BaseException | None = error
     while link is not None:
         link.args = tuple(redact(part) if isinstance(part, str) else part for part in link.args)
