@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dyme_core.data.schema import DataError, Record
+from dyme_core.data.schema import Record
 
 GRAM = 13  # words
 THUMBNAIL = 24  # pixels a side
@@ -58,24 +58,6 @@ def decontaminate(train: Sequence[Record], others: Sequence[Record], compare_tex
     for pair, shared in [*_pictures(train, others), *_texts(train, others, compare_texts)]:
         found.setdefault(pair, shared)
     return [Overlap(train[mine].item, others[theirs].item, shared) for (mine, theirs), shared in sorted(found.items())]
-
-
-def drop_overlaps(train: Sequence[Record], overlaps: Sequence[Overlap]) -> list[Record]:
-    """The training records that are in no overlap."""
-    items = {overlap.item for overlap in overlaps}
-    return [record for record in train if record.item not in items]
-
-
-def refuse_overlaps(overlaps: Sequence[Overlap]) -> None:
-    """Raise where there is an overlap.
-
-    Raises:
-        DataError: naming the first pair and how many there are.
-    """
-    if overlaps:
-        first = overlaps[0]
-        raise DataError.of(first.item, "nothing shared with held-out rows", f"{first.shared} as item {first.other!r}, the "
-                           f"first of {len(overlaps)} pairs", "drop these rows (decontamination.drop_overlaps)")
 
 
 def _pictures(train: Sequence[Record], others: Sequence[Record]) -> Iterator[tuple[tuple[int, int], str]]:

@@ -64,7 +64,8 @@ def train(folder: Path, sign: str, action: str) -> Sickening:
 
 
 @pytest.mark.promise("collapse", "a collapse is seen within 20 steps; training stops and names the last good checkpoint")
-@pytest.mark.parametrize("sign", SICK)
+@pytest.mark.parametrize("sign", [pytest.param(sign, marks=[pytest.mark.exhaustive] * (sign in ("truncated", "repeated")))
+                                  for sign in SICK])
 def test_a_collapse_is_seen_within_twenty_steps_and_training_stops_at_the_last_good_checkpoint(sign: str, tmp_path: Path
                                                                                                ) -> None:
     with pytest.raises(Collapsed, match=f"training looks collapsed: .*{sign}") as raised:

@@ -10,8 +10,8 @@ from PIL import Image
 
 from dyme_core.data import datasets
 from dyme_core.data.benchmarks import sources
-from dyme_core.data.schema import DataError, Record
-from scripts.decontamination import Overlap, decontaminate, drop_overlaps, refuse_overlaps
+from dyme_core.data.schema import Record
+from scripts.decontamination import Overlap, decontaminate
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason=f"real rows are not at {SHARED}")
@@ -98,15 +98,6 @@ def test_real_gsm8k_shares_nothing_and_what_is_planted_is_found() -> None:
     assert decontaminate(train, test) == []
     planted = replace(train[0], item="planted", question=f"Listen. {test[50].question} Thank you.")
     assert decontaminate([*train, planted], test) == [Overlap("planted", test[50].item, "13 words in a row")]
-
-
-def test_overlaps_are_dropped_or_refused(train, held_out) -> None:
-    planted = replace(train[7], item="planted", image=held_out[3].image)
-    overlaps = decontaminate([*train[:3], planted], held_out)
-    assert drop_overlaps([*train[:3], planted], overlaps) == train[:3]
-    with pytest.raises(DataError, match=f"'planted'.*{held_out[3].item}.*first of 1 pairs"):
-        refuse_overlaps(overlaps)
-    refuse_overlaps([])
 
 
 def test_nothing_to_compare_shares_nothing(train) -> None:
