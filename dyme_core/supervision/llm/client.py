@@ -18,9 +18,9 @@ from pydantic import BaseModel, ValidationError
 
 from dyme_core.config import Endpoint
 from dyme_core.supervision.llm.cache import Recording
-from dyme_core.supervision.llm.endpoint import Server, advice, status_of
 from dyme_core.supervision.llm.parsing import InvalidReply, NotAsked, Request, SupervisionError, Unusable, read_object
 from dyme_core.supervision.llm.prompts import ask_again
+from dyme_core.supervision.llm.server import Server, advice, status_of
 from dyme_core.supervision.llm.usage import Ledger, Tally
 from dyme_core.utils import redact_error
 

@@ -1,4 +1,4 @@
-"""One OpenAI-compatible server: its address, its limits, and what its replies and errors mean.
+"""One OpenAI-compatible server: how a request is sent, and what its replies and errors mean.
 
 `openai` sends a request and retries (408, 409, 429 with its Retry-After, 5xx, lost connections). Added here: a time limit on
 each whole try, a rate limit, and a request for JSON in words for servers that know no schemas. The API key is read from
