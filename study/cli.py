@@ -116,7 +116,7 @@ def run_study(
     show: Annotated[bool, typer.Option("--list", help="show the runs and which are finished, and start nothing")] = False,
 ) -> None:
     """Run every experiment with every seed (5.5 hours on two cores). Stop it at any time: it goes on where it was."""
-    from study import run_all
+    from study.runner import run_all
 
     os.environ[config.PUBLISH] = "1"  # for the processes of the runs, too
     experiments = [experiment.value for experiment in only or ()]
@@ -192,7 +192,7 @@ def dyme(version: Annotated[bool, typer.Option("--version", help="show the versi
 
 
 def _run_notebooks(profile: str, only: list[str] | None, settings: list[str] | None, force: bool) -> int:
-    from study import run_notebooks
+    from study.runner import run_notebooks
 
     _end_like_ctrl_c()
     return run_notebooks.run(profile, only or (), dict(map(config.read_setting, settings or ())), force)

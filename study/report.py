@@ -27,7 +27,7 @@ from study import claims, statistics, tables
 from study.claims import Evidence
 from study.figures import mechanism, plots, sweeps, traces
 from study.figures.theme import save_figure
-from study.registry import read_manifests, write_registry
+from study.runner.registry import read_manifests, write_registry
 from study.statistics import NoRows
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from dyme_core import config
 from dyme_core.config import METHOD_NAMES
 from dyme_core.pipeline.methods import differences
 from dyme_core.utils import provenance, read_rows, run_file, write_atomic
-from study.registry import read_manifests
+from study.runner.registry import read_manifests
 from study.statistics import Estimate, bootstrap, load_rows, score_matrix
 from study.tables import MODEL_NAMES, markdown_table
 

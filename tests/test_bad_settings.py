@@ -17,8 +17,9 @@ from dyme_core.pipeline import train
 from dyme_core.pipeline.checkpointing import CHECKSUMS, Keeper
 from dyme_core.supervision.llm.cache import Recording
 from dyme_core.utils import hash_file, write_json
-from study import cli, run_notebooks
-from study.run_notebooks import Workspace
+from study import cli
+from study.runner import run_notebooks
+from study.runner.run_notebooks import Workspace
 
 NAN, INF = float("nan"), float("inf")
 WRONG_TYPES: dict[type, tuple[Any, ...]] = {  # of a default's type: values that JSON or a shell may bring

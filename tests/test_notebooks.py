@@ -16,8 +16,8 @@ import pytest
 from dyme_core import config
 from dyme_core.models import loading, tiny_onevision
 from dyme_core.pipeline import train
-from study import run_notebooks
-from study.run_notebooks import Workspace
+from study.runner import run_notebooks
+from study.runner.run_notebooks import Workspace
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

@@ -37,9 +37,10 @@ from dyme_core.supervision.fact_extraction import FactStore, Picture, TableFacts
 from dyme_core.supervision.llm import parsing
 from dyme_core.supervision.llm.cache import FIELDS, Recording
 from dyme_core.utils import hash_file
-from study import run_notebooks, tables
-from study.execution import NotebookError
-from study.run_notebooks import Workspace
+from study import tables
+from study.runner import run_notebooks
+from study.runner.execution import NotebookError
+from study.runner.run_notebooks import Workspace
 
 ROOT = Path(__file__).resolve().parents[1]
 SECRET = "sk-planted-0123456789abcdef"

@@ -24,7 +24,8 @@ from dyme_core.pipeline import train as training
 from dyme_core.pipeline import trainers
 from dyme_core.pipeline.train import Run
 from dyme_core.supervision.refiner import RuleRefiner
-from study import report, scheduler
+from study import report
+from study.runner import scheduler
 
 CORE = Path(__file__).resolve().parents[2] / "dyme_core"
 METHODS = ("sft", "full_dyme", "sft_grpo")

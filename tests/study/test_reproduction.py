@@ -15,7 +15,8 @@ import pytest
 from dyme_core import config, utils
 from dyme_core.pipeline import train
 from dyme_core.pipeline.methods import RESULTS_VERSION, Run, RunExists, fingerprint, settings_of
-from study import cli, plan, reproduction, run_notebooks
+from study import cli, plan, reproduction
+from study.runner import run_notebooks
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNS = ("svlm-sft-s0", "svlm-sft-s1", "svlm-grpo-s0")

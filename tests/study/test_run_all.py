@@ -17,15 +17,17 @@ from pathlib import Path
 import pytest
 
 from dyme_core import config, utils
-from study import plan, registry, run_all, scheduler
+from study import plan
 from study.plan import Point
+from study.runner import registry, run_all, scheduler
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = {"world.train_questions": 16, "world.validation_questions": 4, "world.test_questions": 4, "training.steps": 2,
         "training.prompts_per_step": 2, "training.num_generations": 2}
 PLAN = """
 import sys
-from study import plan, scheduler
+from study import plan
+from study.runner import scheduler
 from study.plan import Point
 
 plan.PROFILE, scheduler.POLL_S, scheduler.TELL_S = "smoke", 0.1, 0.5

@@ -14,9 +14,10 @@ import psutil
 import pytest
 
 from dyme_core import config, utils
-from study import cli, run_notebooks
-from study.execution import NotebookError
-from study.run_notebooks import Workspace
+from study import cli
+from study.runner import run_notebooks
+from study.runner.execution import NotebookError
+from study.runner.run_notebooks import Workspace
 
 PARAMETERS = 'profile = "mini"\nseed = 0'
 WRITE_ROWS = """import os

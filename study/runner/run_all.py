@@ -15,8 +15,9 @@ from dataclasses import dataclass
 
 from dyme_core import config
 from dyme_core.pipeline.methods import Run, differences, settings_of
-from study import plan, scheduler
-from study.registry import write_registry
+from study import plan
+from study.runner import scheduler
+from study.runner.registry import write_registry
 
 logger = logging.getLogger(__name__)
 MODEL_SHARES = {"svlm": 1.0, "large": 3.0}  # rough duration, for the order

@@ -22,7 +22,7 @@ from typing import Any
 from dyme_core import config, utils
 from dyme_core.pipeline.methods import HELD_OUT, Run, base_folder, fingerprint
 from dyme_core.utils import run_file
-from study.registry import read_manifests
+from study.runner.registry import read_manifests
 
 logger = logging.getLogger(__name__)
 PROCESSES = 2  # cores of the machine that the mini profile is made for; each process keeps to one thread

@@ -23,11 +23,11 @@ from papermill.translators import PythonTranslator
 
 from dyme_core import config
 from dyme_core.utils import PART_SUFFIX, hash_files, hash_json, provenance, redact, write_json
-from study.execution import ANSI, NotebookError, execute_notebook
 from study.reproduction import FILE, write_report
+from study.runner.execution import ANSI, NotebookError, execute_notebook
 
 logger = logging.getLogger(__name__)
-CODE = Path(__file__).resolve().parents[1]
+CODE = Path(__file__).resolve().parents[2]
 PACKAGES = ("dyme_core", "study", "scripts")  # what a notebook may import
 PRESENTED = ("notebooks", "tables", "figures")  # written for readers; no later notebook reads them
 TELL_S = 5.0

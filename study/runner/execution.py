@@ -94,7 +94,7 @@ def execute_notebook(source: Path, target: Path, parameters: dict[str, Any], *, 
 
 def kernel_environment(root: Path) -> dict[str, str]:
     """Variables of every kernel: where the repository is, this dyme_core first, one thread a process unless set."""
-    search = [str(Path(__file__).resolve().parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    search = [str(Path(__file__).resolve().parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {"DYME_ROOT": str(root), "PYTHONPATH": os.pathsep.join(search),
             "MPLBACKEND": "module://matplotlib_inline.backend_inline",
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),

@@ -1,0 +1,1 @@
+"""What carries the study out: runs side by side, the whole plan, the notebooks in order."""
