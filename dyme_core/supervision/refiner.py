@@ -27,11 +27,28 @@ class VisualRefiner(Protocol):
         """A target per data record, in order; None where there is none."""
 
 
-def target_writer(refiner: VisualRefiner) -> Refine:
-    """Give the function from data rows to their targets' texts (thinking, newline, answer line; None without a target)
-    that trainers take."""
-    return lambda rows: [None if thinking is None else write_response(thinking, row["answer"])
-                         for thinking, row in zip(refiner.refine_all(rows), rows, strict=True)]
+def target_writer(refiner: VisualRefiner | Refine | None) -> Refine:
+    """Give the function from data rows to the whole responses that trainers memorize (None without one).
+
+    Args:
+        refiner: writes the thinking, to which the answer line is added; or a function that writes whole responses; or None. A
+            row's own `target` (a whole response) or trace (thinking) comes before what any of them writes.
+    """
+    def write(rows: Sequence[dict[str, Any]]) -> list[str | None]:
+        own = _respond_all(TraceRefiner(), rows)
+        targets = [row.get("target") or trace for row, trace in zip(rows, own, strict=True)]
+        rest = [row for row, target in zip(rows, targets, strict=True) if target is None]
+        if not rest or refiner is None:
+            return targets
+        written = iter(_respond_all(refiner, rest) if hasattr(refiner, "refine_all") else refiner(rest))
+        return [next(written) if target is None else target for target in targets]
+
+    return write
+
+
+def _respond_all(refiner: VisualRefiner, rows: Sequence[dict[str, Any]]) -> list[str | None]:
+    return [None if thinking is None else write_response(thinking, row["answer"])
+            for thinking, row in zip(refiner.refine_all(rows), rows, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -130,7 +147,7 @@ class TraceRefiner:
     def refine_all(self, records: Sequence[dict[str, Any]]) -> list[str | None]:
         """The trace of each data record; None without one, or where it makes no well-formed response."""
         traces = [json.loads(record["supervision"]).get("trace", "") for record in records]
-        return [trace if is_well_formed(write_response(trace, record["answer"])) else None
+        return [trace if trace and is_well_formed(write_response(trace, record["answer"])) else None
                 for trace, record in zip(traces, records, strict=True)]
 
 

@@ -25,20 +25,11 @@ CHOICES = {"memorize_weight": ("row", "group"), "mastered": ("skip", "explore"),
 
 @dataclass
 class DyMEConfig(GRPOConfig):
-    """GRPO's settings, those that DyME needs fixed, and the switch's own.
+    """GRPO's settings, those that DyME needs fixed, and the switch's own (the help of each says what it does).
 
-    Attributes:
-        switch: one of switches.SWITCHES; "binary" is DyME's.
-        switch_value: the switch's number; None: its default.
-        correct_reward: name of the reward function whose value above 0.5 means that a rollout is correct. None: our accuracy
-            reward where there is one, else the first function that scores neither format nor thinking.
-        correct_needs_format: an answer without thinking is not correct, where a format reward is given.
-        thinking_weight: of the thinking reward; 0 is the ablation without checker.
-        reward_gate: "sum" adds all rewards (public code); "gated" gives 0 where the format reward fails.
-        memorize_weight: "row", 1 (public code), or "group", G: a prompt counts as one SFT example.
-        mastered: what all-correct groups do: "skip" (advantage 0) or "explore".
-        drop_idle_rows: rows of advantage 0 skip the update (same gradient).
-        probe_every: steps between measurements of the gradients of targets and of rollouts; 0: never.
+    `correct_reward` names the reward function whose value above 0.5 means that a rollout is correct. None: our accuracy reward
+    where there is one, else the first function that scores neither format nor thinking. `correct_needs_format` and
+    `reward_gate` apply where a format reward is given.
     """
 
     switch: str = field(default="binary", metadata={"help": "one of switches.SWITCHES; binary is DyME's"})

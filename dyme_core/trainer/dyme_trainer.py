@@ -6,20 +6,19 @@ The loss is never touched, so that Unsloth's compiled trainer runs the same code
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from dyme_core.data.datasets import Refine, no_target
-from dyme_core.data.prompt_format import write_response
+from dyme_core.data.datasets import Refine
 from dyme_core.models import prefix_sharing
-from dyme_core.supervision.refiner import TraceRefiner, VisualRefiner, target_writer
+from dyme_core.supervision.refiner import VisualRefiner, target_writer
 from dyme_core.trainer import batching, switches
 from dyme_core.trainer.config import DyMEConfig
 from dyme_core.trainer.grpo_trainer import MeasuredGRPOTrainer
@@ -50,7 +49,7 @@ class DyMETrainer(MeasuredGRPOTrainer):
         **kwargs: as for GRPOTrainer.
     """
 
-    def __init__(self, model: PreTrainedModel | str, reward_funcs: Any = None, args: DyMEConfig | None = None,
+    def __init__(self, model: PreTrainedModel | Path | str, reward_funcs: Any = None, args: DyMEConfig | None = None,
                  train_dataset: Any = None, *, refiner: VisualRefiner | Refine | None = None,
                  watch: Callable[[list[dict[str, Any]]], Callable[[dict[int, str]], None]] | None = None,
                  on_scored: Callable[[], None] = lambda: None, **kwargs: Any):
@@ -63,7 +62,7 @@ class DyMETrainer(MeasuredGRPOTrainer):
         if self.args.switch == "grounded" and "thinking" not in self._roles:
             raise ValueError(f"switch 'grounded' needs a thinking reward: got {self.reward_func_names}; add "
                              "rewards.ThinkingReward(checker), or choose another switch")
-        self.refine, self.watch, self.on_scored = writer_of(refiner), watch, on_scored
+        self.refine, self.watch, self.on_scored = target_writer(refiner), watch, on_scored
         self._inputs: list[dict[str, Any]] = []  # data rows of the current batch
         self._hints: list[list[int]] = []  # token ids, one list per local row; empty where rollouts start from nothing
         self.held = batching.Held()  # rows with targets that wait (Decision.hold)
@@ -236,25 +235,3 @@ class DyMETrainer(MeasuredGRPOTrainer):
         flat = len(groups.pass_rate) - mastered
         return (f"in {mastered} of {len(groups.pass_rate)} groups every rollout is correct"
                 + (f", in {flat} all rollouts earn the same reward" if flat else ""))
-
-
-def writer_of(refiner: VisualRefiner | Refine | None) -> Refine:
-    """The function from data rows to the responses to memorize: each row's own where it has one, else the refiner's."""
-    ask = no_target if refiner is None else target_writer(refiner) if hasattr(refiner, "refine_all") else refiner
-
-    def write(rows: Sequence[dict[str, Any]]) -> list[str | None]:
-        texts = [_own_target(row) for row in rows]
-        rest = [row for row, text in zip(rows, texts, strict=True) if text is None]
-        asked = iter(ask(rest) if rest else [])
-        return [next(asked) if text is None else text for text in texts]
-
-    return write
-
-
-def _own_target(row: dict[str, Any]) -> str | None:
-    if row.get("target"):
-        return row["target"]
-    if not json.loads(row["supervision"]).get("trace"):
-        return None
-    [thinking] = TraceRefiner().refine_all([row])
-    return None if thinking is None else write_response(thinking, row["answer"])

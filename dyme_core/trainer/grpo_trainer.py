@@ -5,6 +5,7 @@ import copy
 import time
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,18 +44,16 @@ class MeasuredGRPOTrainer(GRPOTrainer):
         **kwargs: as for GRPOTrainer.
     """
 
-    def __init__(self, model: PreTrainedModel | str, reward_funcs: Any = None, args: GRPOConfig | None = None,
+    def __init__(self, model: PreTrainedModel | Path | str, reward_funcs: Any = None, args: GRPOConfig | None = None,
                  train_dataset: Any = None, eval_dataset: Any = None,
                  processing_class: ProcessorMixin | PreTrainedTokenizerBase | None = None, *,
                  correct_needs_format: bool = True, **kwargs: Any):
-        if isinstance(model, str):
+        if isinstance(model, str | Path):
             model, processor = load_policy(model)
             processing_class = processing_class or processor
         elif processing_class is None:
             processing_class = processor_of(model)
-        functions = list(reward_funcs) if isinstance(reward_funcs, Sequence) and not isinstance(reward_funcs, str) \
-            else [reward_funcs]
-        super().__init__(model, reward_funcs=functions, args=_without_special_tokens(args, model, processing_class),
+        super().__init__(model, reward_funcs=reward_funcs, args=_without_special_tokens(args, model, processing_class),
                          train_dataset=with_defaults(train_dataset), eval_dataset=with_defaults(eval_dataset),
                          processing_class=processing_class, **kwargs)
         self.correct_needs_format = correct_needs_format

@@ -171,16 +171,14 @@ def roles_of(functions: Sequence[Any], names: Sequence[str], correct_reward: str
     roles = ["accuracy" if function in accuracies else getattr(function, "role", "other") for function in functions]
     if correct_reward is not None and correct_reward not in names:
         raise ValueError(f"correct_reward must name one of the reward functions {list(names)}: got {correct_reward!r}")
-    places = [names.index(correct_reward)] if correct_reward is not None else [
-        roles.index(role) for role in ("accuracy", "other") if role in roles]
-    if not places:
+    candidates = [roles.index(role) for role in ("accuracy", "other") if role in roles]
+    if correct_reward is None and not candidates:
         raise ValueError(f"a reward function must say which rollouts are correct: got {list(names)}; add one that scores "
                          "answers, or name one of these as correct_reward")
-    seen = {"accuracy"}
-    for place, role in enumerate(roles):
-        roles[place] = "accuracy" if place == places[0] else "other" if role in seen else role
-        seen.add(role)
-    return roles
+    correct = candidates[0] if correct_reward is None else names.index(correct_reward)
+    roles = ["other" if role == "accuracy" else role for role in roles]
+    roles[correct] = "accuracy"
+    return [role if roles.index(role) == place else "other" for place, role in enumerate(roles)]  # one function a role
 
 
 def _checked(score: float | None, record: dict[str, Any]) -> float:

@@ -29,7 +29,7 @@ from dyme_core.supervision.llm.parsing import SupervisionError
 from dyme_core.supervision.llm.refiner import LLMRefiner
 from dyme_core.supervision.refiner import DEFAULT_TEMPLATES, LearningChecker, RuleRefiner, TemplateBank, target_writer
 from dyme_core.trainer.config import DyMEConfig
-from dyme_core.trainer.dyme_trainer import DyMETrainer, writer_of
+from dyme_core.trainer.dyme_trainer import DyMETrainer
 from dyme_core.trainer.rewards import dyme_rewards
 from dyme_core.utils import read_rows
 
@@ -267,7 +267,7 @@ def test_an_api_without_an_address_says_what_to_set(root: Path, monkeypatch) -> 
 def test_experts_of_rules_score_every_thinking_and_ask_nobody(tmp_path: Path) -> None:
     with Experts(config.Supervision(), config.Paths(tmp_path, "smoke"), tmp_path) as by_rule:
         online = supervise_online(by_rule, config.Training())
-        functions, refine = online["reward_funcs"], writer_of(online["refiner"])
+        functions, refine = online["reward_funcs"], target_writer(online["refiner"])
         assert online["watch"] is None
         row = RECORDS[0].row
         text = write_response(TARGETS[RECORDS[0].item], "no idea")
@@ -286,7 +286,7 @@ def test_experts_of_rules_write_targets_of_the_quality_before_and_during_trainin
         rows = [record.row for record in records]
         wanted = target_writer(GradedRefiner(quality))(rows)
         assert wanted != target_writer(RuleRefiner())([record.row for record in RECORDS])
-        online = writer_of(supervise_online(by_rule, config.Training())["refiner"])
+        online = target_writer(supervise_online(by_rule, config.Training())["refiner"])
         assert by_rule.offline(records)(rows) == online(rows) == wanted
         told = by_rule.summary()
         assert (told["quality"], told["corruption"]) == (quality, 0.5)
@@ -297,7 +297,7 @@ def test_experts_behind_an_api_ask_for_the_targets_of_failed_prompts_while_rewar
         settings = config.Supervision(backend="api", model="m", base_url=server.base_url)
         with Experts(settings, config.Paths(tmp_path, "smoke"), tmp_path) as by_api:
             online = supervise_online(by_api, config.Training(num_generations=2))
-            functions, refine = online["reward_funcs"], writer_of(online["refiner"])
+            functions, refine = online["reward_funcs"], target_writer(online["refiner"])
             rows = [record.row for record in RECORDS[:2]]
             texts = [WRONG, WRONG, write_response(TARGETS[rows[1]["item"]], rows[1]["answer"]), WRONG]
             scores = functions[2](texts, **{name: [rows[0][name]] * 2 + [rows[1][name]] * 2 for name in rows[0]})

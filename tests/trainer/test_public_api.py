@@ -22,7 +22,7 @@ from dyme_core.data.datasets import mini_records, with_defaults
 from dyme_core.data.schema import item_of
 from dyme_core.models.processors import load_processor, suppressed_ids
 from dyme_core.supervision.checker import RuleChecker
-from dyme_core.trainer.dyme_trainer import writer_of
+from dyme_core.supervision.refiner import target_writer
 from dyme_core.trainer.grpo_trainer import MeasuredGRPOTrainer
 
 FAMILY, G = "idefics3", 2
@@ -142,7 +142,7 @@ def test_a_rows_own_target_or_trace_comes_before_the_refiner(refiner) -> None:
     [record] = mini_records("train", 1, seed=0)
     trace = json.dumps({**json.loads(record.supervision), "trace": "Own thinking comes before all."})
     rows = [{**record.row, "target": "whole"}, {**record.row, "supervision": trace}, record.row]
-    first, second, third = writer_of(refiner)(rows)
+    first, second, third = target_writer(refiner)(rows)
     assert (first, second) == ("whole", f"Own thinking comes before all.\n<answer>{record.answer}</answer>")
     assert third == (None if refiner is None else "written" if callable(refiner)
                      else f"{RuleRefiner().refine(item_of(record.row))}\n<answer>{record.answer}</answer>")
