@@ -23,36 +23,20 @@ from dyme_core.utils import PART_SUFFIX
 
 @dataclass(frozen=True)
 class Family:
-    """What differs between families.
-
-    Attributes:
-        name: common name; hub_id: the checkpoint.
-        model_type, model_class: in config.json, and in transformers.
-        vision: part of the model that is frozen ("": reads no pictures); projector: part that stays trainable, even inside.
-        note: what to know.
-    """
+    """What differs between families: a name, the part that is frozen ("": it reads no pictures), and the projector, which
+    stays trainable even where it lies inside that part."""
 
     name: str
-    hub_id: str
-    model_type: str
-    model_class: str
     vision: str
     projector: str
-    note: str
 
 
-FAMILIES = {family.model_type: family for family in (
-    Family("LLaVA-OneVision-0.5B", "llava-hf/llava-onevision-qwen2-0.5b-ov-hf", "llava_onevision",
-           "LlavaOnevisionForConditionalGeneration", "vision_tower", "multi_modal_projector",
-           "caches vision features and shares prefixes; the mini model is one"),
-    Family("SmolVLM-500M", "HuggingFaceTB/SmolVLM-500M-Instruct", "idefics3", "Idefics3ForConditionalGeneration",
-           "vision_model", "connector", "an Idefics3; a picture is cut into tiles of 64 tokens each"),
-    Family("Qwen2.5-VL-3B", "Qwen/Qwen2.5-VL-3B-Instruct", "qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration", "visual",
-           "merger", "a picture's tokens grow with its size; its projector lies inside the vision part"),
-    Family("InternVL3-1B", "OpenGVLab/InternVL3-1B-hf", "internvl", "InternVLForConditionalGeneration", "vision_tower",
-           "multi_modal_projector", "checkpoints named -hf alone: the others bring code of their own, which is never run"),
-    Family("Qwen2.5-0.5B", "Qwen/Qwen2.5-0.5B-Instruct", "qwen2", "Qwen2ForCausalLM", "", "",
-           "text alone (the paper's LLM variant, GSM8K); shares prefixes"))}
+FAMILIES = {  # by model_type in config.json
+    "llava_onevision": Family("LLaVA-OneVision-0.5B", "vision_tower", "multi_modal_projector"),  # and the mini model
+    "idefics3": Family("SmolVLM-500M", "vision_model", "connector"),
+    "qwen2_5_vl": Family("Qwen2.5-VL-3B", "visual", "merger"),
+    "internvl": Family("InternVL3-1B", "vision_tower", "multi_modal_projector"),  # checkpoints named -hf: others need own code
+    "qwen2": Family("Qwen2.5-0.5B", "", "")}
 LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # attention and MLP, where LoRA goes
 UNSLOTH_RANK = 16  # as in Unsloth's official recipe for vision models
 
@@ -214,41 +198,37 @@ def _fit_padding(model: torch.nn.Module, tokenizer: Any) -> None:
 
 def save_policy(model: torch.nn.Module, processor: ProcessorMixin, folder: Path, dtype: torch.dtype | None = None,
                 state: dict[str, torch.Tensor] | None = None) -> None:
-    """Write model (safetensors) and processor to `folder`, whole or not at all; `dtype` bfloat16 halves the size.
+    """Write model (safetensors) and processor to `folder`, whole or not at all; the model stays as it is.
 
-    LoRA is merged in what is written (`save_merged`), so that any saved policy loads in the same way. `state` are weights
-    gathered from several cards (`ranks.whole_state`), written as they are.
+    LoRA is merged in what is written, in the layout that transformers and vLLM read, so that any saved policy loads in the
+    same way.
+
+    Args:
+        dtype: of what is written; bfloat16 halves the size.
+        state: weights gathered from several cards (`ranks.whole_state`), written as they are.
+    Raises:
+        ValueError: if the weights are in 4 bits, into which no LoRA can be merged.
     """
     if isinstance(model, PeftModel) and state is None:
-        save_merged(model, processor, folder, dtype)
-    else:
-        _write(model, model.state_dict() if state is None else state, processor, folder, dtype)
-
-
-def save_merged(model: PeftModel, processor: ProcessorMixin, folder: Path, dtype: torch.dtype | None = None) -> None:
-    """Write a policy with LoRA as plain weights, in the layout that transformers and vLLM read; the model stays as it is.
-
-    Raises:
-        ValueError: if the weights are in 4 bits, into which nothing can be merged.
-    """
-    base = model.get_base_model()
-    if getattr(base.config, "quantization_config", None) is not None:
-        raise ValueError("LoRA cannot be merged into weights in 4 bits; save with Unsloth's own "
-                         "model.save_pretrained_merged(folder, processor, save_method='merged_16bit')")
-    state = {name.replace(".base_layer.", "."): weight for name, weight in base.state_dict().items() if ".lora_" not in name}
-    for name, layer in base.named_modules():
-        if isinstance(layer, LoraLayer):
-            weight = layer.base_layer.weight
-            change = sum(layer.get_delta_weight(adapter) for adapter in layer.active_adapters)
-            state[f"{name}.weight"] = (weight + change).detach().to(weight.dtype)
-    _write(base, state, processor, folder, dtype)
-
-
-def _write(model: torch.nn.Module, state: dict[str, torch.Tensor], processor: ProcessorMixin, folder: Path,
-           dtype: torch.dtype | None) -> None:
+        model = model.get_base_model()
+        state = _merged_weights(model)
+    state = model.state_dict() if state is None else state
     aside = folder.with_name(folder.name + PART_SUFFIX)
     shutil.rmtree(aside, ignore_errors=True)
     model.save_pretrained(aside, state_dict={name: tensor.to(dtype) if dtype else tensor for name, tensor in state.items()})
     processor.save_pretrained(aside)
     shutil.rmtree(folder, ignore_errors=True)
     aside.rename(folder)
+
+
+def _merged_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    if getattr(model.config, "quantization_config", None) is not None:
+        raise ValueError("LoRA cannot be merged into weights in 4 bits; save with Unsloth's own "
+                         "model.save_pretrained_merged(folder, processor, save_method='merged_16bit')")
+    state = {name.replace(".base_layer.", "."): weight for name, weight in model.state_dict().items() if ".lora_" not in name}
+    for name, layer in model.named_modules():
+        if isinstance(layer, LoraLayer):
+            weight = layer.base_layer.weight
+            change = sum(layer.get_delta_weight(adapter) for adapter in layer.active_adapters)
+            state[f"{name}.weight"] = (weight + change).detach().to(weight.dtype)
+    return state
