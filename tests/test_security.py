@@ -27,8 +27,8 @@ from dyme_core import config, utils
 from dyme_core.data import datasets, schema
 from dyme_core.data.bad_rows import BadRows
 from dyme_core.data.benchmarks import rows
+from dyme_core.data.benchmarks.own import own_records
 from dyme_core.data.benchmarks.tabular import csv_facts
-from dyme_core.data.jsonl import own_records
 from dyme_core.data.schema import DataError
 from dyme_core.models import loading
 from dyme_core.pipeline import train

@@ -4,13 +4,12 @@ A row that is left out is logged and counted, and the run's manifest says how ma
 """
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from dyme_core.data.schema import DataError, Record
+from dyme_core.data.schema import DataError, Record, item_of
 
 logger = logging.getLogger(__name__)
 MOST = 0.5  # share of bad rows above which the data set is refused
@@ -97,22 +96,22 @@ def check(record: Record, number: int) -> None:
     Raises:
         DataError: naming id and row.
     """
-    where, stored = f"{record.item} (row {number})", json.loads(record.supervision)
+    where, item = f"{record.item} (row {number})", item_of(record.row)
     if not _ID.fullmatch(record.item):
         raise DataError.of(where, "an id of at most 128 letters, digits, '.', '_' and '-'", repr(record.item), "rename it")
     for name in ("kind", "source", "table_key"):
         if not _LABEL.fullmatch(getattr(record, name)):
             raise DataError.of(where, f"a {name} of one line, at most 300 characters, without | < > `",
                                repr(getattr(record, name)), "rename it")
-    facts = [*stored["facts"], *stored["evidence"]]
+    facts = [*item.facts, *item.evidence]
     texts = {"question": record.question, "answer": record.answer, "kind": record.kind, "source": record.source,
-             **{name: str(stored.get(name, "")) for name in ("trace", "working", "conclusion")},
-             "facts": " ".join(str(fact[name]) for fact in facts for name in ("entity", "attribute", "unit"))}
+             "trace": item.trace, "working": item.working, "conclusion": item.conclusion,
+             "facts": " ".join(text for fact in facts for text in (fact.entity, fact.attribute, fact.unit))}
     for name, text in texts.items():
         _check_text(text, name, where)
     for fact in facts:
-        if not abs(fact["value"]) <= MAX_VALUE:  # nor is NaN
-            raise DataError.of(where, f"facts with values of at most {MAX_VALUE:g}", f"{fact['value']} for {fact['entity']!r}",
+        if not abs(fact.value) <= MAX_VALUE:  # nor is NaN
+            raise DataError.of(where, f"facts with values of at most {MAX_VALUE:g}", f"{fact.value} for {fact.entity!r}",
                                "correct this fact or remove it")
 
 

@@ -141,7 +141,7 @@ def png_bytes(image: Image.Image) -> bytes:
 
 
 def write_jsonl(records: Iterable[Record], folder: Path) -> Path:
-    """Write records for readers of any language: data.jsonl, one row per record, and images/<item>.png (`jsonl.own_records`
+    """Write records for readers of any language: data.jsonl, one row per record, and images/<item>.png (`own.own_records`
     reads them back).
 
     Returns:

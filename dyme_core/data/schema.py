@@ -54,6 +54,7 @@ class Item:
     labels: tuple[str, ...] = ()
     working: str = ""
     conclusion: str = ""
+    trace: str = ""  # thinking that comes with the data set
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ def item_of(record: dict[str, Any]) -> Item:
     """Read an item out of a data record, whose `supervision` field is JSON (`known` and `write_supervision` write it)."""
     stored = json.loads(record["supervision"])
     return Item(record["question"], record["answer"], facts_from_rows(stored["facts"]), facts_from_rows(stored["evidence"]),
-                tuple(stored.get("labels", ())), stored.get("working", ""), stored.get("conclusion", ""))
+                tuple(stored.get("labels", ())), *(stored.get(name, "") for name in ("working", "conclusion", "trace")))
 
 
 def facts_to_rows(facts: tuple[Fact, ...]) -> list[dict]:

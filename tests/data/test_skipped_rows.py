@@ -12,8 +12,8 @@ from PIL import Image
 from dyme_core import config
 from dyme_core.data import datasets
 from dyme_core.data.bad_rows import SHOWN, BadRows
+from dyme_core.data.benchmarks.own import own_records
 from dyme_core.data.datasets import mini_records
-from dyme_core.data.jsonl import own_records
 from dyme_core.data.schema import DataError
 from dyme_core.models import tiny_onevision
 from dyme_core.pipeline import evaluate, preflight, train

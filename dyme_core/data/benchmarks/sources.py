@@ -11,8 +11,8 @@ from dyme_core.data.benchmarks.aokvqa import aokvqa_records
 from dyme_core.data.benchmarks.chartqa import chartqa_records
 from dyme_core.data.benchmarks.geometry import geo170k_records, mathverse_records
 from dyme_core.data.benchmarks.gsm8k import gsm8k_records
+from dyme_core.data.benchmarks.own import own_records
 from dyme_core.data.benchmarks.slake import slake_records
-from dyme_core.data.jsonl import own_records
 from dyme_core.data.schema import DataError, Record
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from dyme_core.data import datasets, schema
-from dyme_core.data.jsonl import own_records
+from dyme_core.data.benchmarks.own import own_records
 from dyme_core.data.schema import DataError, Fact, item_of
 from dyme_core.supervision.refiner import RuleRefiner, TraceRefiner, target_writer
 
