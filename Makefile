@@ -30,8 +30,8 @@ help: ## list these targets
 	@echo "make TARGET [PROFILE=smoke|mini|gpu|paper] [ARGS='...'] [PYTHON=python3.12]"
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "  %-16s%s\n", $$1, $$2 }'
 
-paper: $(READY) ## run all notebooks into results/local and compare with what is published (mini: 9 min on two cores; smoke: 2)
-	@echo "Running the notebooks of profile '$(PROFILE)' into results/local/$(PROFILE): finished ones are skipped (mini: 9 minutes, smoke 2)."
+paper: $(READY) ## run all notebooks into results/local and compare with what is published (mini: 12 min on two cores; smoke: 2)
+	@echo "Running the notebooks of profile '$(PROFILE)' into results/local/$(PROFILE): finished ones are skipped (mini: 12 minutes, smoke 2)."
 	@$(VENV_PYTHON) -m study paper --profile "$(PROFILE)" $(ARGS)
 
 study: $(READY) ## run every experiment with every seed (about 5.5 h on two cores; stop it at any time, it resumes; ARGS='--hours 2')
@@ -50,12 +50,12 @@ base: $(READY) ## build both base checkpoints again from nothing (about 12 min)
 	@echo "Pre-training both base models from nothing into bases/ (about 12 minutes)."
 	@$(VENV_PYTHON) -m study base $(ARGS)
 
-test: $(READY) ## run the tests but the exhaustive ones, on two cores (6 min)
-	@echo "Running the tests on two cores (6 minutes); make test-all adds the exhaustive ones: kills, several processes, bad inputs."
+test: $(READY) ## run the tests but the exhaustive ones, on two cores (about 10 min)
+	@echo "Running the tests on two cores (about 10 minutes); make test-all adds the exhaustive ones: kills, several processes, bad inputs."
 	@$(VENV_PYTHON) -m pytest -q -n 2 --dist worksteal -m "not exhaustive" $(ARGS)
 
-test-all: $(READY) ## run every test, on two cores (13 min)
-	@echo "Running every test on two cores (13 minutes)."
+test-all: $(READY) ## run every test, on two cores (19 min)
+	@echo "Running every test on two cores (19 minutes)."
 	@$(VENV_PYTHON) -m pytest -q -n 2 --dist worksteal $(ARGS)
 
 test-unsloth: $(UNSLOTH_READY) ## run the tests on Unsloth itself, without a GPU, in an environment of its own (4 to 8 min)
