@@ -207,8 +207,8 @@ def test_the_logged_seconds_are_those_of_the_whole_step_and_refining_counts_as_s
     trainer.refine = lambda rows: (time.sleep(0.6), refine(rows))[1]
     trainer.train()
     log = logged(trainer)
-    assert log["score_s"] >= 0.6
-    assert log["generate_s"] + log["score_s"] + log["update_s"] == pytest.approx(log["step_time"], rel=0.05, abs=0.2)
+    assert log["score_s"] >= 0.6 > log["update_s"]
+    assert log["generate_s"] + log["score_s"] + log["update_s"] == pytest.approx(log["step_time"], abs=0.2)
 
 
 def test_accumulated_micro_batches_have_the_gradient_of_one_batch(tmp_path: Path) -> None:
@@ -277,7 +277,8 @@ def test_rewards_are_the_same_for_strings_and_messages() -> None:
     ({"steps_per_generation": 2}, "steps_per_generation unset: got 2 with gradient_accumulation_steps=1"),
     ({"mask_truncated_completions": True}, "mask_truncated_completions=False: got True, but it would mask targets"),
     ({"scale_rewards": "none"}, "scale_rewards='group': got 'none'"),
-    ({"reward_weights": [1.0, 2.0, 1.0]}, "reward_weights=None: .* would not see TRL's weights"),
+    ({"reward_weights": [1.0, 2.0, 1.0]},
+     "reward_weights=None: .* the switch sums the rewards itself and would not see TRL's weights"),
     ({"top_entropy_quantile": 0.2}, "top_entropy_quantile=1.0: got 0.2, but it would mask targets"),
     ({"off_policy_mask_threshold": 0.1}, "off_policy_mask_threshold=None: got 0.1, but a replaced row has no sampling"),
     ({"vllm_importance_sampling_correction": True}, "correction=False: got True, but a replaced row has no sampling log-probs"),

@@ -110,7 +110,7 @@ def test_retry_after_is_waited_for() -> None:
     with ScriptedServer([status(429, {"Retry-After": "1"}), answer(HIGH)]) as server, client_of(server) as client:
         start = time.monotonic()
         assert outcomes(client, [request()]) == [Verdict(rating="high")]
-        assert 1.0 <= time.monotonic() - start < 10
+        assert 1.0 <= time.monotonic() - start < 1.8
 
 
 def test_a_server_that_asks_for_ten_minutes_is_not_waited_for() -> None:
@@ -124,7 +124,7 @@ def test_no_more_tries_go_out_than_the_rate_allows() -> None:
         with client_of(server, requests_per_minute=60) as client:  # six at once, then one a second
             start = time.monotonic()
             assert outcomes(client, [request(content=str(n)) for n in range(5)]) == [Verdict(rating="high")] * 5
-            assert len(server.seen) == 7 and 0.8 < time.monotonic() - start < 10
+            assert len(server.seen) == 7 and 0.8 < time.monotonic() - start < 2.5
 
 
 def test_an_error_says_what_to_do() -> None:
@@ -210,7 +210,7 @@ def test_pictures_are_sent_as_they_are() -> None:
 def test_no_more_calls_than_allowed_are_under_way() -> None:
     with ScriptedServer([answer(HIGH, after_s=0.05)]) as server, client_of(server, max_concurrency=3) as client:
         assert len(outcomes(client, [request(str(n), f"chart {n}") for n in range(12)])) == 12
-        assert 0.15 < client.counts()["waited_s"] < 10
+        assert 0.15 < client.counts()["waited_s"] < 2
     assert server.most_at_once == 3
 
 
@@ -256,7 +256,7 @@ def test_closing_ends_what_is_under_way() -> None:
         start = time.monotonic()
         client.close()
         client.close()
-        assert time.monotonic() - start < 10
+        assert time.monotonic() - start < 1
     with pytest.raises(concurrent.futures.CancelledError):
         future.result(1)
     with pytest.raises(RuntimeError, match="closed"):
