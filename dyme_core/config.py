@@ -39,6 +39,9 @@ CollapseAction = Literal["warn", "stop"]
 POLICIES, QUALITIES, BAD_ROWS, COLLAPSE_ACTIONS = map(get_args, (Policy, Quality, BadRowPolicy, CollapseAction))
 Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
+MAX_SEED = 2**32 - 1  # numpy's
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+Price = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Limit = Annotated[float, Field(ge=1e-3)]  # of seconds, or of something a minute
 LearningRate = Annotated[float, Field(ge=1e-12, le=1)]
@@ -135,7 +138,7 @@ class Endpoint:
     max_tries: Positive = 4
     breaker_failures: Positive = 5
     breaker_cooldown_s: Limit = 30.0
-    usd_per_million: Annotated[tuple[float, float], Strict(False)] | None = None
+    usd_per_million: Annotated[tuple[Price, Price], Strict(False)] | None = None
 
     def __post_init__(self) -> None:
         if self.base_url:
@@ -302,7 +305,7 @@ class Profile:
     save_every: NotNegative = 50  # steps between checkpoints, from which an interrupted run resumes; 0: none
     on_collapse: CollapseAction = "warn"  # where rollouts or the loss say that training has collapsed (callbacks.py)
     backend: Literal["transformers", "unsloth"] = "transformers"  # "unsloth": on a CUDA GPU
-    seed: NotNegative = 0  # where none is given
+    seed: Seed = 0  # where none is given
     overrides: tuple[tuple[str, Any], ...] = ()  # changes against the profile of this name
 
 

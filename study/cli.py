@@ -48,7 +48,7 @@ def train(
     method: Annotated[Literal[config.METHODS], typer.Option(help="what to train with")],
     profile: Profile = config.DEFAULT,
     model: Annotated[Literal["svlm", "large"], typer.Option(help="which mini base; GPU profiles name their model")] = "svlm",
-    seed: Annotated[int | None, typer.Option(help="default: the profile's")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=config.MAX_SEED, help="default: the profile's")] = None,
     variant: Annotated[str, typer.Option(help="what the settings are called in the run's name; default: derived")] = "",
     split: Annotated[list[Split] | None, typer.Option(help="answered at the end; default: all")] = None,
     no_policy: Annotated[bool, typer.Option("--no-policy", help="do not keep the trained policy")] = False,
@@ -80,10 +80,10 @@ def evaluate(
     out: Annotated[Path, typer.Option(help="folder for rows.jsonl, scores.txt and manifest.json")],
     source: Annotated[str, typer.Option(help="the data set's folder, or its hub id")] = "",
     split: Annotated[Literal[config.SPLITS], typer.Option(help="of the data set")] = "test",
-    limit: Annotated[int | None, typer.Option(help="at most this many questions, kinds in equal numbers")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="at most this many questions, kinds in equal numbers")] = None,
     options: Annotated[str, typer.Option(metavar="JSON", help='of the data set\'s reader: \'{"images": "coco"}\'')] = "{}",
-    batch_size: Annotated[int, typer.Option(help="questions answered at a time")] = 100,
-    max_new_tokens: Annotated[int, typer.Option(help="of an answer")] = 72,
+    batch_size: Annotated[int, typer.Option(min=1, help="questions answered at a time")] = 100,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="of an answer")] = 72,
     on_bad_row: BadRow = None,
 ) -> None:
     """Score a saved model on a data set, by the common prompt and rules."""
@@ -91,7 +91,7 @@ def evaluate(
 
     sys.stdout.write(evaluate_saved(model, data, out, source=source, split=split, limit=limit, batch_size=batch_size,
                                     max_new_tokens=max_new_tokens, on_bad_row=on_bad_row or "raise",
-                                    **json.loads(options)))
+                                    **_reader_options(options)))
 
 
 @app.command()
@@ -112,7 +112,7 @@ def publish(profile: Profile = config.DEFAULT, only: Only = None, settings: Sett
 @app.command("study")
 def run_study(
     only: Annotated[list[Experiment] | None, typer.Option(help="an experiment; may be repeated")] = None,
-    hours: Annotated[float, typer.Option(help="start nothing after these; what runs is finished")] = float("inf"),
+    hours: Annotated[float, typer.Option(min=0, help="start nothing after these; what runs is finished")] = float("inf"),
     show: Annotated[bool, typer.Option("--list", help="show the runs and which are finished, and start nothing")] = False,
 ) -> None:
     """Run every experiment with every seed (5.5 hours on two cores). Stop it at any time: it goes on where it was."""
@@ -138,9 +138,9 @@ def figures(profile: Profile = config.DEFAULT,
 
 @app.command()
 def base(
-    seed: Annotated[int, typer.Option(help="of the base")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=config.MAX_SEED, help="of the base")] = 0,
     model: Annotated[list[Size] | None, typer.Option(help="default: both")] = None,
-    threads: Annotated[int, typer.Option(help="of torch")] = 2,
+    threads: Annotated[int, typer.Option(min=1, help="of torch")] = 2,
 ) -> None:
     """Pre-train the mini base models from nothing into bases/ (12 minutes on two cores)."""
     from scripts.pretrain import build_bases
@@ -149,7 +149,7 @@ def base(
 
 
 @app.command("judge-server")
-def judge_server(port: Annotated[int | None, typer.Option(help="on 127.0.0.1; default: a free one")] = None) -> None:
+def judge_server(port: Annotated[int | None, typer.Option(min=0, max=65535, help="on 127.0.0.1; default: a free one")] = None) -> None:
     """Serve a small model on this machine. It shows that client and server work; it is too weak to judge."""
     from scripts import serving
 
@@ -178,6 +178,16 @@ def doctor() -> None:
     from study.doctor import examine
 
     sys.stdout.write(examine(config.paths(config.DEFAULT)))
+
+
+def _reader_options(text: str) -> dict[str, Any]:
+    try:
+        options = json.loads(text)
+    except (ValueError, RecursionError):
+        options = None
+    if not isinstance(options, dict):
+        raise ValueError(f"--options must be a JSON object, as '{{\"images\": \"coco\"}}': got {text!r:.100}")
+    return options
 
 
 def _show_version(is_asked: bool) -> None:

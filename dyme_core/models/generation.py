@@ -69,7 +69,12 @@ def decode(model: PreTrainedModel, processor: ProcessorMixin, records: Sequence[
         max_new_tokens: longest response.
         seed: None decodes greedily; a number samples at temperature 1 with it, leaving the global generator as it was.
         instruction: follows each question.
+    Raises:
+        ValueError: for a size below 1.
     """
+    for name, size in (("batch_size", batch_size), ("max_new_tokens", max_new_tokens)):
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1: got {size}; give a positive number")
     was_training, tokenizer = model.training, processors.tokenizer_of(processor)
     model.eval()
     settings: dict[str, Any] = dict(max_new_tokens=max_new_tokens, suppress_tokens=processors.suppressed_ids(processor),

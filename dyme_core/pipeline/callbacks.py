@@ -39,6 +39,7 @@ class StepLog(TrainerCallback):
     Attributes:
         rows: the log.
         steps_before: steps of earlier phases (SFT then GRPO).
+        has_learned: whether any step had a gradient.
         train_s, cpu_s: seconds and CPU seconds of all training, set by `end`.
     """
 
@@ -47,6 +48,7 @@ class StepLog(TrainerCallback):
         self.rows: list[dict[str, Any]] = []
         self.tokens = self._phase_tokens = 0  # prompts and completions; TRL starts from 0 in each phase
         self.evaluate_s = self.evaluate_cpu_s = 0.0
+        self.has_learned = False
         self.resumed: list[int] = []  # steps before training resumed
         self._before = (0.0, 0.0)  # seconds and CPU seconds of training before the interruption
         self._start = self._step_start = time.perf_counter()
@@ -68,11 +70,12 @@ class StepLog(TrainerCallback):
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": self.rows, "tokens": self.tokens, "phase_tokens": self._phase_tokens, "steps_before": self.steps_before,
-                "resumed": self.resumed, "spent": self.spent()}
+                "resumed": self.resumed, "has_learned": self.has_learned, "spent": self.spent()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.rows, self.tokens, self._phase_tokens = state["rows"], state["tokens"], state["phase_tokens"]
         self.steps_before, self._before = state["steps_before"], tuple(state["spent"])
+        self.has_learned = state.get("has_learned", True)
         self.resumed = [*state["resumed"], self.rows[-1]["step"]]
         self.begin()
 
@@ -92,6 +95,7 @@ class StepLog(TrainerCallback):
     def on_log(self, args, state, control, logs=None, model=None, **kwargs):
         if "loss" not in logs:
             return
+        self.has_learned |= logs.get("grad_norm", 1.0) != 0
         step, self._phase_tokens = state.global_step + self.steps_before, int(logs["num_tokens"])
         row = {"event": "step", **self.run.columns, "step": step, "seconds": self._step_s,
                **{name: logs[name] for name in LOGGED if name in logs}}

@@ -95,16 +95,22 @@ class Keeper(TrainerCallback):
         return f"files were changed or torn: {', '.join(changed)}" if changed else None
 
 
-def train_from(trainer: Trainer, checkpoint: Path | None, keeper: Keeper) -> None:
+class Untrained(RuntimeError):
+    """Training ended before its last step; says how far it came."""
+
+
+def train_from(trainer: Trainer, checkpoint: Path | None, keeper: Keeper) -> int:
     """Train, from a checkpoint where one is given; one of the last step is only read.
 
+    Returns:
+        steps taken, those before the checkpoint included.
     Raises:
+        Untrained: where training ended early.
         OutOfMemory: where a step runs out of memory, with what to lower.
     """
     trainer.add_callback(keeper)
     if checkpoint is None:
-        _train(trainer)
-        return
+        return _train(trainer)
     state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     logger.info("going on from step %d of %d (%s)", state.global_step, trainer.args.max_steps, checkpoint)
     if isinstance(trainer.model, PreTrainedModel):
@@ -114,14 +120,14 @@ def train_from(trainer: Trainer, checkpoint: Path | None, keeper: Keeper) -> Non
     if trainer.args.device.type == "cpu":  # "cpu:0" in several processes, which torch.load (2.13) knows no place for
         vars(trainer.args)["_setup_devices"] = torch.device("cpu")
     if state.global_step < trainer.args.max_steps:
-        _train(trainer, str(checkpoint))
-        return
+        return _train(trainer, str(checkpoint))
     trainer._load_from_checkpoint(str(checkpoint))
     keeper.restore(checkpoint, trainer.args.process_index)
     trainer.callback_handler.on_train_end(trainer.args, state, trainer.control)
+    return state.global_step
 
 
-def _train(trainer: Trainer, checkpoint: str | None = None) -> None:
+def _train(trainer: Trainer, checkpoint: str | None = None) -> int:
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
     except (RuntimeError, MemoryError) as error:
@@ -131,6 +137,10 @@ def _train(trainer: Trainer, checkpoint: str | None = None) -> None:
         raise OutOfMemory(f"step {step} of {steps} ran out of memory ({error}); raise engine.micro_batches or lower "
                           "training.max_completion_tokens (the run then starts anew), or make room: the same command goes on "
                           "from the last checkpoint") from error
+    if (taken := trainer.state.global_step) < trainer.args.max_steps:
+        raise Untrained(f"training ended after {taken} of {trainer.args.max_steps} steps; give it more rows, or lower "
+                        "training.prompts_per_step")
+    return taken
 
 
 def load_weights(model: PreTrainedModel, folder: Path) -> None:

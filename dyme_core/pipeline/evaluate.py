@@ -55,9 +55,11 @@ def evaluate(model: PreTrainedModel, processor: ProcessorMixin, data: Sequence[R
         thinking (the rule checker's score), groundedness and wrong_facts, None where no facts are known; num_thinking_tokens,
         num_tokens. `summarise` gives their means.
     Raises:
-        ValueError: for a data set without these columns, or a picture that cannot be read.
+        ValueError: for a data set without rows or these columns, a picture that cannot be read, or a size below 1.
     """
     (records, instruction), tokenizer = _records(data), processors.tokenizer_of(processor)
+    if not records:
+        raise ValueError("expected questions to answer, got none; give at least one")
     decoded = decode(model, processor, records, batch_size=batch_size, max_new_tokens=max_new_tokens, instruction=instruction)
     return [{**(run_columns or {}), **_score(record, response, tokenizer, task)}
             for record, response in zip(records, decoded, strict=True)]

@@ -33,6 +33,14 @@ class Run:
     seed: int = 0
     variant: str = ""
 
+    def __post_init__(self) -> None:
+        if self.method not in config.METHODS:
+            raise ValueError(f"method must be one of {', '.join(config.METHODS)}: got {self.method!r}")
+        if not 0 <= self.seed <= config.MAX_SEED:
+            raise ValueError(f"seed must be from 0 to {config.MAX_SEED}: got {self.seed}; give another")
+        if not re.fullmatch(r"[\w.-]*", self.variant):
+            raise ValueError(f"variant is part of file names: expected letters, digits, '.', '_' and '-', got {self.variant!r}")
+
     @property
     def name(self) -> str:
         return "-".join(filter(None, (self.model, self.method, self.label, f"s{self.seed}")))
@@ -82,6 +90,18 @@ def phase_steps(run: Run) -> list[tuple[str, int]]:
     first = int(steps * run.profile.training.sft_share)
     chosen = {"base": [], "sft_grpo": [("sft", first), ("sft_grpo", steps - first)]}.get(run.method, [(run.method, steps)])
     return [phase for phase in chosen if phase[1]]  # a Trainer takes max_steps=0 for three epochs
+
+
+def check_steps(run: Run) -> None:
+    """Refuse a run whose settings leave a phase of "SFT then GRPO" without a step.
+
+    Raises:
+        ValueError: with the settings to change.
+    """
+    training = run.profile.training
+    if run.method == "sft_grpo" and 0 < training.sft_share < 1 and len(phase_steps(run)) < 2:
+        raise ValueError(f"sft_grpo needs a step in each of its phases: got training.steps={training.steps} with "
+                         f"training.sft_share={training.sft_share:g}; raise the steps, or train with sft or grpo")
 
 
 def settings_of(run: Run) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from dyme_core.pipeline.methods import (
     Run,
     base_folder,
     base_name,
+    check_steps,
     fingerprint,
     phase_steps,
     refuse_to_replace,
@@ -71,6 +72,7 @@ def execute(run: Run, names: tuple[str, ...] = HELD_OUT, keep_policy: bool = Tru
         OutOfMemory: where the longest sample, or a step, does not fit.
     """
     ranks.start()
+    check_steps(run)
     if not force:
         refuse_to_replace(run)
     switches.named(run.profile.training.switch, run.profile.training.switch_value)  # refuses an unknown one at once
@@ -173,6 +175,7 @@ def train_phases(session: Session) -> StepLog:
     """Train every phase of the run, resuming from its newest checkpoint; returns the log of all steps.
 
     Raises:
+        Untrained: where fewer steps were taken than planned.
         OutOfMemory: where a step runs out of memory.
         Collapsed: where the profile stops a run that collapses.
     """
@@ -192,9 +195,12 @@ def train_phases(session: Session) -> StepLog:
         trainer = TRAINERS[method](session, arguments, [log, watch])
         trainer.remove_callback(PrinterCallback)  # StepLog prints the same in one readable line
         keeper.kept |= {"held": trainer.held} if isinstance(trainer, DyMETrainer) else {}
-        train_from(trainer, found.get(number), keeper)
-        log.steps_before += steps
+        log.steps_before += train_from(trainer, found.get(number), keeper)
     log.end()
+    if phases and not log.has_learned:
+        logger.warning("%s: no step changed the policy, every gradient was 0: all rollouts of each prompt had equal rewards, and no "
+                       "target was memorized; take a base that succeeds at times, or more rollouts (training.num_generations)",
+                       run.name)
     return log
 
 

@@ -12,7 +12,7 @@ from trl import GRPOConfig, SFTConfig, SFTTrainer
 
 from dyme_core import config, ranks
 from dyme_core.data.bad_rows import BadRows
-from dyme_core.data.datasets import sft_dataset, to_dataset
+from dyme_core.data.datasets import fill_step, sft_dataset, to_dataset
 from dyme_core.data.schema import Record
 from dyme_core.pipeline.methods import Run
 from dyme_core.supervision.checker import RuleChecker
@@ -54,10 +54,10 @@ class Session:
 
 
 def shared_arguments(run: Run, steps: int, learning_rate: float, folder: Path) -> dict[str, Any]:
-    """The settings that every method's trainer shares."""
-    engine = run.profile.engine
+    """The settings that every method's trainer shares; a single step has no warm-up, which starts at a learning rate of 0."""
+    engine, warmup_steps = run.profile.engine, run.profile.warmup_steps[run.method] if steps > 1 else 0
     return dict(output_dir=str(folder), max_steps=steps, learning_rate=learning_rate, seed=run.seed, optim="adamw_torch",
-                lr_scheduler_type="linear", warmup_steps=run.profile.warmup_steps[run.method], weight_decay=0.0,
+                lr_scheduler_type="linear", warmup_steps=warmup_steps, weight_decay=0.0,
                 max_grad_norm=1.0, logging_steps=1, save_strategy="steps" if run.profile.save_every else "no",
                 save_steps=run.profile.save_every or 1, save_total_limit=2, report_to="none", disable_tqdm=True,
                 use_cpu=not torch.cuda.is_available(), bf16=engine.bf16, gradient_checkpointing=engine.gradient_checkpointing,
@@ -77,10 +77,10 @@ def grpo_arguments(run: Run) -> dict[str, Any]:
 
 def sft_trainer(session: Session, arguments: dict[str, Any], callbacks: list[TrainerCallback]) -> Trainer:
     """CoT-SFT with TRL's SFTTrainer on the refined targets, one target per prompt, as many prompts a step as elsewhere."""
-    profile, records = session.run.profile, session.records
-    settings = SFTConfig(**arguments, max_length=None, **profile.engine.batch(profile.training.prompts_per_step, ranks.size()))
-    return SFTTrainer(session.model, args=settings, train_dataset=sft_dataset(records, session.experts.offline(records)),
-                      processing_class=session.processor, callbacks=callbacks)
+    profile, records, prompts = session.run.profile, session.records, session.run.profile.training.prompts_per_step
+    settings = SFTConfig(**arguments, max_length=None, **profile.engine.batch(prompts, ranks.size()))
+    rows = fill_step(sft_dataset(records, session.experts.offline(records)), prompts)
+    return SFTTrainer(session.model, args=settings, train_dataset=rows, processing_class=session.processor, callbacks=callbacks)
 
 
 def grpo_trainer(session: Session, arguments: dict[str, Any], callbacks: list[TrainerCallback]) -> Trainer:

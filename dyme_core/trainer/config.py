@@ -51,6 +51,9 @@ class DyMEConfig(GRPOConfig):
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {choices}: got {getattr(self, name)!r}")
+        for name in ("probe_every", "thinking_weight"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be at least 0: got {getattr(self, name)!r}")
         switches.named(self.switch, self.switch_value)
         super().__post_init__()
         for name, wanted, why in REQUIRED:

@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from trl import GRPOConfig, GRPOTrainer
 
-from dyme_core.data.datasets import with_defaults
+from dyme_core.data.datasets import fill_step, with_defaults
 from dyme_core.data.prompt_format import completion_text, split_response
 from dyme_core.models.loading import load_policy
 from dyme_core.models.processors import processor_of, suppressed_ids
@@ -53,9 +53,10 @@ class MeasuredGRPOTrainer(GRPOTrainer):
             processing_class = processing_class or processor
         elif processing_class is None:
             processing_class = processor_of(model)
-        super().__init__(model, reward_funcs=reward_funcs, args=_without_special_tokens(args, model, processing_class),
-                         train_dataset=with_defaults(train_dataset), eval_dataset=with_defaults(eval_dataset),
-                         processing_class=processing_class, **kwargs)
+        args = _without_special_tokens(args, model, processing_class)
+        rows = fill_step(with_defaults(train_dataset), args.generation_batch_size // args.num_generations)
+        super().__init__(model, reward_funcs=reward_funcs, args=args, train_dataset=rows,
+                         eval_dataset=with_defaults(eval_dataset), processing_class=processing_class, **kwargs)
         self.correct_needs_format = correct_needs_format
         self._roles = roles_of(self.reward_funcs, self.reward_func_names, getattr(self.args, "correct_reward", None))
         self._rewards = StepRewards(torch.empty(0))  # of the step's rollouts, all processes
@@ -64,6 +65,19 @@ class MeasuredGRPOTrainer(GRPOTrainer):
     def is_correct(self) -> torch.Tensor:
         """(B_global,) booleans for the rollouts scored last, all processes."""
         return self._rewards.is_correct(self.correct_needs_format)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, as Trainer does.
+
+        Raises:
+            ValueError: where the data set ended before one whole step, as a stream may.
+        """
+        output = super().train(*args, **kwargs)
+        if not self.state.global_step and self.state.max_steps > 0:
+            raise ValueError(f"no step was taken: a step needs {self.args.generation_batch_size // self.num_generations} prompts, "
+                             "and the data set has fewer; give it more rows, or lower per_device_train_batch_size or "
+                             "gradient_accumulation_steps")
+        return output
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         start = time.perf_counter()

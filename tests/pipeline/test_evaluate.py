@@ -127,6 +127,14 @@ def test_a_data_set_is_evaluated_as_the_records_that_it_was_made_of(records, pro
         evaluate.evaluate(model, processor, prompts.remove_columns("answer"))
 
 
+@pytest.mark.parametrize("size", [{"batch_size": 0}, {"batch_size": -1}, {"max_new_tokens": 0}])
+def test_sizes_below_one_and_no_questions_are_refused(records, processor, model, size: dict) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(size))} must be at least 1: got"):
+        evaluate.evaluate(model, processor, records, **size)
+    with pytest.raises(ValueError, match="expected questions to answer, got none"):
+        evaluate.evaluate(model, processor, [])
+
+
 def test_a_refined_target_scores_full_marks(monkeypatch, records, processor) -> None:
     for record in records:
         row = score(monkeypatch, processor, record, target_writer(RuleRefiner())([record.row])[0])
@@ -170,6 +178,9 @@ def test_a_limit_keeps_kinds_in_equal_numbers() -> None:
     records = datasets.load_records("mini", "", "test")
     assert [record.kind for record in datasets.limited(records, 7)] == list(KINDS)
     assert datasets.limited(records, None) == records
+    for limit in (0, -3):
+        with pytest.raises(ValueError, match=f"limit must be a number of questions, at least 1: got {limit}"):
+            datasets.load_dataset("mini", limit=limit)
     with pytest.raises(ValueError, match="expected one of the data sets chartqa, .*got 'somewhere'"):
         datasets.load_records("somewhere", "", "test")
     with pytest.raises(ValueError, match=r"expected a split that chartqa has \(train, validation, test\): got 'unseen'"):

@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -21,7 +22,7 @@ from dyme_core.data.prompt_format import write_response
 from dyme_core.data.schema import item_of
 from dyme_core.models import loading, tiny_onevision
 from dyme_core.pipeline import train as training
-from dyme_core.pipeline import trainers
+from dyme_core.pipeline import checkpointing, trainers
 from dyme_core.pipeline.train import Run
 from dyme_core.supervision.refiner import RuleRefiner
 from study import report
@@ -103,6 +104,61 @@ def test_a_run_writes_rows_logs_and_manifest_as_tables_and_figures_read_them(roo
     assert 0 < sum(row["seconds"] for row in steps) <= manifest["train_s"] == 4 * manifest["s_per_step"]
     assert manifest["settings"]["learning_rate"] == [profile.learning_rates[phase] for phase in {
         "sft": ["sft"], "full_dyme": ["full_dyme"], "sft_grpo": ["sft", "sft_grpo"]}[method]]
+
+
+FEW = [("sft", 3, 4), ("full_dyme", 1, 4)]
+
+
+@pytest.mark.parametrize(("method", "rows", "prompts"), FEW)
+def test_fewer_rows_than_prompts_of_a_step_train_all_the_same(root: Path, method: str, rows: int, prompts: int) -> None:
+    run = Run(config.load_profile("smoke", **SMALL | {
+        "world.train_questions": rows, "training.prompts_per_step": prompts, "training.steps": 2,
+        "engine.micro_batches": 2}), method, variant=f"few{rows}")
+    manifest = training.execute(run, ("validation",))
+    steps = [row for row in lines(root / "results" / "local" / "smoke" / "logs" / f"{run.name}.jsonl.xz")
+             if row["event"] == "step"]
+    assert manifest["steps"] == len(steps) == 2
+    if method == "full_dyme":
+        assert {row["memorize"] + row["explore"] + row["mastered"] for row in steps} == {prompts}
+    base, policy = (load_file(folder / "model.safetensors") for folder in (root / "bases" / "svlm-s0", run.folder / "policy"))
+    assert not all(policy[name].equal(base[name]) for name in base)
+    for path in (root / "results" / "local" / "smoke").glob(f"*/{run.name}.json*"):
+        path.unlink()  # the report below shall see its own runs only
+
+
+def test_rows_that_fill_a_step_are_used_equally_often() -> None:
+    three = datasets.to_dataset(datasets.mini_records("train", 3, 0))
+    assert Counter(datasets.fill_step(three, 4)["item"]) == dict.fromkeys(three["item"], 4), "12 rows are three whole steps"
+    assert datasets.fill_step(three, 3) is three and datasets.fill_step(three, 2) is three
+    with pytest.raises(schema.DataError, match="expected rows to train on, got none"):
+        datasets.fill_step(three.select([]), 1)
+
+
+def test_a_run_of_one_step_learns_in_it() -> None:
+    for steps, warmup in ((1, 0), (2, 2)):
+        assert trainers.shared_arguments(smoke("sft"), steps, 1e-3, Path("x"))["warmup_steps"] == warmup
+
+
+def test_training_that_ends_early_is_an_error_and_training_without_a_gradient_a_warning(root: Path, monkeypatch, caplog) -> None:
+    step = trainers.SFTTrainer.training_step
+
+    def without_gradient(self, model, *args, **kwargs):
+        loss = step(self, model, *args, **kwargs)
+        model.zero_grad()
+        return loss
+
+    monkeypatch.setattr(trainers.SFTTrainer, "training_step", without_gradient)
+    training.execute(run := Run(config.load_profile("smoke", **SMALL), "sft", variant="still"), ("validation",))
+    assert "no step changed the policy, every gradient was 0" in caplog.text
+    for path in (root / "results" / "local" / "smoke").glob(f"*/{run.name}.json*"):
+        path.unlink()
+
+    def stop(self, args, state, control, **kwargs):
+        control.should_training_stop = True
+
+    monkeypatch.setattr(training.StepLog, "on_step_begin", stop)
+    with pytest.raises(checkpointing.Untrained, match="training ended after 1 of 4 steps"):
+        training.execute(Run(config.load_profile("smoke", **SMALL), "sft", variant="cut"), ("validation",))
 
 
 @pytest.mark.parametrize("method", METHODS)
