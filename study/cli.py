@@ -149,7 +149,9 @@ def base(
 
 
 @app.command("judge-server")
-def judge_server(port: Annotated[int | None, typer.Option(min=0, max=65535, help="on 127.0.0.1; default: a free one")] = None) -> None:
+def judge_server(
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="on 127.0.0.1; default: a free one")] = None,
+) -> None:
     """Serve a small model on this machine. It shows that client and server work; it is too weak to judge."""
     from scripts import serving
 

@@ -74,7 +74,8 @@ SETTINGS = {
     "a split twice": {"data.held_out": ["test", "test"]}, "an unknown way with rows": {"data.on_bad_row": "ignore"},
     "no model": {"model": " "}, "an unknown engine": {"backend": "vllm"}, "an unknown action": {"on_collapse": "pray"},
     "a seed of -1": {"seed": -1}, "a seed that numpy has not": {"seed": 2**32},
-    "a price below 0": {"supervision.usd_per_million": [-1.0, 1.0]}, "a seed as text": {"seed": "0"}, "saving every -1 steps": {"save_every": -1}}
+    "a price below 0": {"supervision.usd_per_million": [-1.0, 1.0]},
+    "a seed as text": {"seed": "0"}, "saving every -1 steps": {"save_every": -1}}
 
 
 @pytest.mark.promise("bad input", "settings that contradict each other, are unknown or out of range are refused before a run")

@@ -125,8 +125,8 @@ def fill_step(dataset: Any, num_prompts: int) -> Any:
         raise DataError("expected rows to train on, got none that can be used; give at least one with an answer and, where "
                         "targets are learned, facts or a trace")
     times = math.lcm(len(dataset), num_prompts) // len(dataset)
-    logger.warning("%d rows are fewer than the %d prompts of a step: each is taken %d times an epoch", len(dataset), num_prompts,
-                   times)
+    logger.warning("%d rows are fewer than the %d prompts of a step: each is taken %d times an epoch", len(dataset),
+                   num_prompts, times)
     return dataset.select([*range(len(dataset))] * times)
 
 

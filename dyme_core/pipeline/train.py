@@ -198,9 +198,9 @@ def train_phases(session: Session) -> StepLog:
         log.steps_before += train_from(trainer, found.get(number), keeper)
     log.end()
     if phases and not log.has_learned:
-        logger.warning("%s: no step changed the policy, every gradient was 0: all rollouts of each prompt had equal rewards, and no "
-                       "target was memorized; take a base that succeeds at times, or more rollouts (training.num_generations)",
-                       run.name)
+        logger.warning("%s: no step changed the policy, every gradient was 0: all rollouts of each prompt had equal rewards, "
+                       "and no target was memorized; take a base that succeeds at times, or more rollouts "
+                       "(training.num_generations)", run.name)
     return log
 
 

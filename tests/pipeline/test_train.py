@@ -21,8 +21,8 @@ from dyme_core.data.bad_rows import BadRows
 from dyme_core.data.prompt_format import write_response
 from dyme_core.data.schema import item_of
 from dyme_core.models import loading, tiny_onevision
-from dyme_core.pipeline import train as training
 from dyme_core.pipeline import checkpointing, trainers
+from dyme_core.pipeline import train as training
 from dyme_core.pipeline.train import Run
 from dyme_core.supervision.refiner import RuleRefiner
 from study import report
@@ -139,7 +139,7 @@ def test_a_run_of_one_step_learns_in_it() -> None:
         assert trainers.shared_arguments(smoke("sft"), steps, 1e-3, Path("x"))["warmup_steps"] == warmup
 
 
-def test_training_that_ends_early_is_an_error_and_training_without_a_gradient_a_warning(root: Path, monkeypatch, caplog) -> None:
+def test_training_that_ends_early_is_an_error_and_that_without_a_gradient_a_warning(root: Path, monkeypatch, caplog) -> None:
     step = trainers.SFTTrainer.training_step
 
     def without_gradient(self, model, *args, **kwargs):
