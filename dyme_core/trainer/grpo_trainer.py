@@ -75,8 +75,8 @@ class MeasuredGRPOTrainer(GRPOTrainer):
         output = super().train(*args, **kwargs)
         if not self.state.global_step and self.state.max_steps > 0:
             prompts = self.args.generation_batch_size // self.num_generations
-            raise ValueError(f"no step was taken: it needs {prompts} prompts, and the data set has fewer; give more rows, or lower "
-                             "per_device_train_batch_size or gradient_accumulation_steps")
+            raise ValueError(f"no step was taken: it needs {prompts} prompts, and the data set has fewer; give more rows, or "
+                             "lower per_device_train_batch_size or gradient_accumulation_steps")
         return output
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
