@@ -27,6 +27,8 @@ from study import plan
 
 logger = logging.getLogger(__name__)
 DATA = ("chartqa", "aokvqa", "gsm8k", "slake", "geo170k", "mathverse", "own")  # sources.KNOWN, which loads pandas
+# Not among --options of evaluate.
+OWN_OPTIONS = {"model", "data", "out", "source", "split", "limit", "batch_size", "max_new_tokens", "on_bad_row", "bad"}
 PACKAGES = ("dyme_core", "study", "scripts")
 app = typer.Typer(name="dyme", no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
                   help="DyME at two scales: small vision-language models that learn to think by memorizing and exploring.")
@@ -57,7 +59,7 @@ def train(
     settings: Settings = None,
 ) -> None:
     """Train and evaluate one method. An interrupted run goes on from its last checkpoint."""
-    changed = dict(map(config.read_setting, settings or ()))
+    changed = _settings(settings)
     changed |= {"data.on_bad_row": on_bad_row} if on_bad_row else {}
     chosen = config.load_profile(profile, **changed)
     if chosen.backend == "unsloth" and importlib.import_module("torch").cuda.is_available():
@@ -203,11 +205,34 @@ def dyme(version: Annotated[bool, typer.Option("--version", help="show the versi
     """What every command shares."""
 
 
+def _reader_options(text: str) -> dict[str, Any]:
+    """The data set's options from the command line, a JSON object."""
+    try:
+        options = json.loads(text)
+    except (ValueError, RecursionError):
+        options = None
+    if not isinstance(options, dict):
+        raise ValueError(f"--options takes a JSON object, such as '{{\"images\": \"coco\"}}': got {text!r:.100}")
+    if taken := sorted(options.keys() & OWN_OPTIONS):
+        raise ValueError(f"--options must not hold {', '.join(taken)}: this command has an option of its own for it")
+    return options
+
+
+def _settings(given: list[str] | None) -> dict[str, Any]:
+    """Every --set, by name; naming one setting twice with two values is refused, for one would be lost."""
+    found: dict[str, Any] = {}
+    for name, value in map(config.read_setting, given or ()):
+        if name in found and found[name] != value:
+            raise ValueError(f"--set {name} is given twice, as {found[name]!r} and {value!r}; give it once")
+        found[name] = value
+    return found
+
+
 def _run_notebooks(profile: str, only: list[str] | None, settings: list[str] | None, force: bool) -> int:
     from study.runner import run_notebooks
 
     _end_like_ctrl_c()
-    return run_notebooks.run(profile, only or (), dict(map(config.read_setting, settings or ())), force)
+    return run_notebooks.run(profile, only or (), _settings(settings), force)
 
 
 def _end_like_ctrl_c() -> None:

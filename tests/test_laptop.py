@@ -30,8 +30,8 @@ SMALL = {"world.train_questions": 24, "world.validation_questions": 4, "world.te
 
 @pytest.fixture
 def awkward(tmp_path: Path) -> Path:
-    """A copy of the repository without git, in a folder with a space and an umlaut."""
-    root = tmp_path / "my dÿme"
+    """A copy of the repository without git, in a folder whose name is as bad as names get."""
+    root = tmp_path / "-my dÿme {0} {braces} %41%s #1 'q' \"q\" $HOME [ab]*;&"
     for part in ("dyme_core", "study", "scripts", "notebooks", "bases/svlm-s0", "pyproject.toml", "requirements.lock"):
         (root / part).parent.mkdir(parents=True, exist_ok=True)
         copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy

@@ -95,7 +95,8 @@ def execute_notebook(source: Path, target: Path, parameters: dict[str, Any], *, 
 def kernel_environment(root: Path) -> dict[str, str]:
     """Variables of every kernel: where the repository is, this dyme_core first, one thread a process unless set."""
     search = [str(Path(__file__).resolve().parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {"DYME_ROOT": str(root), "PYTHONPATH": os.pathsep.join(search),
+    places = {"DYME_ROOT": str(root), "PYTHONPATH": os.pathsep.join(search)}
+    return {**{name: place.replace("$", "$$") for name, place in places.items()},  # jupyter_client expands $NAME
             "MPLBACKEND": "module://matplotlib_inline.backend_inline",
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
             "TOKENIZERS_PARALLELISM": os.environ.get("TOKENIZERS_PARALLELISM", "false"),

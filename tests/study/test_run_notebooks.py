@@ -63,7 +63,7 @@ def command(root: Path, *arguments: str) -> subprocess.Popen:
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Workspace:
-    root = tmp_path / "a folder with {braces}, spaces and ümlauts"
+    root = tmp_path / "-a {braces} {0} %41%s #1 'q' \"q\" $HOME [ab]* ü;&"
     (root / "notebooks").mkdir(parents=True)
     (root / "requirements.lock").write_text("numpy==2.4.6\n")
     return Workspace(config.Paths(root, "smoke"))
