@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dyme_core.data.datasets import mini_records
-from dyme_core.data.schema import facts_from_rows, item_of
+from dyme_core.data.schema import item_of
 from dyme_core.supervision.llm.judge import fact_rows
 from dyme_core.supervision.refiner import RuleRefiner
 
@@ -39,8 +39,7 @@ def _serve(pipe: Any, questions: int, after_s: float) -> None:
     refiner, targets = RuleRefiner(), {}
     for record in mini_records("train", questions, 0):
         item = item_of(record.row)
-        targets[json.dumps([item.question, fact_rows(facts_from_rows(json.loads(record.supervision)["facts"]))])] = \
-            refiner.refine(item)
+        targets[json.dumps([item.question, fact_rows(item.facts)])] = refiner.refine(item)
     script = judge(draft=lambda data: targets[json.dumps([data["question"], data["facts"]])], after_s=after_s)
     with ScriptedServer(script) as server:
         pipe.send(server.base_url)

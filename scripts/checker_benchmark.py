@@ -4,7 +4,6 @@ Everything is drawn from mini charts with a seeded generator: the same arguments
 """
 from __future__ import annotations
 
-import json
 import random
 import re
 from collections import Counter
@@ -14,7 +13,7 @@ from typing import Any
 
 from dyme_core.data.chart_tables import COUNTRIES, MONTHS
 from dyme_core.data.datasets import mini_records
-from dyme_core.data.schema import Fact, Item, facts_to_rows, item_of, write_number
+from dyme_core.data.schema import Fact, Item, item_of, write_number, write_supervision
 from dyme_core.supervision.checker import SCORES, VisualChecker
 from dyme_core.supervision.refiner import DEFAULT_TEMPLATES
 
@@ -80,9 +79,7 @@ def confusion(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def record_of(item: Item, name: str) -> dict[str, Any]:
     """The data record called `name` that `schema.item_of` reads `item` from."""
-    supervision = {"facts": facts_to_rows(item.facts), "evidence": facts_to_rows(item.evidence), "labels": item.labels,
-                   "working": item.working, "conclusion": item.conclusion}
-    return {"question": item.question, "answer": item.answer, "item": name, "kind": "", "supervision": json.dumps(supervision)}
+    return {"question": item.question, "answer": item.answer, "item": name, "kind": "", "supervision": write_supervision(item)}
 
 
 def _class_row(label: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

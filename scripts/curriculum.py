@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dyme_core.data import chart_images, chart_tables, prompt_format
-from dyme_core.data.chart_questions import KINDS, Question, draw_question
+from dyme_core.data.chart_questions import KINDS, draw_question
 from dyme_core.data.chart_tables import facts_of
 from dyme_core.data.schema import Item, write_facts
 from dyme_core.models import processors
@@ -30,12 +30,6 @@ NAMES = {name: place for place, name in enumerate(
     ("none", *map(str, range(100)), *chart_tables.LABELS, *map(str, chart_tables.YEARS)))}
 LETTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 SIDE = chart_images.SIZE // PATCH  # patches a side; a group of the chart is one column of patches
-
-
-def item_from(table: chart_tables.Table, question: Question) -> Item:
-    """What supervision needs of a question on a table."""
-    return Item(question.text, question.answer, facts_of(table), question.evidence, question.labels, question.working,
-                question.conclusion)
 
 
 def draw_chart(rng: random.Random, split: str) -> tuple[chart_tables.Table, chart_images.Style]:
@@ -56,23 +50,23 @@ def draw_turns(rng: random.Random, table: chart_tables.Table, is_early: bool) ->
     if kind == "named" or kind == "lookup" and len(table.series) > 1:
         return [_describe(table, rng.sample(table.groups, rng.randint(1, len(table.groups))))]
     if kind == "described":
-        question = draw_question(rng, table, OTHER_KINDS)
-        return [_describe(table, list(dict.fromkeys(fact.entity for fact in question.evidence))),
-                (question.text, _work(question))]
+        item = draw_question(rng, table, OTHER_KINDS)
+        return [_describe(table, list(dict.fromkeys(fact.entity for fact in item.evidence))),
+                (item.question, _work(item))]
     return [_answer(rng, table, kind)]
 
 
 def _answer(rng: random.Random, table: chart_tables.Table, kind: str) -> tuple[str, str]:
     """A look-up or another question, answered with or without thinking; only the thinking of a look-up states values."""
-    question = draw_question(rng, table, ("lookup",) if kind == "lookup" else OTHER_KINDS)
-    answer = f"{prompt_format.ANSWER_OPEN}{question.answer}{prompt_format.ANSWER_CLOSE}"
+    item = draw_question(rng, table, ("lookup",) if kind == "lookup" else OTHER_KINDS)
+    answer = f"{prompt_format.ANSWER_OPEN}{item.answer}{prompt_format.ANSWER_CLOSE}"
     if rng.random() < (0.5 if kind == "lookup" else 0.3):
-        return prompt_format.question_text(question.text, prompt_format.ANSWER_INSTRUCTION), answer
+        return prompt_format.question_text(item.question, prompt_format.ANSWER_INSTRUCTION), answer
     if rng.random() < (0.5 if kind == "lookup" else 0.4):
-        thinking = (FIRST_TEMPLATE.fill(item_from(table, question)) if kind == "lookup" else
-                    rng.choice(LOOSE).format(labels=" and ".join(question.labels), conclusion=question.conclusion))
-        return prompt_format.question_text(question.text), prompt_format.write_response(thinking, question.answer)
-    return prompt_format.question_text(question.text), answer
+        thinking = (FIRST_TEMPLATE.fill(item) if kind == "lookup" else
+                    rng.choice(LOOSE).format(labels=" and ".join(item.labels), conclusion=item.conclusion))
+        return prompt_format.question_text(item.question), prompt_format.write_response(thinking, item.answer)
+    return prompt_format.question_text(item.question), answer
 
 
 def _describe(table: chart_tables.Table, names: list[str]) -> tuple[str, str]:
@@ -80,8 +74,8 @@ def _describe(table: chart_tables.Table, names: list[str]) -> tuple[str, str]:
     return f"Describe {' and '.join(names)}.", write_facts(tuple(f for name in names for f in facts if f.entity == name)) + "."
 
 
-def _work(question: Question) -> str:
-    return f"{question.working}, {question.conclusion}."
+def _work(item: Item) -> str:
+    return f"{item.working}, {item.conclusion}."
 
 
 def draw_sum(rng: random.Random, split: str = "train") -> tuple[str, str]:
@@ -92,8 +86,8 @@ def draw_sum(rng: random.Random, split: str = "train") -> tuple[str, str]:
     """
     if rng.random() < 0.5:
         table = chart_tables.draw_table(rng, split, values=(1, chart_tables.UNSEEN_VALUES[1]))
-        question = draw_question(rng, table, OTHER_KINDS)
-        return f"{write_facts(question.evidence)}. {question.text}", _work(question)
+        item = draw_question(rng, table, OTHER_KINDS)
+        return f"{write_facts(item.evidence)}. {item.question}", _work(item)
     high, low = sorted((rng.randint(1, 80), rng.randint(1, 80)), reverse=True)
     sign = rng.choices("-+<", (45, 40, 15))[0]
     if sign == "<":

@@ -9,7 +9,7 @@ from typing import Any
 from scripted_server import Act, ScriptedServer, answer
 
 from dyme_core.config import Endpoint
-from dyme_core.data.schema import Fact, Item, Record, facts_to_rows, item_of
+from dyme_core.data.schema import Fact, Item, Record, item_of, write_supervision
 from dyme_core.supervision.llm.cache import Recording
 from dyme_core.supervision.llm.client import Client
 from dyme_core.supervision.refiner import RuleRefiner
@@ -32,9 +32,7 @@ BAD = {  # trace and the score that the guard leaves it, however the model rates
 
 
 def record_of(item: Item = ITEM, name: str = "chart-7") -> dict:
-    return {"item": name, "question": item.question, "answer": item.answer, "supervision": json.dumps({
-        "facts": facts_to_rows(item.facts), "evidence": facts_to_rows(item.evidence), "labels": item.labels,
-        "working": item.working, "conclusion": item.conclusion})}
+    return {"item": name, "question": item.question, "answer": item.answer, "supervision": write_supervision(item)}
 
 
 RECORD = record_of()

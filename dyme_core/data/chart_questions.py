@@ -1,6 +1,6 @@
 """Questions on a chart, each with its computed answer, the facts it needs and the steps to the answer.
 
-Seven kinds, after the poster and ChartQA. A kind is one function: (rng, table) -> Question, or None where the table does
+Seven kinds, after the poster and ChartQA. A kind is one function: (rng, table) -> Item, or None where the table does
 not allow it (a tie, one or two series needed). Questions on two series use both values of a group, the others are asked of
 charts with one series: picking one of two series by name is a circuit that the mini model did not learn within its budget
 (results/LOG.md). A working is written from left to right: each sign and number follows from the text before it, so that
@@ -10,143 +10,114 @@ difference is known).
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
-from dyme_core.data.chart_tables import Table
-from dyme_core.data.schema import Fact
-
-
-@dataclass(frozen=True)
-class Question:
-    """One question.
-
-    Attributes:
-        kind: name of the question kind.
-        text: as a user asks it.
-        answer: the one right answer.
-        evidence: the facts I_c that the answer rests on, in reading order.
-        labels: what has to be located first.
-        working: arithmetic or comparison on the evidence, e.g. "62 - 36 = 26"; empty for a look-up.
-        conclusion: the closing statement, e.g. "the difference is 26".
-    """
-
-    kind: str
-    text: str
-    answer: str
-    evidence: tuple[Fact, ...]
-    labels: tuple[str, ...]
-    working: str
-    conclusion: str
+from dyme_core.data.chart_tables import Table, facts_of
+from dyme_core.data.schema import Item
 
 
 def _sign(left: int, right: int) -> str:
     return "<" if left < right else ">" if left > right else "="
 
 
-def _fact(table: Table, group: str, series: str) -> Fact:
-    return Fact(group, series, float(table.value(group, series)), table.unit)
+def _item(table: Table, question: str, answer: object, groups: Sequence[str], working: str, conclusion: str,
+          labels: Sequence[str] = ()) -> Item:
+    """The item of a question that uses all values of `groups`, which are located first, unless `labels` are."""
+    facts = facts_of(table)
+    evidence = tuple(fact for group in groups for fact in facts if fact.entity == group)
+    return Item(question, str(answer), facts, evidence, tuple(labels or groups), working, conclusion)
 
 
-def lookup(rng: random.Random, table: Table) -> Question | None:
+def lookup(rng: random.Random, table: Table) -> Item | None:
     if len(table.series) > 1:
         return None
     group, [series] = rng.choice(table.groups), table.series
-    value = str(table.value(group, series))
-    return Question("lookup", f"What is the value of {series} in {group}?", value, (_fact(table, group, series),), (group,),
-                    "", f"the value is {value}")
+    value = table.value(group, series)
+    return _item(table, f"What is the value of {series} in {group}?", value, [group], "", f"the value is {value}")
 
 
-def gap(rng: random.Random, table: Table) -> Question | None:
+def gap(rng: random.Random, table: Table) -> Item | None:
     """The poster's question: in which of two groups do the two series lie further apart?"""
     if len(table.series) < 2:
         return None
-    pair = tuple(sorted(rng.sample(range(len(table.groups)), 2)))
-    first, second = (table.groups[place] for place in pair)
+    first, second = pair = _two_groups(rng, table)
     gaps, shown = [], []
-    for group in (first, second):
+    for group in pair:
         high, low = sorted((table.value(group, series) for series in table.series), reverse=True)
         gaps.append(high - low)
         shown.append(f"{high} - {low} = {high - low}")
     if gaps[0] == gaps[1]:
         return None
     winner = first if gaps[0] > gaps[1] else second
-    evidence = tuple(_fact(table, group, series) for group in (first, second) for series in table.series)
-    return Question("gap", f"Which has the greater gap between {table.series[0]} and {table.series[1]}, {first} or {second}?",
-                    winner, evidence, (first, second), f"{shown[0]}, {shown[1]}, {gaps[0]} {_sign(*gaps)} {gaps[1]}",
-                    f"the greater gap is in {winner}")
+    return _item(table, f"Which has the greater gap between {table.series[0]} and {table.series[1]}, {first} or {second}?",
+                 winner, pair, f"{shown[0]}, {shown[1]}, {gaps[0]} {_sign(*gaps)} {gaps[1]}", f"the greater gap is in {winner}")
 
 
-def peak(rng: random.Random, table: Table) -> Question | None:
+def peak(rng: random.Random, table: Table) -> Item | None:
     if len(table.series) > 1:
         return None
-    [series] = table.series
-    values = [table.value(group, series) for group in table.groups]
+    [series], [values] = table.series, table.values
     if values.count(max(values)) > 1:
         return None
     winner = table.groups[values.index(max(values))]
     steps = [(max(values[:place]), values[place]) for place in range(1, len(values))]  # the highest so far against the next
-    evidence = tuple(_fact(table, group, series) for group in table.groups)
-    return Question("peak", f"Which has the highest {series}?", winner, evidence, (series,),
-                    ", ".join(f"{highest} {_sign(highest, value)} {value}" for highest, value in steps),
-                    f"the highest is {winner}")
+    working = ", ".join(f"{highest} {_sign(highest, value)} {value}" for highest, value in steps)
+    return _item(table, f"Which has the highest {series}?", winner, table.groups, working, f"the highest is {winner}", [series])
 
 
-def total(rng: random.Random, table: Table) -> Question | None:
+def total(rng: random.Random, table: Table) -> Item | None:
     if len(table.series) > 1:
         return None
-    [series] = table.series
-    first, second = (table.groups[place] for place in sorted(rng.sample(range(len(table.groups)), 2)))
+    [series], (first, second) = table.series, _two_groups(rng, table)
     a, b = table.value(first, series), table.value(second, series)
-    return Question("sum", f"What is the sum of {series} in {first} and {second}?", str(a + b),
-                    (_fact(table, first, series), _fact(table, second, series)), (first, second), f"{a} + {b} = {a + b}",
-                    f"the sum is {a + b}")
+    return _item(table, f"What is the sum of {series} in {first} and {second}?", a + b, [first, second], f"{a} + {b} = {a + b}",
+                 f"the sum is {a + b}")
 
 
-def difference(rng: random.Random, table: Table) -> Question | None:
+def difference(rng: random.Random, table: Table) -> Item | None:
     if len(table.series) < 2:
         return None
     group = rng.choice(table.groups)
     high, low = sorted((table.value(group, series) for series in table.series), reverse=True)
-    return Question("difference", f"What is the difference between {table.series[0]} and {table.series[1]} in {group}?",
-                    str(high - low), tuple(_fact(table, group, series) for series in table.series), (group,),
-                    f"{high} - {low} = {high - low}", f"the difference is {high - low}")
+    return _item(table, f"What is the difference between {table.series[0]} and {table.series[1]} in {group}?", high - low,
+                 [group], f"{high} - {low} = {high - low}", f"the difference is {high - low}")
 
 
-def count(rng: random.Random, table: Table) -> Question | None:
+def count(rng: random.Random, table: Table) -> Item | None:
     if len(table.series) > 1:
         return None
-    [series] = table.series
-    values = [table.value(group, series) for group in table.groups]
+    [series], [values] = table.series, table.values
     limit = 5 * rng.randint(1, max(1, max(values) // 5))
     num_above = sum(value > limit for value in values)
     if not 0 < num_above < len(values):
         return None
     working = ", ".join(f"{value} {_sign(value, limit)} {limit}" for value in values)
-    evidence = tuple(_fact(table, group, series) for group in table.groups)
-    return Question("count", f"How many have {series} above {limit}?", str(num_above), evidence, (series,), working,
-                    f"the count is {num_above}")
+    return _item(table, f"How many have {series} above {limit}?", num_above, table.groups, working, f"the count is {num_above}",
+                 [series])
 
 
-def compare(rng: random.Random, table: Table) -> Question | None:
+def compare(rng: random.Random, table: Table) -> Item | None:
     if len(table.series) > 1:
         return None
-    [series] = table.series
-    first, second = rng.sample(table.groups, 2)
+    [series], (first, second) = table.series, rng.sample(table.groups, 2)
     a, b = table.value(first, series), table.value(second, series)
     if a == b:
         return None
     answer = "Yes" if a > b else "No"
-    return Question("compare", f"Is {series} in {first} greater than in {second}?", answer,
-                    (_fact(table, first, series), _fact(table, second, series)), (first, second),
-                    f"{a} {_sign(a, b)} {b}", f"the answer is {answer}")
+    return _item(table, f"Is {series} in {first} greater than in {second}?", answer, [first, second], f"{a} {_sign(a, b)} {b}",
+                 f"the answer is {answer}")
 
 
-KINDS: dict[str, Callable[[random.Random, Table], Question | None]] = {
+def _two_groups(rng: random.Random, table: Table) -> list[str]:
+    """Two groups, left to right."""
+    return [table.groups[place] for place in sorted(rng.sample(range(len(table.groups)), 2))]
+
+
+KINDS: dict[str, Callable[[random.Random, Table], Item | None]] = {
     "lookup": lookup, "gap": gap, "peak": peak, "sum": total, "difference": difference, "count": count, "compare": compare}
 
 
-def draw_question(rng: random.Random, table: Table, kinds: tuple[str, ...] = tuple(KINDS), tries: int = 100) -> Question:
+def draw_question(rng: random.Random, table: Table, kinds: tuple[str, ...] = tuple(KINDS), tries: int = 100) -> Item:
     """A random question of one of `kinds` that `table` allows.
 
     Raises:

@@ -21,9 +21,9 @@ from dyme_core.config import Profile, World
 from dyme_core.data import chart_images, chart_tables, metrics, pictures
 from dyme_core.data.bad_rows import BadRows
 from dyme_core.data.benchmarks import sources
-from dyme_core.data.chart_questions import KINDS, Question
+from dyme_core.data.chart_questions import KINDS
 from dyme_core.data.prompt_format import messages
-from dyme_core.data.schema import COLUMNS, DataError, Fact, Record, facts_to_rows, known
+from dyme_core.data.schema import COLUMNS, DataError, Fact, Record, item_of, known, supervision_row, write_supervision
 from dyme_core.utils import write_atomic
 
 logger = logging.getLogger(__name__)
@@ -58,13 +58,14 @@ def mini_records(split: str, count: int, seed: int, real_share: float = 0.5, lef
     kinds, seen, records = _kinds_without(left_out_kinds), set(), []
     while len(records) < count:
         table = chart_tables.draw_table(rng, split, real_share)
-        question = KINDS[kinds[len(records) % len(kinds)]](rng, table)
-        if question is None or (table.key, question.text) in seen:
+        kind = kinds[len(records) % len(kinds)]
+        item = KINDS[kind](rng, table)
+        if item is None or (table.key, item.question) in seen:
             continue
-        seen.add((table.key, question.text))
+        seen.add((table.key, item.question))
         image = chart_images.render(table, chart_images.draw_style(rng, is_unseen=split == "unseen"))
-        records.append(Record(f"{split}-{seed}-{len(records):05d}", question.text, question.answer, question.kind,
-                              table.source, split, image, write_supervision(table, question), table.key))
+        records.append(Record(f"{split}-{seed}-{len(records):05d}", item.question, item.answer, kind, table.source, split,
+                              image, write_supervision(item), table.key))
     return records
 
 
@@ -74,12 +75,6 @@ def _kinds_without(left_out: Sequence[str]) -> tuple[str, ...]:
     if unknown or not kinds:
         raise ValueError(f"left_out_kinds must leave one of {', '.join(KINDS)}, and name no other: got {tuple(left_out)}")
     return kinds
-
-
-def write_supervision(table: chart_tables.Table, question: Question, **more: str) -> str:
-    """A record's supervision as JSON; `more` are further fields."""
-    return json.dumps({"facts": facts_to_rows(chart_tables.facts_of(table)), "evidence": facts_to_rows(question.evidence),
-                       "labels": question.labels, "working": question.working, "conclusion": question.conclusion, **more})
 
 
 def to_dataset(records: Sequence[Record]) -> datasets.Dataset:
@@ -173,8 +168,8 @@ def write_jsonl(records: Iterable[Record], folder: Path) -> Path:
     """
     lines = []
     for record in records:
-        row = {**record.row, "supervision": json.loads(record.supervision), "split": record.split, "source": record.source,
-               "table_key": record.table_key}
+        row = {**record.row, "supervision": supervision_row(item_of(record.row)), "split": record.split,
+               "source": record.source, "table_key": record.table_key}
         if record.image is not None:
             row["image"] = f"images/{record.item}.png"
             write_atomic(folder / row["image"], png_bytes(record.load_image()))

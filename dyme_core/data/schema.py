@@ -1,14 +1,11 @@
 """A question on a picture (`Record`), a value that a picture shows (`Fact`), what is known of a question (`Item`), and the
 error of a row that cannot be used (`DataError`).
-
-A record keeps its supervision (facts, evidence, steps) as JSON, so that it passes through `datasets` and through TRL's
-reward columns unchanged; `item_of` reads it back. What a data set's own scorer needs beyond the answer (`metrics`) travels
-in the same JSON.
 """
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,16 +42,30 @@ class Fact:
 
 @dataclass(frozen=True)
 class Item:
-    """What supervision knows of one question; built from a data record by `item_of`."""
+    """One question with all that is known of it; in a data record it is JSON (`item_of`, `write_supervision`).
+
+    Attributes:
+        question, answer: as the record has them.
+        facts: what the picture shows.
+        evidence: those that the answer rests on, in reading order.
+        labels: what has to be located first.
+        working: arithmetic or comparison on the evidence, e.g. "62 - 36 = 26"; "" for a look-up.
+        conclusion: the closing statement, e.g. "the difference is 26".
+        trace: thinking that comes with the data set.
+        misread_answer: the answer that misread facts come to (supervision.corruption); "" where nothing is misread.
+        scoring: what the data set's own scorer needs beyond the answer; read-only, as rows share it.
+    """
 
     question: str
     answer: str
-    facts: tuple[Fact, ...]
-    evidence: tuple[Fact, ...]
+    facts: tuple[Fact, ...] = ()
+    evidence: tuple[Fact, ...] = ()
     labels: tuple[str, ...] = ()
     working: str = ""
     conclusion: str = ""
-    trace: str = ""  # thinking that comes with the data set
+    trace: str = ""
+    misread_answer: str = ""
+    scoring: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -69,8 +80,7 @@ class Record:
         source: where the picture's numbers are from.
         split: one of config.SPLITS.
         image: the picture, the bytes of its file, or where it lies; None for a question of text alone.
-        supervision: JSON {facts, evidence, labels, working, conclusion, trace, scoring}, only the first two always there;
-            NO_SUPERVISION where nothing is known.
+        supervision: the rest of its `Item` as JSON (`write_supervision`); NO_SUPERVISION where nothing is known.
         table_key: what makes two pictures the same statistics; "" where unknown.
     """
 
@@ -108,23 +118,34 @@ class Record:
 
 
 def known(facts: Sequence[Fact] = (), trace: str = "", **scoring: Any) -> str:
-    """A record's supervision as JSON where no steps were computed; NO_SUPERVISION for nothing.
-
-    Args:
-        facts: what the picture shows.
-        trace: thinking that comes with the data set (supervision.TraceRefiner memorizes it).
-        scoring: what the data set's own scorer needs beyond the answer.
-    """
-    more = {"trace": trace, "scoring": scoring}
-    return json.dumps({"facts": facts_to_rows(tuple(facts)), "evidence": [],
-                       **{name: value for name, value in more.items() if value}})
+    """A record's supervision where no steps were computed; NO_SUPERVISION for nothing."""
+    return write_supervision(Item("", "", tuple(facts), trace=trace, scoring=scoring))
 
 
-def item_of(record: dict[str, Any]) -> Item:
-    """Read an item out of a data record, whose `supervision` field is JSON (`known` and `write_supervision` write it)."""
-    stored = json.loads(record["supervision"])
-    return Item(record["question"], record["answer"], facts_from_rows(stored["facts"]), facts_from_rows(stored["evidence"]),
-                tuple(stored.get("labels", ())), *(stored.get(name, "") for name in ("working", "conclusion", "trace")))
+def write_supervision(item: Item) -> str:
+    """All of an item but question and answer, as a record keeps it: JSON that passes through `datasets` and TRL unchanged."""
+    return json.dumps(supervision_row(item))
+
+
+def supervision_row(item: Item) -> dict[str, Any]:
+    """All of an item but question and answer as a plain row; what is empty is left out, except facts and evidence."""
+    steps = {"labels": item.labels, "working": item.working, "conclusion": item.conclusion}
+    more = {"trace": item.trace, "misread_answer": item.misread_answer, "scoring": item.scoring}
+    return {"facts": facts_to_rows(item.facts), "evidence": facts_to_rows(item.evidence),
+            **(steps if any(steps.values()) else {}), **{name: value for name, value in more.items() if value}}
+
+
+def item_of(record: Mapping[str, Any]) -> Item:
+    """What a data record (`Record.row`, or a row of a data set) says of its question."""
+    return _parsed(record.get("question", ""), record.get("answer", ""), record["supervision"])
+
+
+@functools.lru_cache(maxsize=8192)  # checker, refiner and scorer ask for the same record, once a rollout
+def _parsed(question: str, answer: str, supervision: str) -> Item:
+    stored = json.loads(supervision)
+    texts = (stored.get(name, "") for name in ("working", "conclusion", "trace", "misread_answer"))
+    return Item(question, answer, facts_from_rows(stored["facts"]), facts_from_rows(stored["evidence"]),
+                tuple(stored.get("labels", ())), *texts, stored.get("scoring", {}))
 
 
 def facts_to_rows(facts: tuple[Fact, ...]) -> list[dict]:

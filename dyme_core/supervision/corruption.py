@@ -6,17 +6,15 @@ rules: nothing is drawn at training time, and held-out records are never touched
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dyme_core.config import QUALITIES
-from dyme_core.data.chart_questions import KINDS, Question
+from dyme_core.data.chart_questions import KINDS
 from dyme_core.data.chart_tables import LARGEST_VALUE, Table
-from dyme_core.data.datasets import write_supervision
-from dyme_core.data.schema import Fact, Item, Record, item_of
+from dyme_core.data.schema import Fact, Item, Record, item_of, write_supervision
 from dyme_core.supervision.refiner import FIRST_TEMPLATE, RuleRefiner
 
 # The poster's pseudo thinking, in words of the mini tokenizer; it states no value except a numeric answer.
@@ -72,7 +70,7 @@ class GradedRefiner:
 def _as_misread(record: dict[str, Any]) -> Item:
     """The item with the answer that its facts give; for a misread record that is not the data set's answer."""
     item = item_of(record)
-    return replace(item, answer=json.loads(record["supervision"]).get("misread_answer", item.answer))
+    return replace(item, answer=item.misread_answer or item.answer)
 
 
 def corrupt(records: Sequence[Record], share: float) -> list[Record]:
@@ -113,9 +111,9 @@ def misread(record: Record) -> Record:
         wrong = replace(table, values=tuple(
             tuple(_slip(rng, table.value(group, series)) if (group, series) in read else table.value(group, series)
                   for group in table.groups) for series in table.series))
-        question: Question | None = KINDS[record.kind](rng, wrong)
-        if question is not None and question.text == record.question:
-            return replace(record, supervision=write_supervision(wrong, question, misread_answer=question.answer))
+        found = KINDS[record.kind](rng, wrong)
+        if found is not None and found.question == record.question:
+            return replace(record, supervision=write_supervision(replace(found, misread_answer=found.answer)))
     raise ValueError(f"item {record.item!r}: {record.question!r} is no question of kind {record.kind!r} on its facts")
 
 

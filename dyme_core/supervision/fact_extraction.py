@@ -24,7 +24,7 @@ from PIL import Image, UnidentifiedImageError
 from dyme_core.data.benchmarks.tabular import csv_facts
 from dyme_core.data.datasets import png_bytes
 from dyme_core.data.numbers import clean_label
-from dyme_core.data.schema import Fact, Record, facts_from_rows, facts_to_rows, item_of
+from dyme_core.data.schema import Fact, Record, facts_from_rows, item_of, write_supervision
 from dyme_core.supervision.llm.client import Client
 from dyme_core.supervision.llm.parsing import Request, SupervisionError
 from dyme_core.supervision.llm.prompts import FACTS_SYSTEM, FactsReply, facts_messages
@@ -212,8 +212,8 @@ def with_facts(records: Sequence[Record], backend: FactBackend, folder: Path, at
                 num_failed += 1
                 logger.warning("%s: no facts: %s", records[place].item, facts)
             else:
-                supervision = json.loads(records[place].supervision) | {"facts": facts_to_rows(facts)}
-                extended[place] = dataclasses.replace(records[place], supervision=json.dumps(supervision))
+                item = dataclasses.replace(item_of(records[place].row), facts=facts)
+                extended[place] = dataclasses.replace(records[place], supervision=write_supervision(item))
             if time.monotonic() - said > PROGRESS_S:
                 said, left_s = time.monotonic(), (time.monotonic() - start) / number * (len(without) - number)
                 logger.info("facts: %d of %d pictures, %d without, about %.0f s left", number, len(without), num_failed, left_s)

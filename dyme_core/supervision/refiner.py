@@ -6,7 +6,6 @@ needs no model; `llm.refiner` asks a language model.
 """
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -146,7 +145,7 @@ class TraceRefiner:
 
     def refine_all(self, records: Sequence[dict[str, Any]]) -> list[str | None]:
         """The trace of each data record; None without one, or where it makes no well-formed response."""
-        traces = [json.loads(record["supervision"]).get("trace", "") for record in records]
+        traces = [item_of(record).trace for record in records]
         return [trace if trace and is_well_formed(write_response(trace, record["answer"])) else None
                 for trace, record in zip(traces, records, strict=True)]
 

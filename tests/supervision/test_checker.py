@@ -47,8 +47,7 @@ def items(kind: str, count: int = 40) -> list[Item]:
         table = chart_tables.draw_table(rng, rng.choice(["train", "test", "unseen"]))
         question = chart_questions.KINDS[kind](rng, table)
         if question is not None:
-            drawn.append(Item(question.text, question.answer, chart_tables.facts_of(table), question.evidence, question.labels,
-                              question.working, question.conclusion))
+            drawn.append(question)
     return drawn
 
 
