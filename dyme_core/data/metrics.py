@@ -5,13 +5,13 @@ row. A rule that forgives more than the official one has a name of its own. Trai
 """
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dyme_core.data.prompt_format import Completion, completion_text, split_response
+from dyme_core.data.schema import item_of
 
 Scores = dict[str, float | None]
 Row = Mapping[str, Any]
@@ -20,11 +20,13 @@ STRICT_TOLERANCE = 0.0  # public code: trains with 0 and evaluates with 5 %
 YEARS = range(1800, 2101)  # a target written as one of these integers is a year
 WHOLE_RESPONSE = ("gsm8k",)  # tasks whose official rules extract the answer themselves
 
-_NUMBER_WITH_UNIT = re.compile(r"([-+]?)([$€£¥]?)\s*([-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[-+]?\d+)?%?)\s*([a-z][a-z /]*)?")
+_AMOUNT = re.compile(r"([-+]?)([$€£¥]?)\s*([-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[-+]?\d+)?)\s*(%|[a-z][a-z /]*)?")
 _THOUSANDS_COMMA = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_PERCENT = ("percent", "per cent", "pct")
 _STRICT = re.compile(r"#### (-?[0-9.,]+)")
 _FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
-_LETTER = re.compile(r"(?:option|choice)?\s*\(?([a-h])\)?(?:[:.)].*)?", re.IGNORECASE | re.DOTALL)
+_LETTER = re.compile(r"(?:option|choice)?\s*\(?(?P<letter>[a-h])\)?(?::(?P<behind>.*)|[.)](?:\s+(?P<later>.*))?)?",
+                     re.IGNORECASE | re.DOTALL)
 
 
 def relaxed_accuracy(prediction: str, target: str, tolerance: float = RELAXED_TOLERANCE) -> float:
@@ -57,9 +59,9 @@ def year_exact_accuracy(prediction: str, target: str) -> float:
 def lenient_accuracy(prediction: str, target: str, tolerance: float = RELAXED_TOLERANCE) -> float:
     """Score as the common rule does, but forgive thousands commas, currency, a trailing dot and a unit on one side.
 
-    Never report it as the common rule. Two different units never match ("5 million" is not "5 thousand").
+    Never report it as the common rule. "2%" is 2 or 0.02. Two different units never match ("5 million" is not "5 thousand").
     """
-    if relaxed_accuracy(prediction, target, tolerance):
+    if _same_text(prediction, target) or relaxed_accuracy(prediction, target, tolerance):
         return 1.0
     number, unit, wanted, wanted_unit = *_parse_lenient(prediction), *_parse_lenient(target)
     if unit and wanted_unit and unit != wanted_unit:
@@ -67,44 +69,58 @@ def lenient_accuracy(prediction: str, target: str, tolerance: float = RELAXED_TO
     return relaxed_accuracy(number, wanted, tolerance)
 
 
-def score_answer(prediction: str | None, target: str) -> dict[str, int]:
+def score_answer(prediction: str | None, target: str, task: str = "chartqa") -> dict[str, int]:
     """Score one answer by the three rules that are always reported together.
 
+    Args:
+        prediction: the parsed answer, None where there is none.
+        target: the data set's answer.
+        task: for "own", equal texts are equal: "Nan" and "Infinity" are words. The common rule takes them for numbers.
     Returns:
-        {"relaxed", "strict", "year_exact"}, each 0 or 1; all 0 where no answer could be parsed (None).
+        {"relaxed", "strict", "year_exact"}, each 0 or 1; all 0 for None.
     """
     rules = {"relaxed": relaxed_accuracy, "strict": strict_accuracy, "year_exact": year_exact_accuracy}
-    return {name: 0 if prediction is None else int(rule(prediction, target)) for name, rule in rules.items()}
+    if prediction is None or task == "own" and _same_text(prediction, target):
+        return dict.fromkeys(rules, int(prediction is not None))
+    return {name: int(rule(prediction, target)) for name, rule in rules.items()}
 
 
-def chartqa_scores(prediction: str | None, row: Row) -> Scores:
+def chartqa_scores(prediction: str | None, row: Row, task: str = "chartqa") -> Scores:
     """relaxed (the common rule), strict and year_exact, and beside them lenient."""
     answer = row["answer"]
-    return {**score_answer(prediction, answer), "lenient": 0.0 if prediction is None else lenient_accuracy(prediction, answer)}
+    lenient = 0.0 if prediction is None else lenient_accuracy(prediction, answer)
+    return {**score_answer(prediction, answer, task), "lenient": lenient}
+
+
+def own_scores(prediction: str | None, row: Row) -> Scores:
+    """As chartqa_scores, but equal texts are equal."""
+    return chartqa_scores(prediction, row, "own")
 
 
 def aokvqa_scores(prediction: str | None, row: Row) -> Scores:
-    """Scores of A-OKVQA: multiple_choice for a question asked with its choices, else direct_answer and any_match.
+    """Scores of A-OKVQA: multiple_choice for a question asked with its choices, else the other three.
 
-    direct_answer: min(1, matches / 3) over the ten answers, None for a difficult_direct_answer (the official rule; the
-    script of allenai/aokvqa at 0438d33a drops those from the other score). any_match is what the public DyME code counts: any
-    match, nothing dropped. Texts are compared stripped, case aside; multiple_choice takes the choice's letter as well.
+    direct_answer is the official score (the script of allenai/aokvqa at 0438d33a): min(1, matches / 3) over the ten answers,
+    where a match is an equal text; None for a difficult_direct_answer. (The script itself drops these from the other score.)
+    direct_answer_lenient takes case and outer spaces aside. any_match is what the public DyME code counts: any such match,
+    nothing dropped. multiple_choice is official for the right choice's text; its letter, and another case, count here as well.
     """
-    scoring = _scoring(row)
+    scoring = item_of(row).scoring
     if row["kind"] == "choice":
-        right = scoring["correct_choice_idx"]
-        return {"direct_answer": None, "any_match": None,
-                "multiple_choice": _is_choice(prediction, chr(ord("A") + right), scoring["choices"][right])}
-    share = _matches(prediction, row)
-    return {"direct_answer": None if scoring["difficult_direct_answer"] else min(1.0, share / 3), "any_match": float(share > 0),
-            "multiple_choice": None}
+        choices = {chr(ord("A") + place): text for place, text in enumerate(scoring["choices"])}
+        right = _is_choice(prediction, chr(ord("A") + scoring["correct_choice_idx"]), choices, _plain_text)
+        return {"direct_answer": None, "direct_answer_lenient": None, "any_match": None, "multiple_choice": right}
+    counts = {"direct_answer": scoring["direct_answers"].count(prediction), "direct_answer_lenient": _matches(prediction, row)}
+    dropped = scoring["difficult_direct_answer"]
+    return {**{name: None if dropped else min(1.0, count / 3) for name, count in counts.items()},
+            "any_match": float(counts["direct_answer_lenient"] > 0), "multiple_choice": None}
 
 
 def gsm8k_scores(prediction: str | None, row: Row) -> Scores:
     """strict: the number behind the first "#### "; flexible: the last number. As in lm-evaluation-harness (gsm8k, version 3).
 
-    Before texts are compared, both lose commas, "$" and a trailing dot. Our answer line has no "####", so that strict is
-    0 for it: flexible is the figure to compare.
+    Before texts are compared, both lose commas, then "$", then a trailing dot. Our answer line has no "####", so that strict
+    is 0 for it: flexible is the figure to compare.
     """
     strict, numbers = _STRICT.search(prediction or ""), list(_FLEXIBLE.finditer(prediction or ""))
     target = _plain_number(row["answer"])
@@ -115,10 +131,10 @@ def gsm8k_scores(prediction: str | None, row: Row) -> Scores:
 def slake_scores(prediction: str | None, row: Row) -> Scores:
     """closed_accuracy for closed questions; open_exact and open_recall (share of the target's words said) for open ones.
 
-    Words are compared, case and punctuation aside.
+    The paper's accuracy counts an answer that equals the target; here words are compared, case and punctuation aside.
     """
     said, wanted = _words(prediction or ""), _words(row["answer"])
-    exact, is_open = float(bool(said) and said == wanted), row["kind"] == "open"
+    exact, is_open = _same_words(prediction, row["answer"]), row["kind"] == "open"
     recall = sum(word in said for word in wanted) / len(wanted) if wanted else exact
     return {"closed_accuracy": None if is_open else exact, "open_exact": exact if is_open else None,
             "open_recall": recall if is_open else None}
@@ -130,15 +146,15 @@ def geometry_scores(prediction: str | None, row: Row) -> Scores:
     Not MathVerse's official score: that one asks a language model to extract and to judge. A rule misses equal values
     written differently, so that it is lower.
     """
-    if _scoring(row)["question_type"] == "multi-choice":
-        letter = row["answer"]
-        return {"rule_accuracy": _is_choice(prediction, letter, _scoring(row).get("choices", {}).get(letter, letter))}
-    said, wanted = _plain_value(prediction or ""), _plain_value(row["answer"])
-    return {"rule_accuracy": float(bool(said) and strict_accuracy(said, wanted))}
+    scoring = item_of(row).scoring
+    if scoring["question_type"] == "multi-choice":
+        return {"rule_accuracy": _is_choice(prediction, row["answer"], scoring.get("choices", {}), _plain_value)}
+    said = _plain_value(prediction or "")
+    return {"rule_accuracy": float(bool(said) and _same_value(said, _plain_value(row["answer"])))}
 
 
 SCORERS: dict[str, Callable[[str | None, Row], Scores]] = {
-    "chartqa": chartqa_scores, "aokvqa": aokvqa_scores, "gsm8k": gsm8k_scores, "slake": slake_scores,
+    "chartqa": chartqa_scores, "own": own_scores, "aokvqa": aokvqa_scores, "gsm8k": gsm8k_scores, "slake": slake_scores,
     "geometry": geometry_scores}
 
 
@@ -150,19 +166,20 @@ def score_response(task: str, response: str, row: Row) -> Scores:
 def training_accuracy(task: str, answer: str | None, row: Row) -> float:
     """What a parsed answer earns in training, in [0, 1]; above 0.5 counts as correct. Training is strict.
 
-    chartqa: tolerance 0. gsm8k: the same number. aokvqa: the official score with nothing dropped, so that one match of ten is
-    not yet correct. slake: exact. geometry: the rule. No answer earns 0.
+    chartqa, own: an equal text or number. gsm8k: the same number; a "%" behind it is a unit. aokvqa: direct_answer_lenient with
+    nothing dropped, so that one match of ten is not yet correct. slake: exact. geometry: the rule. No answer earns 0.
     """
     if answer is None:
         return 0.0
+    if task in ("chartqa", "own"):
+        return float(score_answer(answer, row["answer"], "own")["strict"])
     if task == "gsm8k":
-        return strict_accuracy(_plain_number(answer.strip()), _plain_number(row["answer"]))
+        return float(_same_value(_plain_number(answer.strip()).rstrip("%"), _plain_number(row["answer"])))
     if task == "slake":
-        return float(_words(answer) == _words(row["answer"]))
+        return _same_words(answer, row["answer"])
     if task == "aokvqa" and row["kind"] == "direct":
         return min(1.0, _matches(answer, row) / 3)
-    name = {"chartqa": "strict", "aokvqa": "multiple_choice", "geometry": "rule_accuracy"}[task]
-    return float(SCORERS[task](answer, row)[name])
+    return float(SCORERS[task](answer, row)[{"aokvqa": "multiple_choice", "geometry": "rule_accuracy"}[task]])
 
 
 def accuracy_reward(completions: Sequence[Completion], answer: Sequence[str], **kwargs: Any) -> list[float]:
@@ -172,7 +189,7 @@ def accuracy_reward(completions: Sequence[Completion], answer: Sequence[str], **
         completions: one per rollout.
         answer: the data column of targets, repeated by TRL to one per rollout.
     """
-    return [float(score_answer(split_response(completion_text(completion))[1], target)["strict"])
+    return [training_accuracy("own", split_response(completion_text(completion))[1], {"answer": target})
             for completion, target in zip(completions, answer, strict=True)]
 
 
@@ -185,7 +202,7 @@ def accuracy_of(task: str) -> Callable[..., list[float]]:
     if task not in SCORERS:
         raise ValueError(f"expected one of the tasks {', '.join(SCORERS)}: got {task!r}")
 
-    if task == "chartqa":
+    if task in ("chartqa", "own"):
         return accuracy_reward
 
     def task_accuracy(completions: Sequence[Completion], answer: Sequence[str], kind: Sequence[str],
@@ -200,27 +217,51 @@ def accuracy_of(task: str) -> Callable[..., list[float]]:
     return task_accuracy
 
 
-def _scoring(row: Row) -> dict[str, Any]:
-    return json.loads(row["supervision"])["scoring"]
-
-
 def _matches(prediction: str | None, row: Row) -> int:
-    said = (prediction or "").strip().lower()
-    return sum(said == answer.strip().lower() for answer in _scoring(row)["direct_answers"]) if said else 0
+    return sum(_same_text(prediction, answer) for answer in item_of(row).scoring["direct_answers"]) if prediction else 0
 
 
-def _is_choice(prediction: str | None, letter: str, text: str) -> float:
-    said = (prediction or "").strip()
+def _same_text(said: str, wanted: str) -> bool:
+    return said.strip().lower() == wanted.strip().lower()
+
+
+def _is_choice(prediction: str | None, letter: str, choices: Mapping[str, str], plain: Callable[[str], str]) -> float:
+    """1.0 for the right choice's text or letter ("B", "(b)", "B: 65°"). The text of another choice is never read as a letter
+    ("a.m." is not A), nor is a letter with that text behind it."""
+    said, texts = (prediction or "").strip(), {name: plain(text) for name, text in choices.items()}
+    if named := [name for name, text in texts.items() if said and text == plain(said)]:
+        return float(letter in named)
     found = _LETTER.fullmatch(said)
-    return float(bool(said) and (_plain_value(said) == _plain_value(text) or found is not None and found[1].upper() == letter))
+    behind = plain(found["behind"] or found["later"] or "") if found else ""
+    is_other = bool(behind) and behind != texts.get(letter) and behind in texts.values()
+    return float(found is not None and found["letter"].upper() == letter and not is_other)
 
 
 def _plain_number(text: str) -> str:
-    return re.sub(r"[,$]|\.$", "", text)
+    return re.sub(r"\.$", "", text.replace(",", "").replace("$", ""))
+
+
+def _same_value(said: str, wanted: str) -> bool:
+    """True for equal texts and equal numbers; "25%" is no number."""
+    try:
+        return said == wanted or float(said) == float(wanted)
+    except ValueError:
+        return False
 
 
 def _words(text: str) -> list[str]:
     return re.findall(r"[^\W_]+(?:\.\d+)?", unicodedata.normalize("NFKC", text).lower())
+
+
+def _same_words(said: str | None, wanted: str) -> float:
+    """1.0 for the same words in the same order; a target without any ("+") must be met as it is."""
+    words = _words(wanted)
+    return float(said is not None and (_words(said) == words if words else _same_text(said, wanted)))
+
+
+def _plain_text(text: str) -> str:
+    """A text without case, doubled spaces and a trailing dot."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split()).removesuffix(".")
 
 
 def _plain_value(text: str) -> str:
@@ -244,8 +285,9 @@ def _is_year(target: str) -> bool:
 def _parse_lenient(text: str) -> tuple[str, str]:
     """Split a text into (number or cleaned text, unit or '')."""
     text = _THOUSANDS_COMMA.sub("", text.strip().rstrip(".").strip().lower())
-    match = _NUMBER_WITH_UNIT.fullmatch(text)
+    match = _AMOUNT.fullmatch(text)
     if match is None:
         return text, ""
     sign, currency, number, unit = match.groups()
-    return sign + number, currency + (unit or "").strip()
+    unit = (unit or "").strip()
+    return sign + number, currency + ("%" if unit in _PERCENT else unit)

@@ -46,8 +46,8 @@ def evaluate(model: PreTrainedModel, processor: ProcessorMixin, data: Sequence[R
             `kind`, `source`, `split` and `supervision`. `load_dataset` gives one.
         batch_size: questions answered together.
         max_new_tokens: longest response.
-        task: whose rules score the answer, a key of `metrics.SCORERS`; rows of other tasks than "chartqa" have its own scores
-            under "scores" as well, and "correct" is its training accuracy's.
+        task: whose rules score the answer, a key of `metrics.SCORERS`; rows of tasks other than "chartqa" and "own" have its
+            own scores under "scores" as well, and "correct" is its training accuracy's.
         run_columns: copied into every row, for example the run and its seed.
     Returns:
         one row a question, in order: split, item, kind, source, question, target, prediction (the whole response), answer
@@ -89,9 +89,9 @@ def _record(row: dict[str, Any], number: int) -> Record:
 
 def _score(record: Record, response: Decoded, tokenizer: Any, task: str) -> dict[str, Any]:
     thinking, answer = prompt_format.split_response(response.text)
-    scores, has_format = score_answer(answer, record.answer), int(prompt_format.is_well_formed(response.text))
+    scores, has_format = score_answer(answer, record.answer, task), int(prompt_format.is_well_formed(response.text))
     is_right, own = scores["strict"], {}
-    if task != "chartqa":
+    if task not in ("chartqa", "own"):
         is_right = metrics.training_accuracy(task, answer, record.row) > 0.5
         own = {"scores": metrics.score_response(task, response.text, record.row)}
     return {"split": record.split, "item": record.item, "kind": record.kind, "source": record.source,

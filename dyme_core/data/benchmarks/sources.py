@@ -41,7 +41,7 @@ KNOWN = {"chartqa": Source(chartqa_records, "HuggingFaceM4/ChartQA", "chartqa", 
          "slake": Source(slake_records, "BoKelvin/SLAKE", "slake", _THREE),
          "geo170k": Source(geo170k_records, "Luckyjhg/Geo170K", "geometry", {"train": "qa_tuning"}),
          "mathverse": Source(mathverse_records, "AI4Math/MathVerse", "geometry", {"test": "testmini"}),
-         "own": Source(own_records, "", "chartqa", _SAME)}
+         "own": Source(own_records, "", "own", _SAME)}
 
 
 def load(name: str, source: Path | str, split: str, **options: Any) -> list[Record]:
