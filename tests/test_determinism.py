@@ -61,6 +61,7 @@ def test_a_run_is_the_same_under_any_hash_seed(tmp_path: Path) -> None:
     assert made[0] == made[1] and len(made[0][1]) == 3 + 2
 
 
+@pytest.mark.exhaustive
 @pytest.mark.promise("determinism", "every committed table, figure and claim comes out of the committed rows, byte for byte")
 def test_tables_and_figures_are_those_in_the_repository_under_any_hash_seed(tmp_path: Path) -> None:
     root = repository(tmp_path / "copy", "results/mini", "results/CLAIMS.md", "README.md", "paper_figures")

@@ -95,8 +95,7 @@ FAULTS = {
 
 
 @pytest.mark.promise("faults", "a full disk or results that cannot be written: the error says so, the same command finishes")
-@pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("place", ["checkpoint", "results"])
+@pytest.mark.parametrize(("place", "fault"), [("checkpoint", "a full disk"), ("results", "results that cannot be written")])
 def test_what_cannot_be_written_is_said_and_earlier_work_is_kept(run, monkeypatch, fault: str, place: str) -> None:
     error, said = FAULTS[fault]
     write = utils.write_atomic

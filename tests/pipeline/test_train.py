@@ -296,6 +296,7 @@ def test_a_failing_run_shows_the_end_of_its_output_and_ends_the_others(root: Pat
     assert not any(scheduler.is_finished(run) for run in runs) and time.monotonic() - start < 60
 
 
+@pytest.mark.exhaustive
 def test_the_report_draws_its_tables_and_figures_from_the_rows_of_ones_own_runs(root: Path, executed) -> None:
     results = root / "results" / "local" / "smoke"
     copies = [("sft_grpo", "grpo", "svlm"), ("full_dyme", "pure_dyme", "svlm"), ("sft", "base", "svlm"),

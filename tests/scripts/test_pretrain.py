@@ -208,8 +208,9 @@ def test_optimise_lowers_the_loss_of_a_fixed_problem_in_the_steps_it_was_given(c
 def test_a_base_is_built_into_a_folder_that_loads_with_its_manifest(tmp_path: Path, monkeypatch) -> None:
     settings = pretrain.Base(vision_steps=2, vision_batch_size=2, align_steps=2, language_steps=3, early_steps=1, batch_size=2,
                            turns=2, sums=2)
-    measure = pretrain.measure_base
+    measure, read = pretrain.measure_base, pretrain.column_batch
     monkeypatch.setattr(pretrain, "measure_base", lambda model, processor: measure(model, processor, num_items=4))
+    monkeypatch.setattr(pretrain, "column_batch", lambda rng, count: read(rng, min(count, 8)))
     manifest = pretrain.build_base("svlm", 5, settings, tmp_path / "svlm-s5")
     assert json.loads((tmp_path / "svlm-s5" / "manifest.json").read_text()) == manifest
     assert {"commit", "dirty", "versions", "cpu", "vision_seconds"} <= manifest.keys()
@@ -222,6 +223,7 @@ def test_a_base_is_built_into_a_folder_that_loads_with_its_manifest(tmp_path: Pa
     assert sum(parameter.numel() for parameter in model.parameters()) == manifest["parameters"]
 
     tower = model.model.vision_tower.state_dict()
+    monkeypatch.setattr(pretrain, "measure_base", lambda model, processor: {})
     again = pretrain.build_base("svlm", 6, settings, tmp_path / "svlm-s6", tower)
     assert not any(name.startswith("reads") for name in again["metrics"]), "a given tower is not trained"
     other, _ = loading.load_policy(tmp_path / "svlm-s6")

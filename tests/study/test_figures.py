@@ -133,6 +133,7 @@ def overlap(first: Text, second: Text) -> bool:
     return min(a.x1, b.x1) - max(a.x0, b.x0) > 1 and min(a.y1, b.y1) - max(a.y0, b.y0) > 2
 
 
+@pytest.mark.exhaustive
 @EVERY
 def test_the_same_rows_give_the_same_page_whatever_the_callers_settings(name: str) -> None:
     page = printed(name)[1]

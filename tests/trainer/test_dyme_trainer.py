@@ -486,6 +486,7 @@ def without_padding(batch: dict) -> list[list[int]]:
             for ids, mask in zip(batch["completion_ids"], batch["completion_mask"], strict=True)]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.promise("alignment", "a group that spans two processes is switched as in one")
 def test_a_group_that_spans_two_processes_is_switched_as_in_one(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",

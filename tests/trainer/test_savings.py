@@ -86,6 +86,7 @@ def test_savings_change_no_loss_and_no_weight(accumulation: int, plain: dict, tm
     check(made, plain)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.promise("alignment", "savings change no loss and no weight, on two processes with unequal rows too")
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_savings_change_nothing_on_two_processes_with_unequal_rows(accumulation: int, plain: dict, tmp_path: Path) -> None:
