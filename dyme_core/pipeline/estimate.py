@@ -8,7 +8,6 @@ width x context per token and layer (PaLM, arXiv 2204.02311, appendix B). AdamW 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel, ProcessorMixin
@@ -43,7 +42,7 @@ class Card:
 
 CARDS = {"RTX 3090": Card(24, 71, 936), "RTX 4090": Card(24, 165, 1008), "L4": Card(24, 121, 300),  # NVIDIA's data sheets
          "A100": Card(80, 312, 2039), "H100": Card(80, 989, 3350)}
-USUAL = {"gpu": ("RTX 4090", 1), "paper": ("A100", 8)}  # the paper's eight cards are not named
+USUAL = {"gpu": ("RTX 4090", 1), "paper": ("A100", 8)}  # card and number of them; the paper's eight are not named
 
 
 @dataclass(frozen=True)
@@ -67,6 +66,15 @@ class Shape:
     patches: int
     prompt_tokens: int
 
+    @classmethod
+    def of(cls, model: PreTrainedModel, patches: int, prompt_tokens: int) -> Shape:
+        """The shape of a loaded model."""
+        text = model.config.get_text_config()
+        vision = sum(weight.numel() for name, weight in model.named_parameters() if is_vision(name))
+        key_value = text.hidden_size // text.num_attention_heads * text.num_key_value_heads
+        return cls(text.num_hidden_layers, text.hidden_size, text.intermediate_size, key_value, text.vocab_size, vision,
+                   patches, prompt_tokens)
+
     @property
     def stack(self) -> int:
         """Weights of the language model's layers."""
@@ -82,45 +90,6 @@ class Shape:
 # about 4,900 picture tokens once the padding is cut, and the text some 100.
 ONEVISION = Shape(layers=24, hidden=896, inner=4864, key_value=128, vocabulary=152000, vision=400_000_000, patches=7 * 729,
                   prompt_tokens=5000)
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Seconds of the parts of a step, and peak GiB of one card, by part. `str()` is the text to show."""
-
-    profile: str
-    card: str
-    processes: int
-    steps: int
-    seconds: dict[str, float]
-    gib: dict[str, float]
-
-    @property
-    def step_s(self) -> float:
-        return sum(self.seconds.values())
-
-    @property
-    def peak_gib(self) -> float:
-        return sum(self.gib.values())
-
-    @property
-    def fits(self) -> bool:
-        return self.peak_gib <= CARDS[self.card].memory_gib
-
-    def __str__(self) -> str:
-        parts = ", ".join(f"{name} {seconds:.1f}" for name, seconds in self.seconds.items())
-        memory = ", ".join(f"{name} {gib:.1f}" for name, gib in self.gib.items())
-        return (f"estimate, not measured: profile {self.profile} on {self.processes} x {self.card}: {self.step_s:.0f} s a step "
-                f"({parts}), {self.steps} steps in {self.steps * self.step_s / 3600:.1f} h without judges and evaluation; "
-                f"{self.peak_gib:.1f} of {CARDS[self.card].memory_gib:.0f} GiB a card ({memory})")
-
-
-def shape_of(model_config: Any, patches: int, prompt_tokens: int, vision: int) -> Shape:
-    """The shape of a loaded model, from its config; the last three as in Shape."""
-    text = model_config.get_text_config()
-    head = text.hidden_size // text.num_attention_heads
-    return Shape(text.num_hidden_layers, text.hidden_size, text.intermediate_size, head * text.num_key_value_heads,
-                 text.vocab_size, vision, patches, prompt_tokens)
 
 
 def forward_flops(shape: Shape, tokens: int, scored: int) -> float:
@@ -154,75 +123,104 @@ def logit_bytes(shape: Shape, rows: int, completion_tokens: int, width: int) -> 
     return LOGIT_COPIES * rows * (completion_tokens + 1) * shape.vocabulary * width
 
 
-def estimate(profile: Profile, shape: Shape = ONEVISION, card: str | None = None, processes: int | None = None) -> Estimate:
-    """Seconds and memory of a DyME step of this profile.
+def step_seconds(profile: Profile, shape: Shape, card: Card, processes: int = 1) -> dict[str, float]:
+    """Seconds of a DyME step by part: "prefill", "decoding" and "update".
 
     Args:
         profile: with its training and engine settings.
         shape: of the model and its longest prompt.
-        card: a name in CARDS.
-        processes: cards that share a step; both by default as in USUAL.
+        card: what each process has.
+        processes: cards that share a step.
     """
-    usual = USUAL.get(profile.name, USUAL["gpu"])
-    card, processes = card or usual[0], processes or usual[1]
-    training, engine, facts = profile.training, profile.engine, CARDS[card]
-    own = training.prompts_per_step * training.num_generations // processes
-    rows = engine.batch(own, 1)["per_device_train_batch_size"]
-    said, width, full = training.max_completion_tokens, 2 if engine.bf16 else 4, engine.lora_rank is None
-    tokens, pace = shape.prompt_tokens + said, facts.tflops * 1e12 * UTILISATION
-    weights = shape.language + shape.vision
-    cache = own * tokens * 2 * shape.layers * shape.key_value * width
-    read_s = (weights * width + cache) / (facts.gb_per_s * 1e9)
-    seconds = {"prefill": own * (picture_flops(shape) + forward_flops(shape, shape.prompt_tokens, 1)) / pace,
-               "decoding": said * (read_s if engine.use_vllm else max(read_s, LAYER_S * shape.layers)),
-               "update": own * update_flops(shape, said, full=full, checkpointing=engine.gradient_checkpointing) / pace}
+    engine, said = profile.engine, profile.training.max_completion_tokens
+    own, _ = _rows(profile, processes)
+    pace = card.tflops * 1e12 * UTILISATION
+    read = (shape.language + shape.vision) * _width(engine) + _cache_bytes(profile, shape, own)
+    read_s = read / (card.gb_per_s * 1e9)
+    update = update_flops(shape, said, full=engine.lora_rank is None, checkpointing=engine.gradient_checkpointing)
+    return {"prefill": own * (picture_flops(shape) + forward_flops(shape, shape.prompt_tokens, 1)) / pace,
+            "decoding": said * (read_s if engine.use_vllm else max(read_s, LAYER_S * shape.layers)),
+            "update": own * update / pace}
+
+
+def step_gib(profile: Profile, shape: Shape, card: Card, processes: int = 1) -> dict[str, float]:
+    """Peak memory of one card in a DyME step by part, in GiB: "weights", "gradients and moments", "work" (activations and
+    logits, or the cache of generation, whichever is larger) and "the rest".
+
+    Args:
+        profile, shape, card, processes: as for `step_seconds`.
+    """
+    engine, said, width = profile.engine, profile.training.max_completion_tokens, _width(profile.engine)
+    own, rows = _rows(profile, processes)
+    full = engine.lora_rank is None
     stored = 4 if full else 0.5 if engine.load_in_4bit else 2  # trained weights stay in 32 bits
     trained = shape.language if full else engine.lora_rank * shape.layers * (
         6 * shape.hidden + 2 * shape.key_value + 3 * (shape.hidden + shape.inner))
-    update = kept_bytes(shape, rows, tokens, width, engine.gradient_checkpointing) + logit_bytes(shape, rows, said, width)
+    update = kept_bytes(shape, rows, shape.prompt_tokens + said, width, engine.gradient_checkpointing) \
+        + logit_bytes(shape, rows, said, width)
     prefill = own * shape.prompt_tokens * (4 * shape.hidden + 3 * shape.inner) * width  # of one layer, all rows at once
-    parts = {"weights": weights * stored, "gradients and moments": 12 * trained, "work": max(update, cache + prefill)}
+    parts = {"weights": (shape.language + shape.vision) * stored, "gradients and moments": 12 * trained,
+             "work": max(update, _cache_bytes(profile, shape, own) + prefill)}
     gib = {name: part / GIB for name, part in parts.items()}
-    total = sum(gib.values())
-    return Estimate(profile.name, card, processes, training.steps, seconds,
-                    {**gib, "the rest": (SLACK - 1) * total + FIXED_BYTES / GIB
-                     + engine.use_vllm * engine.vllm_memory_share * facts.memory_gib})
+    return {**gib, "the rest": (SLACK - 1) * sum(gib.values()) + FIXED_BYTES / GIB
+            + engine.use_vllm * engine.vllm_memory_share * card.memory_gib}
 
-def estimate_run(run: Run, model: PreTrainedModel, checked: PreflightReport) -> Estimate:
-    """Seconds and memory of a step of the run, from its model and its longest prompt; on this card where CARDS has it."""
-    vision = sum(weight.numel() for name, weight in model.named_parameters() if is_vision(name))
-    shape = shape_of(model.config, checked.image_tokens[1], checked.longest_tokens - checked.longest_target, vision)
+
+def _rows(profile: Profile, processes: int) -> tuple[int, int]:
+    """Rollouts of one process in a step, and in one of its micro-batches."""
+    dealt = profile.engine.batch(profile.training.prompts_per_step * profile.training.num_generations, processes)
+    rows = dealt["per_device_train_batch_size"]
+    return rows * dealt["gradient_accumulation_steps"], rows
+
+
+def _width(engine: Engine) -> int:
+    """Bytes of a number in the forward pass."""
+    return 2 if engine.bf16 else 4
+
+
+def _cache_bytes(profile: Profile, shape: Shape, rows: int) -> int:
+    """Bytes of the keys and values of so many rollouts at their end."""
+    tokens = shape.prompt_tokens + profile.training.max_completion_tokens
+    return rows * tokens * 2 * shape.layers * shape.key_value * _width(profile.engine)
+
+
+def describe(profile: Profile, shape: Shape, card: str, processes: int) -> str:
+    """The estimate as a sentence; `card` is a name in CARDS."""
+    seconds, gib = (step(profile, shape, CARDS[card], processes) for step in (step_seconds, step_gib))
+    parts, step_s, steps = ", ".join(f"{name} {each:.1f}" for name, each in seconds.items()), sum(seconds.values()), \
+        profile.training.steps
+    return (f"estimate, not measured: profile {profile.name} on {processes} x {card}: {step_s:.0f} s a step ({parts}), {steps} "
+            f"steps in {steps * step_s / 3600:.1f} h without judges and evaluation; {sum(gib.values()):.1f} of "
+            f"{CARDS[card].memory_gib:.0f} GiB a card ({', '.join(f'{name} {each:.1f}' for name, each in gib.items())})")
+
+
+def estimate_run(run: Run, model: PreTrainedModel, checked: PreflightReport) -> str:
+    """`describe` for a run, from its model and its longest prompt; on this card where CARDS has it."""
+    shape = Shape.of(model, checked.image_tokens[1], checked.longest_tokens - checked.longest_target)
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    return estimate(run.profile, shape, next((card for card in CARDS if card in name), None), ranks.size())
+    usual = USUAL.get(run.profile.name, USUAL["gpu"])[0]
+    return describe(run.profile, shape, next((card for card in CARDS if card in name), usual), ranks.size())
 
 
 class OutOfMemory(RuntimeError):
     """The longest sample, or a step, does not fit the device; says which and what to lower."""
 
 
-@dataclass(frozen=True)
-class Headroom:
-    """The cost of the longest sample.
+def check_memory(run: Run, model: PreTrainedModel, processor: ProcessorMixin, longest: Record) -> str:
+    """Try the longest sample in a micro-batch like those of training; what it took, as a sentence.
 
-    Attributes:
-        item: its id.
-        rows: copies of it in one micro-batch.
-        tokens: of one row, completion included.
-        peak_bytes: peak memory of the card, plus the optimiser's moments; None on a CPU.
+    Raises:
+        OutOfMemory: where it does not fit, with what to lower.
     """
-
-    item: str
-    rows: int
-    tokens: int
-    peak_bytes: int | None
-
-    def __str__(self) -> str:
-        peak = "not counted on a CPU" if self.peak_bytes is None else f"{self.peak_bytes / 2**30:.1f} GiB"
-        return f"longest sample, item {self.item!r}: {self.rows} rows of {self.tokens} tokens, both passes; peak {peak}"
+    training, engine = run.profile.training, run.profile.engine
+    rollouts = 1 if run.method == "sft" else training.num_generations
+    rows = engine.batch(training.prompts_per_step * rollouts, ranks.size())["per_device_train_batch_size"]
+    return try_longest(model, processor, longest, rows=rows, max_completion_tokens=training.max_completion_tokens,
+                       engine=engine)
 
 
 def try_longest(model: PreTrainedModel, processor: ProcessorMixin, record: Record, *, rows: int, max_completion_tokens: int,
-                engine: Engine) -> Headroom:
+                engine: Engine) -> str:
     """One forward and backward pass of a micro-batch in which every row is the longest sample; changes no weight.
 
     Args:
@@ -230,13 +228,14 @@ def try_longest(model: PreTrainedModel, processor: ProcessorMixin, record: Recor
         rows: of a micro-batch on one card.
         max_completion_tokens: of a rollout.
         engine: precision and checkpointing, as training will have them.
+    Returns:
+        the item, rows, tokens of a row, and the card's peak with the optimiser's moments, as a sentence.
     Raises:
         OutOfMemory: with the row, its tokens and what to lower.
     """
     on_card, was_training = model.device.type == "cuda", model.training
     inputs = prompt_inputs(processor, [record] * rows).to(model.device)
     prompt_tokens = inputs["input_ids"].shape[1]
-    tokens = prompt_tokens + max_completion_tokens
     if on_card:
         torch.cuda.reset_peak_memory_stats(model.device)
     model.train()
@@ -253,23 +252,15 @@ def try_longest(model: PreTrainedModel, processor: ProcessorMixin, record: Recor
         if engine.gradient_checkpointing:
             model.gradient_checkpointing_disable()
         model.train(was_training)
+    tokens = prompt_tokens + max_completion_tokens
+    told = f"longest sample, item {record.item!r}: {rows} rows of {tokens} tokens, both passes; peak"
+    if not on_card:
+        return f"{told} not counted on a CPU"
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    peak = torch.cuda.max_memory_allocated(model.device) + ADAM_BYTES * trained if on_card else None
-    if on_card and peak > torch.cuda.get_device_properties(model.device).total_memory:
+    peak = torch.cuda.max_memory_allocated(model.device) + ADAM_BYTES * trained
+    if peak > torch.cuda.get_device_properties(model.device).total_memory:
         raise OutOfMemory(_advice(record, rows, prompt_tokens, max_completion_tokens, engine))
-    return Headroom(record.item, rows, tokens, peak)
-
-
-def check_memory(run: Run, model: PreTrainedModel, processor: ProcessorMixin, longest: Record) -> Headroom:
-    """Try the longest sample in a micro-batch like those of training, and log its cost.
-
-    Raises:
-        OutOfMemory: where it does not fit, with what to lower.
-    """
-    training, engine = run.profile.training, run.profile.engine
-    rows = engine.batch(training.prompts_per_step * training.num_generations, ranks.size())["per_device_train_batch_size"]
-    return try_longest(model, processor, longest, rows=rows, max_completion_tokens=training.max_completion_tokens,
-                       engine=engine)
+    return f"{told} {peak / GIB:.1f} GiB"
 
 
 def _loss(model: PreTrainedModel, inputs: dict[str, torch.Tensor], length: int, token: int) -> torch.Tensor:

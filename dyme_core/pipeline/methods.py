@@ -92,13 +92,16 @@ def phase_steps(run: Run) -> list[tuple[str, int]]:
     return [phase for phase in chosen if phase[1]]  # a Trainer takes max_steps=0 for three epochs
 
 
-def check_steps(run: Run) -> None:
-    """Refuse a run whose settings leave a phase of "SFT then GRPO" without a step.
+def check_steps(run: Run, processes: int) -> None:
+    """Refuse a run of which a phase has no step, or whose rows cannot be dealt to the processes.
 
     Raises:
         ValueError: with the settings to change.
     """
     training = run.profile.training
+    for method, _ in phase_steps(run):
+        rollouts = 1 if method == "sft" else training.num_generations
+        run.profile.engine.batch(training.prompts_per_step * rollouts, processes)
     if run.method == "sft_grpo" and 0 < training.sft_share < 1 and len(phase_steps(run)) < 2:
         raise ValueError(f"sft_grpo needs a step in each of its phases: got training.steps={training.steps} with "
                          f"training.sft_share={training.sft_share:g}; raise the steps, or train with sft or grpo")

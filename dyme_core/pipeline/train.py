@@ -72,7 +72,7 @@ def execute(run: Run, names: tuple[str, ...] = HELD_OUT, keep_policy: bool = Tru
         OutOfMemory: where the longest sample, or a step, does not fit.
     """
     ranks.start()
-    check_steps(run)
+    check_steps(run, ranks.size())
     if not force:
         refuse_to_replace(run)
     switches.named(run.profile.training.switch, run.profile.training.switch_value)  # refuses an unknown one at once
@@ -148,7 +148,7 @@ def check_start(session: Session) -> None:
                         refine=_rule_targets(run, session.experts))
     if run.method not in UNSUPERVISED and not checked.longest_target:
         check_facts(records)
-    if run.profile.model != "mini":
+    if run.profile.model != "mini" and phase_steps(run):
         logger.info("%s", estimate_run(run, session.model, checked))
         longest = next(record for record in records if record.item == checked.longest_item)
         logger.info("%s", check_memory(run, session.model, session.processor, longest))

@@ -31,8 +31,7 @@ def measured():
     model = tiny_onevision.build_model("svlm", processor, 0)
     loading.freeze_vision(model)
     inputs = prompt_inputs(processor, RECORDS * ROWS)
-    vision = sum(p.numel() for name, p in model.named_parameters() if "vision_tower" in name)
-    shape = estimate.shape_of(model.config, inputs["pixel_values"].shape[1] * 16, inputs["input_ids"].shape[1], vision)
+    shape = estimate.Shape.of(model, inputs["pixel_values"].shape[1] * 16, inputs["input_ids"].shape[1])
     return model, inputs, shape
 
 
@@ -101,22 +100,28 @@ def test_an_update_takes_the_estimated_memory_within_the_stated_factor(measured,
     assert 1 / WITHIN < told / peak < WITHIN
 
 
+def of_gpu(name: str = "gpu", card: str = "", processes: int = 0, **engine) -> tuple[dict[str, float], float]:
+    """Seconds by part and peak GiB of a step of a profile with these engine settings, on its usual card."""
+    profile = config.load_profile(name, **{f"engine.{key}": value for key, value in engine.items()})
+    usual, number = estimate.USUAL[name]
+    setting = profile, estimate.ONEVISION, estimate.CARDS[card or usual], processes or number
+    return estimate.step_seconds(*setting), sum(estimate.step_gib(*setting).values())
+
+
 def test_each_setting_that_saves_something_says_so() -> None:
-    gpu = config.load_profile("gpu")
-    base = estimate.estimate(gpu)
-    assert base.fits and base.card == "RTX 4090" and base.profile == "gpu"
-    more = estimate.estimate(config.load_profile("gpu", **{"engine.micro_batches": 1}))
-    full = estimate.estimate(config.load_profile("gpu", **{"engine.lora_rank": None}))
-    kept = estimate.estimate(config.load_profile("gpu", **{"engine.gradient_checkpointing": False}))
-    fast = estimate.estimate(config.load_profile("gpu", **{"engine.use_vllm": True}))
-    four = estimate.estimate(config.load_profile("gpu", **{"engine.load_in_4bit": True}))
-    assert more.peak_gib > base.peak_gib < full.peak_gib and not kept.fits and not more.fits
-    assert kept.seconds["update"] < base.seconds["update"] < full.seconds["update"]
-    assert fast.seconds["decoding"] < base.seconds["decoding"] and fast.peak_gib > base.peak_gib
-    assert four.gib["weights"] == base.gib["weights"] / 4
-    paper = estimate.estimate(config.load_profile("paper"))
-    assert paper.fits and (paper.processes, paper.card) == (8, "A100")
-    assert "estimate, not measured: profile gpu on 1 x RTX 4090: 25 s a step" in str(base)
+    card_gib = estimate.CARDS["RTX 4090"].memory_gib
+    (base_s, base), (_, more), (kept_s, kept) = of_gpu(), of_gpu(micro_batches=1), of_gpu(gradient_checkpointing=False)
+    (full_s, full), (fast_s, fast), (_, four) = of_gpu(lora_rank=None), of_gpu(use_vllm=True), of_gpu(load_in_4bit=True)
+    assert four < base < full and base < fast and base < card_gib < min(kept, more)
+    assert kept_s["update"] < base_s["update"] < full_s["update"] and fast_s["decoding"] < base_s["decoding"]
+    assert of_gpu("paper")[1] < estimate.CARDS["A100"].memory_gib
+    said = estimate.describe(config.load_profile("gpu"), estimate.ONEVISION, "RTX 4090", 1)
+    assert "estimate, not measured: profile gpu on 1 x RTX 4090: 25 s a step" in said
+
+
+def test_rollouts_that_cannot_be_dealt_are_refused_by_the_estimate_too() -> None:
+    with pytest.raises(ValueError, match="32 rows a step cannot be dealt to 64 processes evenly"):
+        of_gpu(processes=64)
 
 
 def test_the_table_of_docs_gpu_is_what_the_formulas_give() -> None:
@@ -124,9 +129,9 @@ def test_the_table_of_docs_gpu_is_what_the_formulas_give() -> None:
                       (Path(__file__).parents[2] / "docs" / "gpu.md").read_text(), re.MULTILINE)
     assert {row[0] for row in rows} == set(estimate.USUAL) and len(rows) == 6
     for chosen, processes, name, step_s, steps, hours, gib in rows:
-        told = estimate.estimate(config.load_profile(chosen), card=name, processes=int(processes or 1))
-        assert [f"{told.step_s:.0f}", f"{told.steps}", f"{told.step_s * told.steps / 3600:.1f}", f"{told.peak_gib:.0f}"] == [
-            step_s, steps, hours, gib]
+        seconds, peak = of_gpu(chosen, name, int(processes or 1))
+        told, planned = sum(seconds.values()), config.load_profile(chosen).training.steps
+        assert [f"{told:.0f}", f"{planned}", f"{told * planned / 3600:.1f}", f"{peak:.0f}"] == [step_s, steps, hours, gib]
 
 
 @pytest.mark.parametrize(("change", "advice"), [
@@ -152,8 +157,9 @@ def test_the_longest_sample_goes_through_forward_and_backward_and_leaves_no_trac
     model.lm_head.weight.register_hook(lambda gradient: backward.append(gradient.shape))
     model.eval()
     tried = estimate.try_longest(model, processor, RECORDS[0], rows=2, max_completion_tokens=8, engine=engine)
-    prompt = processor(images=[RECORDS[0].load_image()], text=["<image>"])["input_ids"]
-    assert (tried.item, tried.rows, tried.peak_bytes) == (RECORDS[0].item, 2, None) and tried.tokens > len(prompt[0]) + 8
+    tokens = prompt_inputs(processor, RECORDS)["input_ids"].shape[1] + 8
+    assert tried == (f"longest sample, item {RECORDS[0].item!r}: 2 rows of {tokens} tokens, both passes; "
+                     "peak not counted on a CPU")
     assert backward == [model.lm_head.weight.shape]
     assert all(tensor.equal(before[name]) for name, tensor in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
