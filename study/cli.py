@@ -184,16 +184,6 @@ def doctor() -> None:
     sys.stdout.write(examine(config.paths(config.DEFAULT)))
 
 
-def _reader_options(text: str) -> dict[str, Any]:
-    try:
-        options = json.loads(text)
-    except (ValueError, RecursionError):
-        options = None
-    if not isinstance(options, dict):
-        raise ValueError(f"--options must be a JSON object, as '{{\"images\": \"coco\"}}': got {text!r:.100}")
-    return options
-
-
 def _show_version(is_asked: bool) -> None:
     if is_asked:
         sys.stdout.write(f"dyme {metadata.version('dyme')}\n")

@@ -130,7 +130,7 @@ def test_a_count_that_is_none_is_refused_by_every_command(arguments: list[str], 
 def test_reader_options_that_are_no_object_are_refused(options: str, capsys) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main(["evaluate", "--model=m", "--data=mini", "--out=o", "--options", options])
-    assert ended.value.code == 2 and "--options must be a JSON object" in capsys.readouterr().err
+    assert ended.value.code == 2 and "--options takes a JSON object" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("wrong", "named"), [({"method": "dyme"}, "method"), ({"seed": -1}, "seed"), ({"seed": 2**32}, "seed"),
