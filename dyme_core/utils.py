@@ -65,10 +65,15 @@ def run_file(folder: Path, run: str) -> Path:
     return folder / f"{run}{SUFFIX}"
 
 
+def json_line(row: Any) -> bytes:
+    """One line of JSON in UTF-8; half of a surrogate pair, which UTF-8 does not have, is escaped."""
+    return json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+
+
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write rows, one JSON line each, whole or not at all; where the name ends in ".xz", compressed, the same rows to the same
     bytes."""
-    lines = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows).encode()
+    lines = b"".join(map(json_line, rows))
     write_atomic(path, lzma.compress(lines) if path.suffix == ".xz" else lines)
 
 

@@ -68,14 +68,14 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-def completion(content: str | None, finish: str = "stop", **message: Any) -> bytes:
+def completion(content: Any, finish: str = "stop", **message: Any) -> bytes:
     """The body of a chat completion; it reports 11 tokens in and 7 out."""
     choice = {"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": content, **message}}
     return json.dumps({"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice],
                        "usage": {"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18}}).encode()
 
 
-def answer(content: str | None, finish: str = "stop", after_s: float = 0.0, **message: Any) -> Act:
+def answer(content: Any, finish: str = "stop", after_s: float = 0.0, **message: Any) -> Act:
     """A whole reply with this text, after a while."""
     def act(handler: Handler) -> None:
         handler.pause(after_s)
@@ -83,9 +83,9 @@ def answer(content: str | None, finish: str = "stop", after_s: float = 0.0, **me
     return act
 
 
-def body(text: str) -> Act:
+def body(text: str, headers: dict[str, str] | None = None) -> Act:
     """HTTP 200 with exactly this body."""
-    return lambda handler: handler.send(200, text.encode())
+    return lambda handler: handler.send(200, text.encode(), headers)
 
 
 def status(code: int, headers: dict[str, str] | None = None, message: str = "scripted") -> Act:

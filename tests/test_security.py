@@ -254,7 +254,7 @@ FUZZED: dict[str, tuple[Callable[[Path], object], tuple[type[Exception], ...]]] 
     "rows.json": (rows.read_json, (DataError,)), "export.jsonl": (lambda path: Recording(path).close(), (ValueError,)),
     "utils.jsonl": (utils.read_rows, (ValueError,)), "utils.jsonl.xz": (utils.read_rows, (ValueError,)),
     "checkpoint": (read_checkpoint, ()), "completion": (lambda path: parsing.read_object(
-        parsing.read_completion(path.read_text("utf-8", "replace")), Verdict), (parsing.Unusable,)),
+        parsing.read_completion(path.read_text("utf-8", "replace")), Verdict), (parsing.Unusable, parsing.NoReply)),
     "reply": (lambda path: parsing.read_object(parsing.Reply(path.read_text("utf-8", "replace")), Verdict),
               (parsing.Unusable,)),
     "table.csv": (lambda path: csv_facts(path.read_text("utf-8", "replace")), ())}

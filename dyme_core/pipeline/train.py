@@ -126,7 +126,7 @@ def add_facts(run: Run, experts: Experts, records: list[Record]) -> list[Record]
     is_asked = run.profile.data.facts != "given" and run.method not in UNSUPERVISED
     if not is_asked or all(record.image is None or item_of(record.row).facts for record in records):
         return records
-    backend, found = backend_of(run.profile.data.facts, experts.client), records
+    backend, found = backend_of(run.profile.data.facts, experts.client, run.profile.supervision.parameters), records
     for is_turn in (True, False):
         if ranks.is_writer() == is_turn:
             found = with_facts(records, backend, run.paths.root / "runs" / "facts", run.profile.supervision.max_concurrency)

@@ -24,14 +24,15 @@ from PIL import Image, UnidentifiedImageError
 from dyme_core.data.benchmarks.tabular import csv_facts
 from dyme_core.data.datasets import png_bytes
 from dyme_core.data.numbers import clean_label
-from dyme_core.data.schema import Fact, Record, facts_from_rows, item_of, write_supervision
+from dyme_core.data.schema import DataError, Fact, Record, facts_from_rows, item_of, write_supervision
 from dyme_core.supervision.llm.client import Client
+from dyme_core.supervision.llm.judge import PARAMETERS as DEFAULTS
 from dyme_core.supervision.llm.parsing import Request, SupervisionError
 from dyme_core.supervision.llm.prompts import FACTS_SYSTEM, FactsReply, facts_messages
 from dyme_core.utils import hash_json, write_json
 
 MAX_STORED = 2**24  # bytes of a picture's facts
-PARAMETERS = {"temperature": 0.0, "max_tokens": 2000}  # of a request for facts
+PARAMETERS = {"temperature": 0.0, "max_tokens": 2000}  # of a request for facts, in place of the default's 400 tokens
 PROGRESS_S = 10.0  # between log lines
 logger = logging.getLogger(__name__)
 
@@ -179,9 +180,11 @@ def store_key(picture: Picture, backend: FactBackend) -> str:
     return hash_json({"backend": backend.name, "version": backend.version, **read})
 
 
-def backend_of(name: str, client: Client | None) -> FactBackend:
+def backend_of(name: str, client: Client | None, parameters: Mapping[str, Any] = DEFAULTS) -> FactBackend:
     """The back end called "ocr" (offline) or "vlm" (asks the supervising model, which must read pictures).
 
+    Args:
+        parameters: of the requests to this endpoint (`supervision.parameters`); the defaults get room for a whole chart.
     Raises:
         ValueError: for "vlm" without a client.
     """
@@ -190,7 +193,7 @@ def backend_of(name: str, client: Client | None) -> FactBackend:
     if client is None:
         raise ValueError("data.facts='vlm' asks a model about pictures: set supervision.backend='api' and an endpoint that "
                          "sees pictures, or data.facts='ocr'")
-    return ImageFacts(client)
+    return ImageFacts(client, PARAMETERS if parameters == DEFAULTS else parameters)
 
 
 def with_facts(records: Sequence[Record], backend: FactBackend, folder: Path, at_once: int = 1) -> list[Record]:
@@ -226,7 +229,7 @@ def with_facts(records: Sequence[Record], backend: FactBackend, folder: Path, at
 def _facts_or_error(record: Record, backend: FactBackend, store: FactStore) -> tuple[Fact, ...] | Exception:
     try:
         return store.get(Picture(record.item, png_bytes(record.load_image())), backend).facts
-    except (FactsError, SupervisionError) as error:
+    except (FactsError, SupervisionError, DataError) as error:
         return error
 
 
@@ -238,7 +241,7 @@ def _read(path: Path) -> Extraction:
     try:
         if path.stat().st_size > MAX_STORED:
             raise ValueError(f"more than {MAX_STORED} bytes")
-        row = json.loads(path.read_text(encoding="utf-8"))
+        row = json.loads(path.read_bytes())
         return Extraction(facts_from_rows(row["facts"]), row["backend"], row["version"], row["image_sha256"], row["seconds"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise FactsError(f"stored facts {path.name} cannot be read ({error!r}); remove the file to make them anew") from error

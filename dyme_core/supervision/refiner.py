@@ -56,9 +56,14 @@ class Template:
 
     text: str
 
+    @staticmethod
+    def fits(text: str) -> bool:
+        """Whether a text has {facts} and {conclusion}, perhaps the other slots, each once, and no other word in braces."""
+        found = re.findall(r"{(\w*)}", text)
+        return {"facts", "conclusion"} <= set(found) <= set(SLOTS) and len(found) == len(set(found))
+
     def __post_init__(self) -> None:
-        found = re.findall(r"{(\w*)}", self.text)
-        if not {"facts", "conclusion"} <= set(found) <= set(SLOTS) or len(found) != len(set(found)):
+        if not self.fits(self.text):
             raise ValueError(f"a template needs {{facts}} and {{conclusion}} once, and may have {SLOTS}: got {self.text!r}")
 
     def fill(self, item: Item) -> str:
@@ -101,8 +106,8 @@ class TemplateBank:
             text = text.replace(part, f"{{{slot}}}", 1)
         if "{working}" not in text or re.search(r"\d{2}", text) or len(text.split()) < MIN_THINKING_WORDS:
             return False  # a structure without working, or with a number left in it, is no template
-        if not text.isprintable() or "\ufffd" in text:
-            return False  # a byte-level tokenizer can sample bytes that are no text
+        if not text.isprintable() or "\ufffd" in text or not Template.fits(text):
+            return False  # a byte-level tokenizer can sample bytes that are no text, a model braces of its own
         self.counts[text] = self.counts.get(text, 0) + 1
         return True
 

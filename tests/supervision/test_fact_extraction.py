@@ -11,9 +11,18 @@ import pytest
 from PIL import Image
 from scripted_server import ScriptedServer, answer, status
 
+from dyme_core import config
 from dyme_core.config import Endpoint
 from dyme_core.data.schema import Fact
-from dyme_core.supervision.fact_extraction import FactsError, FactStore, ImageFacts, Picture, TableFacts, store_key
+from dyme_core.supervision.fact_extraction import (
+    FactsError,
+    FactStore,
+    ImageFacts,
+    Picture,
+    TableFacts,
+    backend_of,
+    store_key,
+)
 from dyme_core.supervision.llm.cache import Recording
 from dyme_core.supervision.llm.client import Client
 from dyme_core.supervision.llm.parsing import InvalidReply, SupervisionError
@@ -74,9 +83,14 @@ def test_a_failure_is_passed_on_and_stores_nothing(tmp_path: Path) -> None:
 def test_a_broken_stored_file_is_named(tmp_path: Path) -> None:
     FactStore(tmp_path).get(Picture("a", b"png"), Scripted())
     [path] = tmp_path.rglob("*.json")
-    path.write_text(json.dumps({"facts": [{"entity": "x"}]}))
-    with pytest.raises(FactsError, match=f"{path.name} cannot be read .*; remove the file"):
-        FactStore(tmp_path).get(Picture("a", b"png"), Scripted())
+    stored = json.loads(path.read_text())
+    huge = stored | {"facts": [{**stored["facts"][0], "value": 10**400}]}
+    for broken in ({"facts": [{"entity": "x"}]}, [], huge, "[" * 10**5):
+        path.write_text(broken if isinstance(broken, str) else json.dumps(broken))
+        with pytest.raises(FactsError, match=f"{path.name} cannot be read .*; remove the file"):
+            FactStore(tmp_path).get(Picture("a", b"png"), Scripted())
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(stored).encode())
+    assert FactStore(tmp_path).get(Picture("a", b"png"), Scripted()).facts == SHOWN
 
 
 def test_a_picture_is_read_from_files_with_the_table_beside_it(tmp_path: Path) -> None:
@@ -116,6 +130,18 @@ def test_a_picture_travels_whole_inside_the_message_and_is_asked_about_once(kind
     _, part = server.seen[0].body["messages"][-1]["content"]
     head, _, data = part["image_url"]["url"].partition(",")
     assert head == f"data:image/{kind};base64" and base64.b64decode(data) == picture.image
+
+
+@pytest.mark.parametrize(("given", "sent"), [
+    ({"max_completion_tokens": 700, "seed": 1}, {"max_completion_tokens": 700, "seed": 1}),
+    (config.Supervision().parameters, {"temperature": 0.0, "max_tokens": 2000})], ids=["own", "defaults"])
+def test_facts_are_asked_for_with_the_parameters_of_the_endpoint(given: dict, sent: dict) -> None:
+    """A model that refuses max_tokens refuses it for facts, too; the defaults leave room for a whole chart."""
+    with ScriptedServer([answer(json.dumps(SAID))]) as server, client_of(server) as client:
+        backend_of("vlm", client, given).extract(picture_of())
+    body = server.seen[0].body
+    assert {name: value for name, value in body.items() if name not in (
+        "model", "messages", "stream", "response_format")} == sent
 
 
 @pytest.mark.parametrize(("act", "error"), [(status(401), SupervisionError), (answer("no facts in sight"), InvalidReply)])

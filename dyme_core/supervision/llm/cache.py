@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from dyme_core.utils import write_atomic
+from dyme_core.utils import json_line, write_atomic
 
 MAX_ROW = 2**20  # bytes; a reply is a few sentences or a table's cells
 FIELDS = ("key", "purpose", "item", "model", "reply", "tokens_in", "tokens_out")
@@ -86,7 +86,7 @@ class Recording:
         self.close()
 
     def _insert(self, rows: Iterable[dict[str, Any]]) -> None:
-        texts = [(row["key"], json.dumps({name: row[name] for name in FIELDS}, ensure_ascii=False)) for row in rows]
+        texts = [(row["key"], json_line({name: row[name] for name in FIELDS}).decode().rstrip()) for row in rows]
         with self._lock, self._database:  # commits, or rolls back on an error
             self._database.execute("BEGIN IMMEDIATE")  # waits its turn; a later upgrade of the lock would not
             self._database.executemany("INSERT OR REPLACE INTO replies VALUES (?, ?)", texts)

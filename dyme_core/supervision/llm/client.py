@@ -201,7 +201,7 @@ class Client:
             self._note(is_alive=True)
             raise self._error(InvalidReply, request, f"expected a reply that fits {request.schema.__name__}, got none in "
                               f"{1 + tally.repairs} replies: {error}; a model that follows instructions better, or a larger "
-                              "max_tokens, may do") from error
+                              f"{request.token_limit}, may do") from error
         except openai.APIError as error:
             self._note(is_alive=status_of(error) in (400, 413, 422))  # the server works, but refused this request
             raise self._error(SupervisionError, request, f"expected a reply within {1 + tally.retries} tries, "

@@ -13,11 +13,12 @@ from dyme_core.data.prompt_format import is_well_formed, write_response
 from dyme_core.data.schema import Item, item_of
 from dyme_core.supervision.llm.client import Client
 from dyme_core.supervision.llm.judge import PARAMETERS, Expert, fact_rows
-from dyme_core.supervision.llm.parsing import SupervisionError
+from dyme_core.supervision.llm.parsing import MARK, SupervisionError
 from dyme_core.supervision.llm.prompts import RefineReply, refine_messages
 from dyme_core.supervision.refiner import RuleRefiner, TemplateBank
 
-_MARKUP = re.compile(r"<[^\s<>][^<>]*>")  # answer flags and special tokens such as <image>, but not "26 < 30"
+# Answer flags, special tokens such as <image> and marks of thinking, but not "26 < 30".
+_MARKUP = re.compile(rf"<[^\s<>][^<>]*>|{MARK.pattern}", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class LLMRefiner(Expert):
 
     def _faults(self, text: str, item: Item):
         response = write_response(text, item.answer)
-        if _MARKUP.search(text) or not is_well_formed(response):
+        if _MARKUP.search(text) or not text.isprintable() or not is_well_formed(response):
             yield "it must be plain prose of a few words at least, without tags or markup"
         if self.objection is not None and (reason := self.objection(response)):
             yield reason

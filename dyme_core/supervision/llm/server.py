@@ -1,8 +1,8 @@
 """One OpenAI-compatible server: how a request is sent, and what its replies and errors mean.
 
 `openai` sends a request and retries (408, 409, 429 with its Retry-After, 5xx, lost connections). Added here: a time limit on
-each whole try, a rate limit, and a request for JSON in words for servers that know no schemas. The API key is read from
-$OPENAI_API_KEY and is kept in no field, text or file.
+each whole try, a rate limit, a request for JSON in words for servers that know no schemas, and that a body of HTTP 200
+without a reply is the error that it stands for. The API key is read from $OPENAI_API_KEY and is kept in no field, text or file.
 """
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ from aiolimiter import AsyncLimiter
 from pydantic import BaseModel
 
 from dyme_core.config import Endpoint
-from dyme_core.supervision.llm.parsing import Reply, Request, read_completion
+from dyme_core.supervision.llm.parsing import NoReply, Reply, Request, read_completion
 from dyme_core.supervision.llm.prompts import ask_for_json
 from dyme_core.supervision.llm.usage import Tally
 from dyme_core.utils import redact
 
 CONNECT_TIMEOUT_S = 5.0
+NO_SCHEMAS = (400, 404, 422, 500, 501)  # how servers that do not know response_format refuse it
 BURST = 0.1  # share of a minute's budget that may go out at once, so that no minute holds more than 1.1 budgets
 logger = logging.getLogger(__name__)
 for _name in ("httpx", "httpx2"):  # under openai; a line for every call, with the server's address
@@ -36,7 +37,7 @@ class Server:
     """Sends messages and returns the server's reply, unchecked.
 
     `takes_schemas` says whether the server knows response_format: None until it is known; False for good after it refused it
-    (400, 422, or as llama-cpp-python does 500) and then answered without, or after it answered a schema with prose.
+    (NO_SCHEMAS) and then answered without, or after it answered a schema with prose.
 
     Raises:
         ValueError: without a base_url; nothing leaves the machine unless one is set.
@@ -61,7 +62,7 @@ class Server:
         try:
             reply = await self._post(request, messages, tally, with_schema)
         except openai.APIStatusError as error:
-            if not with_schema or self.takes_schemas or error.status_code not in (400, 422, 500):
+            if not with_schema or self.takes_schemas or error.status_code not in NO_SCHEMAS:
                 raise
             reply = await self._post(request, messages, tally, with_schema=False)
             self._give_up_schemas()
@@ -82,7 +83,8 @@ class Server:
 
     async def _post(self, request: Request, messages: Sequence[dict[str, Any]], tally: Tally, with_schema: bool) -> Reply:
         # In the body rather than as arguments: the library would check each message part by type, two thirds of a call's cost.
-        body = {**request.parameters, "messages": list(messages if with_schema else ask_for_json(messages, request.schema))}
+        messages = messages if with_schema else ask_for_json(messages, request.schema)
+        body = {**request.parameters, "stream": False, "messages": list(messages)}
         if with_schema:
             body["response_format"] = _response_format(request.schema)
         try:
@@ -92,7 +94,7 @@ class Server:
             tally.retries += int(error.request.headers.get("x-stainless-retry-count", 0))
             raise
         tally.retries += raw.retries_taken
-        reply = read_completion(redact(raw.text))
+        reply = read_completion(_text_of(raw.http_response))
         tally.add(reply)
         return reply
 
@@ -103,8 +105,15 @@ def _response_format(schema: type[BaseModel]) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": schema.__name__, "schema": strict, "strict": True}}
 
 
+def _text_of(response: httpx2.Response) -> str:
+    return redact(response.content.decode("utf-8", "replace"))  # JSON is UTF-8, whatever a header says
+
+
 class _LimitedHttp(openai.DefaultAsyncHttpxClient):
-    """Sends each try when the rate limit allows it, and gives up where the whole reply takes longer than total_timeout_s."""
+    """Sends each try when the rate limit allows it, and gives up where the whole reply takes longer than total_timeout_s.
+
+    A body of HTTP 200 that holds no reply becomes an HTTP error, so that `openai` waits and retries as with any other.
+    """
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._total_s, per_minute = endpoint.total_timeout_s, endpoint.requests_per_minute
@@ -119,9 +128,23 @@ class _LimitedHttp(openai.DefaultAsyncHttpxClient):
             pass
         try:
             async with asyncio.timeout(self._total_s):
-                return await super().send(request, **options)
+                response = await super().send(request, **options)
         except TimeoutError as error:
             raise httpx2.ReadTimeout("no whole reply in time", request=request) from error
+        try:
+            if response.is_success:
+                read_completion(_text_of(response))
+        except NoReply as error:
+            return _as_error(error, response)
+        return response
+
+
+def _as_error(error: NoReply, response: httpx2.Response) -> httpx2.Response:
+    headers = {name: value for name, value in response.headers.items() if name.startswith("retry-after")}
+    if error.is_final:
+        headers["x-should-retry"] = "false"
+    return httpx2.Response(error.status, headers=headers, request=response.request,
+                           json={"error": {"message": f"HTTP {response.status_code} with {error}"}})
 
 
 def status_of(error: openai.APIError) -> int | None:
@@ -145,6 +168,7 @@ def advice(error: openai.APIError, endpoint: Endpoint) -> str:
              "that OPENAI_BASE_URL has the right path, mostly /v1",
         429: "set requests_per_minute to the account's limit, or check its quota"}
     remedies |= {403: remedies[401], 413: remedies[400], 422: remedies[400]}
+    words = error.body.get("message") if isinstance(error.body, dict) else None
     other = ("redirects are not followed; name the final address in OPENAI_BASE_URL" if 300 <= status < 400 else
              "read the server's log; replies so far are kept, rerun to go on")
-    return f"got HTTP {status} ({redact(error.message)[:300]}); {remedies.get(status, other)}"
+    return f"got HTTP {status} ({redact(str(words or error.message))[:400]}); {remedies.get(status, other)}"

@@ -18,7 +18,7 @@ from typing import Any
 
 from dyme_core.config import PRICES_USD_PER_MILLION
 from dyme_core.supervision.llm.parsing import InvalidReply, NotAsked, Reply, Request, SupervisionError
-from dyme_core.utils import write_rows
+from dyme_core.utils import json_line, write_rows
 
 LEDGER_FILE = "ledger.jsonl"
 COUNTS = ("calls", "hits", "retries", "repairs", "failures", "invalid", "refused", "tokens_in", "tokens_out", "cost_usd")
@@ -108,8 +108,8 @@ class Ledger:
             for name, amount in add_up([row]).items():
                 self._sums[name] += amount
             if self._path is not None:
-                with self._path.open("a", encoding="utf-8") as file:  # one write of one line
-                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                with self._path.open("ab") as file:  # one write of one line
+                    file.write(json_line(row))
 
     @contextmanager
     def under_way(self) -> Iterator[None]:

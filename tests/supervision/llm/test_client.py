@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import concurrent.futures
+import json
 import logging
+import re
 import time
 import traceback
 from pathlib import Path
@@ -14,6 +16,7 @@ from scripted_server import (
     ScriptedServer,
     answer,
     body,
+    completion,
     cut_in_body,
     drip,
     hang,
@@ -60,8 +63,15 @@ FAULTS: dict[str, tuple[list[Act], str | type[SupervisionError], int]] = {  # sc
     "connection reset": ([reset()], SupervisionError, 3),
     "connection reset once": ([reset(), answer(HIGH)], "high", 2),
     "slow drip": ([drip(HIGH)], SupervisionError, 3),
-    "truncated JSON of the API": ([body('{"choices": [{"message": {"content": "{\\"rating\\": \\"high')], InvalidReply, 2),
-    "HTML instead of JSON": ([body("<html>high</html>")], InvalidReply, 2),
+    "truncated JSON of the API": ([body('{"choices": [{"message": {"content": "{\\"rating\\": \\"high')], SupervisionError, 3),
+    "a page in place of JSON": ([body("<html>high</html>")], SupervisionError, 3),
+    "a page in place of JSON once": ([body("<!DOCTYPE html>"), answer(LOW)], "low", 2),
+    "an empty body once": ([body(""), answer(LOW)], "low", 2),
+    "an event stream": ([body(f"data: {completion(HIGH).decode()}\n\ndata: [DONE]\n\n")], SupervisionError, 1),
+    "a byte order mark": ([body("\ufeff" + completion(HIGH).decode())], "high", 1),
+    "raw line ends in the body": ([body(completion(HIGH).decode().replace('"id": "x"', '"id": "\n\t\0"'))], "high", 1),
+    "raw line ends in the reply": ([answer('{"rating": "high\n\t"}')], "high", 1),
+    "half a character in the body": ([body(completion(HIGH).decode().replace('"id": "x"', '"id": "\\ud83d"'))], "high", 1),
     "truncated JSON of the model": ([answer('{"rating": "high')], InvalidReply, 2),
     "wrong schema, then repaired": ([answer('{"score": 1}'), answer(HIGH)], "high", 2),
     "wrong schema twice": ([answer('{"score": 1}')], InvalidReply, 2),
@@ -73,12 +83,26 @@ FAULTS: dict[str, tuple[list[Act], str | type[SupervisionError], int]] = {  # sc
     "empty": ([answer("")], InvalidReply, 2),
     "empty once": ([answer(" \n"), answer(LOW)], "low", 2),
     "null content": ([answer(None)], InvalidReply, 2),
-    "no choices": ([body('{"choices": []}')], InvalidReply, 2),
-    "error with status 200": ([body('{"error": {"message": "high load"}}')], InvalidReply, 2),
+    "no choices": ([body('{"choices": []}')], SupervisionError, 3),
+    "no choices once": ([body('{"choices": []}'), answer(LOW)], "low", 2),
+    "an error with status 200": ([body('{"error": {"message": "high load"}}')], SupervisionError, 3),
+    "429 with status 200 once": ([body('{"error": {"code": 429, "message": "rate high"}}'), answer(LOW)], "low", 2),
+    "429 in a choice once": ([body('{"choices": [{"error": {"code": 429}, "message": {"content": ""}}]}'), answer(LOW)],
+                             "low", 2),
+    "an unknown key with status 200": ([body('{"error": {"type": "authentication_error"}}')], SupervisionError, 1),
+    "400 with status 200 for ever, with and without schema": ([body('{"object": "error", "message": "no", "code": 400}')],
+                                                              SupervisionError, 2),
+    "no error": ([body(completion(HIGH).decode().replace('"id": "x"', '"error": null'))], "high", 1),
+    "a list of parts": ([answer([{"type": "thinking", "thinking": [{"type": "text", "text": LOW}]},
+                                 {"type": "text", "text": HIGH}])], "high", 1),
+    "text in another field": ([answer(None, reasoning_content=HIGH)], SupervisionError, 1),
+    "a thinking part alone": ([answer([{"type": "thinking", "thinking": HIGH}])], SupervisionError, 1),
+    "a draft, then the reply": ([answer(f"draft {LOW} </think> {HIGH}")], "high", 1),
+    "thinking that is not closed": ([answer(f"<think> {HIGH}")], InvalidReply, 2),
     "refusal": ([answer(None, refusal="I cannot rate this high.")], InvalidReply, 1),
     "content filter": ([answer(HIGH, finish="content_filter")], InvalidReply, 1),
     "cut at max_tokens": ([answer(HIGH, finish="length")], InvalidReply, 2),
-    "wrong model name": ([status(404)], SupervisionError, 1),
+    "wrong model name for ever, with and without schema": ([status(404)], SupervisionError, 2),
     "wrong key": ([status(401)], SupervisionError, 1),
     "forbidden": ([status(403)], SupervisionError, 1),
     "redirect": ([status(307, {"Location": "http://example.invalid/v1/chat/completions"})], SupervisionError, 1),
@@ -106,8 +130,33 @@ def test_a_fault_gives_the_value_or_a_typed_error_in_bounded_time(fault: str) ->
         assert "check of item 'chart-7' by 'm': expected" in str(got)
 
 
-def test_retry_after_is_waited_for() -> None:
-    with ScriptedServer([status(429, {"Retry-After": "1"}), answer(HIGH)]) as server, client_of(server) as client:
+NO_REPLIES: dict[str, tuple[Act, str]] = {  # what is no reply of a model, and what the error says of it
+    "an error": (body('{"error": {"code": 503, "message": "no capacity left"}}'), "HTTP 200 with an error .*no capacity left"),
+    "a rate limit": (body('{"error": {"code": 429, "message": "slow down"}}'), "slow down.*set requests_per_minute"),
+    "a page": (body("<html>Sign in</html>"), "a page in place of a chat completion; check the address and any proxy.*Sign in"),
+    "an event stream": (body(": PROCESSING\n\ndata: {}\n\n"), "an event stream, though none was asked for"),
+    "no choices": (body('{"choices": [], "id": "x"}'), "no choices in its body"),
+    "a piece of a stream": (body('{"choices": [{"delta": {"content": "high"}}]}'), "a choice without a message"),
+    "another field": (answer(None, reasoning="high"), "the model's text stands in 'reasoning'; turn off the server's parser"),
+    "a call of a tool": (answer(None, tool_calls=[{"function": {"arguments": HIGH}}]), "stands in 'tool_calls'"),
+    "a number": (body("7"), "no choices in its body"), "a number as text": (answer(7), "a content that is no text")}
+
+
+@pytest.mark.parametrize("kind", NO_REPLIES)
+def test_a_body_without_a_reply_is_a_fault_of_the_server_and_never_repaired(kind: str) -> None:
+    act, said = NO_REPLIES[kind]
+    with ScriptedServer([act]) as server, client_of(server, max_tries=1, breaker_failures=2) as client:
+        first, second, third = outcomes(client, [request(name, name) for name in "abc"], one_by_one=True)
+        assert client.counts()["repairs"] == client.counts()["invalid"] == 0
+    assert type(first) is SupervisionError and re.search(said, str(first)) and "max_tokens" not in str(first)
+    assert type(third) is NotAsked and len(server.seen) == 2, "it counts as a failed call"
+    assert all(seen.body["stream"] is False for seen in server.seen)
+
+
+@pytest.mark.parametrize("act", [status(429, {"Retry-After": "1"}), body('{"error": {"code": 429}}', {"Retry-After": "1"})],
+                         ids=["HTTP 429", "429 in the body"])
+def test_retry_after_is_waited_for(act: Act) -> None:
+    with ScriptedServer([act, answer(HIGH)]) as server, client_of(server) as client:
         start = time.monotonic()
         assert outcomes(client, [request()]) == [Verdict(rating="high")]
         assert 1.0 <= time.monotonic() - start < 1.8
@@ -153,7 +202,7 @@ def test_no_server_at_all_is_a_typed_error_with_advice() -> None:
     assert type(error) is SupervisionError and "lost the connection" in str(error) and "OPENAI_BASE_URL" in str(error)
 
 
-@pytest.mark.parametrize(("refusal", "requests_first"), [(400, 2), (422, 2), (500, 4)])
+@pytest.mark.parametrize(("refusal", "requests_first"), [(400, 2), (404, 2), (422, 2), (500, 4), (501, 4)])
 def test_a_server_without_schemas_is_asked_in_words_from_then_on(refusal: int, requests_first: int) -> None:
     def script(sent: dict) -> Act:
         return status(refusal) if "response_format" in sent else answer(HIGH)
@@ -276,12 +325,13 @@ def test_the_key_is_sent_and_appears_nowhere_else(tmp_path: Path, monkeypatch: p
     class Reasoned(Verdict):
         why: str
 
+    garbage, long_error = body(f"garbage {SECRET}"), body(json.dumps({"error": {"code": 400, "m": "x" * 270 + SECRET}}))
     script = [answer(echo), status(401, message=f"bad key {SECRET}"), status(400, message=f"Authorization: Bearer {SECRET}"),
-              status(400, message=SECRET), body(f"garbage {SECRET}"), answer(SECRET), answer(None, refusal=SECRET),
+              garbage, garbage, long_error, answer(SECRET), answer(SECRET), answer(None, refusal=SECRET),
               status(500, message=SECRET)]
     with ScriptedServer(script) as server, Recording(tmp_path / "cache.sqlite") as recording:
         with client_of(server, recording, tmp_path / "ledger.jsonl", max_tries=2) as client:
-            asked = [Request("check", str(n), request(content=str(n)).messages, Reasoned) for n in range(7)]
+            asked = [Request("check", str(n), request(content=str(n)).messages, Reasoned) for n in range(8)]
             got = outcomes(client, asked, one_by_one=True)
             texts = [repr(client.endpoint), repr(vars(client.endpoint)), repr(client), str(client.counts()), caplog.text]
         recording.export_jsonl(tmp_path / "export.jsonl")
