@@ -36,7 +36,7 @@ Policy = Literal["rule", "raise", "skip"]  # for a call without a usable reply (
 Quality = Literal["high", "medium", "low"]  # of targets
 BadRowPolicy = Literal["raise", "skip"]
 CollapseAction = Literal["warn", "stop"]
-POLICIES, QUALITIES, BAD_ROWS, COLLAPSE_ACTIONS = map(get_args, (Policy, Quality, BadRowPolicy, CollapseAction))
+POLICIES, QUALITIES, BAD_ROWS = map(get_args, (Policy, Quality, BadRowPolicy))
 Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[int, Field(ge=0)]
 MAX_SEED = 2**32 - 1  # numpy's

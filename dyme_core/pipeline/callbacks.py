@@ -4,15 +4,12 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
 from dyme_core import ranks
-from dyme_core.config import COLLAPSE_ACTIONS
+from dyme_core.config import CollapseAction
 from dyme_core.data import datasets
 from dyme_core.data.schema import Record
 from dyme_core.pipeline.evaluate import evaluate, summarise
@@ -24,7 +21,11 @@ LOGGED = ("loss", "memorize", "explore", "mastered", "format", "accuracy", "corr
           "thinking_tokens", "truncated", "repeated", "without_target", "rows", "memorize_norm", "explore_norm", "cosine",
           "generate_s", "score_s", "update_s")
 WINDOW = 10  # steps over which the signs of a collapse are averaged
-NUMBERS = ("loss", "grad_norm")  # must be finite
+REMEDIES = {  # by logged column: what its collapse means, and what to do
+    "truncated": "rollouts run into the length limit (lower the learning rate, or raise max_completion_tokens)",
+    "repeated": "rollouts repeat one token (lower the learning rate)",
+    "format": "no rollout keeps the format any more (lower the learning rate, or memorize more: memorize_weight 'group')",
+    "thinking_tokens": "rollouts answer without thinking (set correct_needs_format)"}
 
 
 class StepLog(TrainerCallback):
@@ -127,43 +128,20 @@ class StepLog(TrainerCallback):
 
 
 class Collapsed(RuntimeError):
-    """Training was stopped after a collapse; the message has the signs and the newest checkpoint from before it."""
-
-
-@dataclass(frozen=True)
-class Sign:
-    """A logged column, and when its mean over WINDOW steps says that training has collapsed (`best`: the highest so far)."""
-
-    column: str
-    is_bad: Callable[[float, float], bool]
-    meaning: str
-    remedy: str
-
-
-# Bounds: in the study's logs exactly one run exceeds them, DyME without memorizing (seed 2), and it did collapse.
-SIGNS = (
-    Sign("truncated", lambda mean, best: mean >= 0.9, "rollouts run into the length limit",
-         "lower the learning rate, or raise max_completion_tokens if thinking needs it"),
-    Sign("repeated", lambda mean, best: mean >= 0.9, "rollouts repeat one token", "lower the learning rate"),
-    Sign("format", lambda mean, best: mean <= 0.02 and best >= 0.1, "no rollout keeps the format any more",
-         "lower the learning rate, or memorize more (memorize_weight 'group')"),
-    Sign("thinking_tokens", lambda mean, best: mean < 1 and best >= 3, "rollouts answer without thinking",
-         "set correct_needs_format, so that an answer without thinking is not correct"))
+    """Training was stopped after a collapse; the message has the signs and where the earlier checkpoints lie."""
 
 
 class CollapseWatch(TrainerCallback):
-    """Checks the log of every step; warns once, or stops.
+    """Checks the log of every step: a loss or gradient that is not finite, rollouts of REMEDIES' kinds. Warns once, or stops.
 
     Args:
         action: "warn", or "stop": raise Collapsed before the step's checkpoint is written.
     """
 
-    def __init__(self, action: str = "warn") -> None:
-        if action not in COLLAPSE_ACTIONS:
-            raise ValueError(f"on_collapse must be one of {COLLAPSE_ACTIONS}: got {action!r}")
+    def __init__(self, action: CollapseAction = "warn") -> None:
         self.action = action
         self.seen: dict[str, list[float]] = {}  # the last values of each column
-        self.best: dict[str, float] = {}
+        self.best: dict[str, float] = {}  # the highest mean so far
         self.said: list[str] = []
 
     def state_dict(self) -> dict[str, Any]:
@@ -173,35 +151,31 @@ class CollapseWatch(TrainerCallback):
         self.seen, self.best, self.said = state["seen"], state["best"], state["said"]
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        new = [sign for sign in self.signs(logs) if sign[0] not in self.said]
+        new = {name: finding for name, finding in self.signs(logs).items() if name not in self.said}
         if not new:
             return
-        self.said += [name for name, *_ in new]
-        told = f"step {state.global_step}: training looks collapsed: " + "; ".join(
-            f"{reason} ({remedy})" for _, reason, remedy in new)
+        self.said += new
+        told = f"step {state.global_step}: training looks collapsed: {'; '.join(new.values())}"
         if self.action == "stop":
-            is_sudden = any(name in NUMBERS for name, *_ in new)
-            raise Collapsed(f"{told}. {_last_good(Path(args.output_dir), state.global_step - (1 if is_sudden else WINDOW))}")
+            healthy = state.global_step - (1 if {"loss", "grad_norm"} & new.keys() else WINDOW)
+            raise Collapsed(f"{told}. Checkpoints up to step {healthy} are from before it, in {args.output_dir}")
         logger.warning("%s (on_collapse='stop' would end the run here)", told)
 
-    def signs(self, logs: dict[str, float]) -> list[tuple[str, str, str]]:
-        """(name, finding, remedy) of each sign in the logs up to this step."""
-        found = [(name, f"{name} is {logs[name]}", "lower the learning rate, and look at the batch of this step")
-                 for name in NUMBERS if not math.isfinite(logs.get(name, 0.0))]
-        for sign in SIGNS:
-            if sign.column not in logs:
-                continue
-            values = self.seen[sign.column] = [*self.seen.get(sign.column, []), logs[sign.column]][-WINDOW:]
-            mean = sum(values) / len(values)
-            if len(values) == WINDOW and sign.is_bad(mean, self.best.get(sign.column, 0.0)):
-                found.append((sign.column, f"{sign.meaning}, {sign.column} is {mean:.2f} over {WINDOW} steps", sign.remedy))
-            self.best[sign.column] = max(mean, self.best.get(sign.column, 0.0))
+    def signs(self, logs: dict[str, float]) -> dict[str, str]:
+        """The name and finding of each sign in the logs up to this step."""
+        found = {name: f"{name} is {logs[name]} (lower the learning rate, and look at the batch of this step)"
+                 for name in ("loss", "grad_norm") if not math.isfinite(logs.get(name, 0.0))}
+        for name in REMEDIES.keys() & logs.keys():
+            values = self.seen[name] = [*self.seen.get(name, []), logs[name]][-WINDOW:]
+            mean, best = sum(values) / len(values), self.best.get(name, 0.0)
+            if len(values) == WINDOW and _has_collapsed(name, mean, best):
+                found[name] = f"{name} is {mean:.2f} over {WINDOW} steps: {REMEDIES[name]}"
+            self.best[name] = max(mean, best)
         return found
 
 
-def _last_good(folder: Path, step: int) -> str:
-    """A sentence on the newest checkpoint that is not later than a step."""
-    steps = [int(path.name.rpartition("-")[2]) for path in folder.glob("checkpoint-*")]
-    good = max((each for each in steps if each <= step), default=None)
-    return f"The last good checkpoint is {folder / f'checkpoint-{good}'}" if good else \
-        "There is no checkpoint from before it; start anew with the remedy"
+def _has_collapsed(column: str, mean: float, best: float) -> bool:
+    """Whether a column's mean over WINDOW steps says so; `best` is the highest mean before."""
+    # In the study's logs exactly one run exceeds these bounds, DyME without memorizing (seed 2), and it did collapse.
+    return {"truncated": mean >= 0.9, "repeated": mean >= 0.9, "format": mean <= 0.02 and best >= 0.1,
+            "thinking_tokens": mean < 1 and best >= 3}[column]

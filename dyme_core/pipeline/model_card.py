@@ -15,56 +15,57 @@ from dyme_core import config, utils
 from dyme_core.supervision.llm.usage import LEDGER_FILE
 from dyme_core.utils import read_rows, run_file, write_rows
 
-SHOWN = ("steps", "prompts_per_step", "num_generations", "max_completion_tokens", "switch", "memorize_weight", "mastered",
-         "reward_gate", "correct_needs_format", "learning_rate", "warmup_steps")
-PAPER = "arXiv 2506.23061"
+CARD = """---
+library_name: transformers
+pipeline_tag: image-text-to-text
+tags: [dyme, grpo, visual-question-answering]
+---
+
+# {run}
+
+A small vision-language model trained from `{base}` with {name}, by the reference artifact of DyME (arXiv 2506.23061).
+It is asked for its thinking and then one `<answer>` line.
+
+- data: {data}, profile `{profile}`, at most {questions} questions
+- checked and refined by: {judge}
+- {rollouts} rollouts, {tokens} tokens, {train_s:.0f} s, {processes} processes
+- {weights} but the vision tower's, {bits} bits, seed {seed}
+- settings: {settings}
+- started {started}, commit {commit}{changes}; {machine}, {platform}; {packages}
+
+| split | questions | correct (%) | format (%) |
+| --- | ---: | ---: | ---: |
+{scores}
+
+An answer counts with thinking before it, compared strictly. Intervals (95 %, Wilson) are of the questions: another seed
+may differ by more. Trained on questions about charts, for research; the licence is that of the base and of the data.
+"""
 
 
 def model_card(manifest: dict[str, Any]) -> str:
-    """Markdown: the policy, its data, method and settings, the scores, the machine and the commit.
-
-    Every number is from the manifest; none is the paper's.
-    """
-    # A setting that the manifest lacks has its default.
-    made, settings = {"processes": 1, "hardware": None, **manifest}, {**config.default_settings(), **manifest["settings"]}
-    data, told, engine = settings["data"], made["supervision"], settings["engine"]
-    source = f"{data['name']} ({data['source']})" if data["source"] else f"the {data['name']} charts drawn by this repository"
+    """Markdown: the policy, its data, method and settings, the scores, the machine and the commit, all from the manifest."""
+    settings = {**config.default_settings(), **manifest["settings"]}  # what the manifest lacks has its default
+    data, engine, told = settings["data"], settings["engine"], manifest["supervision"]
     judge = "deterministic rules" if told["backend"] == "rule" else f"the language model {told['model']} ({told['backend']})"
-    lines = ["---", "library_name: transformers", "pipeline_tag: image-text-to-text",
-             "tags: [dyme, grpo, visual-question-answering]", "---", "", f"# {made['run']}", "",
-             f"A small vision-language model trained from `{made['base']}` with {config.METHOD_NAMES[made['method']]}, by the "
-             f"reference artifact of DyME ({PAPER}). It is asked for its thinking and then one `<answer>` line.", "",
-             "## Training", "",
-             f"- data: {source}, profile `{made['profile']}`, at most {settings['world']['train_questions']} questions",
-             f"- checked and refined by: {judge}",
-             f"- {made['rollouts']} rollouts, {made['tokens']} tokens, {made['train_s']:.0f} s, {made['processes']} processes",
-             f"- {'adapters of rank ' + str(engine['lora_rank']) if engine['lora_rank'] else 'every weight'} but the vision "
-             f"tower's, {'16 bits' if engine['bf16'] else '32 bits'}, seed {made['seed']}", "",
-             "| setting | value |", "| --- | --- |", *(f"| {name} | {settings[name]} |" for name in SHOWN), "",
-             "## Measured", "", _scores(made["results"]), "",
-             "An answer counts with thinking before it, compared strictly. Intervals (95 %, Wilson) are of the questions: "
-             "another seed may differ by more.", "",
-             "## Origin", "", f"- started {made['started']}, commit {made['commit'] or 'unknown'}"
-             + (" with changes that were not committed" if made["dirty"] else ""),
-             f"- {made['hardware'] or made['cpu']}, {made['platform']}",
-             "- " + ", ".join(f"{name} {version}" for name, version in made["versions"].items()), "",
-             "## Limits", "", "Trained on questions about charts, for research. The vision tower is the base's. The licence is "
-             "that of the base and of the data.", ""]
-    return "\n".join(lines)
+    source = f"{data['name']} ({data['source']})" if data["source"] else f"the {data['name']} charts drawn by this repository"
+    return CARD.format_map({
+        "processes": 1, **manifest, "name": config.METHOD_NAMES[manifest["method"]], "data": source, "judge": judge,
+        "questions": settings["world"]["train_questions"],
+        "weights": f"adapters of rank {engine['lora_rank']}" if engine["lora_rank"] else "every weight",
+        "bits": 16 if engine["bf16"] else 32,
+        "settings": ", ".join(f"{name} {value}" for name, value in settings.items() if not isinstance(value, dict)),
+        "scores": "\n".join(_score_line(split, score) for split, score in manifest["results"].items()),
+        "commit": manifest["commit"] or "unknown",
+        "changes": " with changes that were not committed" if manifest["dirty"] else "",
+        "machine": manifest.get("hardware") or manifest["cpu"],
+        "packages": ", ".join(f"{name} {version}" for name, version in manifest["versions"].items())})
 
 
-def interval(share: float, count: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share of `count`."""
-    return tuple(map(float, binomtest(round(share * count), count).proportion_ci(method="wilson")))
-
-
-def _scores(results: dict[str, dict[str, Any]]) -> str:
-    lines = ["| split | questions | correct (%) | format (%) |", "| --- | ---: | ---: | ---: |"]
-    for split, score in results.items():
-        low, high = interval(score["correct"], score["num_items"])
-        lines.append(f"| {split} | {score['num_items']} | {100 * score['correct']:.1f} [{100 * low:.1f}, {100 * high:.1f}] | "
-                     f"{100 * score['has_format']:.1f} |")
-    return "\n".join(lines)
+def _score_line(split: str, score: dict[str, Any]) -> str:
+    count = score["num_items"]
+    low, high = binomtest(round(score["correct"] * count), count).proportion_ci(method="wilson")
+    return (f"| {split} | {count} | {100 * score['correct']:.1f} [{100 * low:.1f}, {100 * high:.1f}] | "
+            f"{100 * score['has_format']:.1f} |")
 
 
 def gather(paths: config.Paths, run: str, folder: Path) -> Path:
