@@ -1,7 +1,7 @@
 """The notebooks in order (`dyme paper`); a finished one is skipped.
 
-A notebook runs again where its source, the packages' sources, the lock, its parameters, the base checkpoints or the data
-from earlier notebooks have changed since it last finished, or where one of its results is missing.
+A notebook runs again where its source, the packages' sources, the lock, its parameters or the base checkpoints have changed
+since it last finished, where an earlier notebook has run with other ones, or where one of its results is missing.
 """
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from dyme_core import config
 from dyme_core.utils import PART_SUFFIX, hash_files, hash_json, provenance, redact, write_json
 from study.reproduction import FILE, write_report
 from study.runner.execution import ANSI, NotebookError, execute_notebook
+from study.runner.live import LiveLine, clock
 
 logger = logging.getLogger(__name__)
 CODE = Path(__file__).resolve().parents[2]
 PACKAGES = ("dyme_core", "study", "scripts")  # what a notebook may import
-PRESENTED = ("notebooks", "tables", "figures")  # written for readers; no later notebook reads them
-TELL_S = 5.0
+CLOCK_NS = 20_000_000  # a file's time of change may lag behind the clock by this much
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,14 @@ class Job:
 
 
 class Workspace:
-    """One profile's notebooks, executed copies, stamps and manifest."""
+    """One profile's notebooks, executed copies, stamps and manifest.
+
+    A stamp, .stamps/NAME.json, holds `seconds`, `dependencies` and `outputs` of a notebook's last finished run.
+    """
 
     def __init__(self, paths: config.Paths) -> None:
-        self.paths = paths
-        self.root = paths.root
-        self.stamps = paths.results / ".stamps"
-        self.manifest = paths.results / "manifest.json"
+        self.paths, self.root = paths, paths.root
+        self.stamps, self.manifest = paths.results / ".stamps", paths.results / "manifest.json"
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -75,6 +76,10 @@ class Workspace:
         """The path of the executed copy."""
         return self.paths.results / "notebooks" / f"{name}.ipynb"
 
+    def stamp(self, name: str) -> dict[str, Any]:
+        """What the last finished run left; {} without one."""
+        return _read(self.stamps / f"{name}.json")
+
     def last_seconds(self, name: str) -> float | None:
         """Seconds of the last finished run here, or else of the published one."""
         published = dataclasses.replace(self.paths, is_published=True).results / "manifest.json"
@@ -82,15 +87,13 @@ class Workspace:
         return next((each["seconds"] for each in made if each), None)
 
     def dependencies(self, job: Job) -> dict[str, str]:
-        """A hash of each thing that a notebook's result depends on, as it is now."""
-        earlier = [source.stem for source in self.sources() if source.stem < job.name]
-        cells = nbformat.read(job.source, as_version=4).cells
-        return {"notebook": hash_json([[cell.cell_type, cell.source, cell.metadata.get("tags")] for cell in cells]),
-                "code": hash_files((path for package in PACKAGES for path in (CODE / package).rglob("*.py")), CODE),
-                "lock": hash_files(self.root.glob("requirements.lock"), self.root),
-                "parameters": hash_json(job.parameters),
-                "bases": hash_files((path for base in self.paths.bases.glob("*-s0") for path in _files(base)), self.root),
-                "earlier": hash_files((path for name in earlier for path in self._data(name)), self.root)}
+        """A hash of what a notebook's result depends on, as it is now; outputs that a session left in it are no part."""
+        cells = [[cell.cell_type, cell.source, cell.metadata.get("tags")] for cell in _cells(job.source)]
+        earlier = [self.stamp(source.stem).get("dependencies") for source in self.sources() if source.stem < job.name]
+        code = hash_files((path for package in PACKAGES for path in (CODE / package).rglob("*.py")), CODE)
+        lock = hash_files(self.root.glob("requirements.lock"), self.root)
+        bases = (path for path in self.paths.bases.glob("*-s0/**/*") if path.is_file())
+        return {"sources": hash_json([cells, job.parameters, earlier, code, lock]), "bases": hash_files(bases, self.root)}
 
     def is_finished(self, job: Job) -> bool:
         """Whether nothing has changed since the last finished run and all its results still exist."""
@@ -98,15 +101,10 @@ class Workspace:
         return bool(stamp) and stamp["dependencies"] == self.dependencies(job) and all(
             (self.root / output).is_file() for output in stamp["outputs"])
 
-    def stamp(self, name: str) -> dict[str, Any]:
-        """Seconds, dependencies and outputs of the last finished run; {} without one."""
-        return _read(self.stamps / f"{name}.json")
-
-    def snapshot(self) -> dict[str, int]:
-        """Every result file, relative to the root, with its time of change in ns."""
-        files = {path for folder in (self.paths.results, self.paths.figures, self.paths.runs) for path in _files(folder)}
-        return {path.relative_to(self.root).as_posix(): path.stat().st_mtime_ns for path in files - {self.manifest}
-                if self.stamps not in path.parents}
+    def files(self) -> set[Path]:
+        """Every result."""
+        found = {path for folder in (self.paths.results, self.paths.figures, self.paths.runs) for path in folder.rglob("*")}
+        return {path for path in found - {self.manifest} if path.is_file() and self.stamps not in path.parents}
 
     def record(self, job: Job, seconds: float, dependencies: dict[str, str], outputs: set[str],
                origin: dict[str, Any]) -> None:
@@ -118,44 +116,41 @@ class Workspace:
         write_json(self.stamps / f"{job.name}.json", {"seconds": entry["seconds"], "dependencies": dependencies,
                                                       "outputs": sorted(outputs)})
 
-    def _data(self, name: str) -> list[Path]:
-        presented = [self.paths.results / folder for folder in PRESENTED] + [self.paths.figures]
-        files = [self.root / output for output in self.stamp(name).get("outputs", [])]
-        return [path for path in files if path.is_file() and not any(folder in path.parents for folder in presented)]
-
 
 class Progress:
-    """Logs every few seconds which cell runs, how long the rest will take and the notebook's last line of output."""
+    """Shows which cell runs, how long all the rest will take, and the notebook's last line of output."""
 
-    def __init__(self, name: str, num_cells: int, expected_s: float | None, later_s: float) -> None:
-        self._name, self._num_cells, self._expected_s, self._later_s = name, num_cells, expected_s, later_s
-        self._cell, self._start, self._told = 0, time.monotonic(), time.monotonic()
+    def __init__(self, job: Job, expected_s: float | None, later_s: float) -> None:
+        self._name, self._num_cells = job.name, len(_cells(job.source)) + 1  # papermill adds the parameters
+        self._expected_s, self._later_s, self._cell, self._start = expected_s, later_s, 0, time.monotonic()
+        self._line, self._said = LiveLine(), ""
+        logger.info("%s: %d cells, %s", self._name, self._num_cells,
+                    f"{clock(expected_s)} last time" if expected_s else "never timed")
 
     def on_cell(self, cell_index: int, **_: Any) -> None:
         """Papermill calls it when a cell starts."""
-        self._cell = cell_index + 1
-        self._tell("")
+        self._cell, self._said = cell_index + 1, ""
+        self._line.show(self._text)
 
     def write(self, text: str) -> None:
         """Papermill calls it with each piece of the kernel's output."""
         if lines := [line.strip() for line in re.split(r"[\r\n]", ANSI.sub("", text)) if line.strip()]:
-            self._tell(f"  | {redact(lines[-1])}")
+            self._said = f"  | {redact(lines[-1])}"
+            self._line.show(self._text)
 
     def flush(self) -> None:
         """Nothing is buffered here."""
 
-    def _tell(self, said: str) -> None:
-        now = time.monotonic()
-        if now - self._told > TELL_S:
-            self._told, elapsed_s = now, now - self._start
-            left_s = self._expected_s and max(self._expected_s - elapsed_s, 0) + self._later_s
-            left = f", about {clock(left_s)} left" if left_s is not None else ""
-            logger.info("%.160s", f"{self._name}: cell {self._cell} of {self._num_cells}, {clock(elapsed_s)}{left}{said}")
+    def end(self) -> float:
+        """Wipe the line; returns the seconds since the start."""
+        self._line.wipe()
+        return time.monotonic() - self._start
 
-
-def clock(seconds: float) -> str:
-    """Minutes and seconds, for example 2:05."""
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+    def _text(self) -> str:
+        elapsed_s = time.monotonic() - self._start
+        left_s = self._expected_s and max(self._expected_s - elapsed_s, 0) + self._later_s
+        left = f", about {clock(left_s)} left" if left_s is not None else ""
+        return f"{self._name}: cell {self._cell} of {self._num_cells}, {clock(elapsed_s)}{left}{self._said}"
 
 
 def plan_jobs(workspace: Workspace, only: Sequence[str] = (), settings: Mapping[str, Any] | None = None) -> list[Job]:
@@ -177,8 +172,7 @@ def plan_jobs(workspace: Workspace, only: Sequence[str] = (), settings: Mapping[
 
 def known_parameters(notebook: Path) -> dict[str, Any]:
     """Names and defaults of a notebook's cell tagged `parameters`, whose values are plain literals."""
-    cells = nbformat.read(notebook, as_version=4).cells
-    tagged = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+    tagged = [cell for cell in _cells(notebook) if "parameters" in cell.metadata.get("tags", [])]
     return {found.name: ast.literal_eval(found.default) for cell in tagged for found in PythonTranslator.inspect(cell)}
 
 
@@ -207,30 +201,29 @@ def run_jobs(workspace: Workspace, jobs: Sequence[Job], force: bool = False) -> 
             if not force and workspace.is_finished(job):
                 logger.info("%s: skipped, nothing it depends on has changed", job.name)
                 continue
-            # A later one that will most likely be skipped takes no time.
-            later = [each for each in jobs[index + 1:] if force or not workspace.is_finished(each)]
+            is_changed = workspace.stamp(job.name).get("dependencies") != workspace.dependencies(job)  # so are later ones then
+            later = [each for each in jobs[index + 1:] if force or is_changed or not workspace.is_finished(each)]
             _run_job(workspace, job, sum(workspace.last_seconds(each.name) or 0 for each in later), origin)
     logger.info("results: %s, figures: %s", workspace.paths.results, workspace.paths.figures)
 
 
 def _run_job(workspace: Workspace, job: Job, later_s: float, origin: dict[str, Any]) -> None:
-    before, dependencies, start = workspace.snapshot(), workspace.dependencies(job), time.monotonic()
-    last_s, num_cells = workspace.last_seconds(job.name), len(nbformat.read(job.source, as_version=4).cells) + 1
-    logger.info("%s: %d cells, %s", job.name, num_cells, f"{clock(last_s)} last time" if last_s else "never timed")
-    outputs = {output for output in workspace.stamp(job.name).get("outputs", []) if (workspace.root / output).is_file()}
+    started_ns, dependencies = time.time_ns(), workspace.dependencies(job)
+    earlier = set(workspace.stamp(job.name).get("outputs", []))  # what it finds done, it does not write again
+    progress = Progress(job, workspace.last_seconds(job.name), later_s)
     (workspace.stamps / f"{job.name}.json").unlink(missing_ok=True)  # from now on its results are incomplete
-    progress = Progress(job.name, num_cells, last_s, later_s)
     try:
         execute_notebook(job.source, workspace.target(job.name), job.parameters, root=workspace.root,
                          scratch=workspace.stamps, on_cell=progress.on_cell, output=progress)
     finally:
-        for path in (path for path in workspace.snapshot() if path.endswith(PART_SUFFIX)):
-            (workspace.root / path).unlink()  # half-written by an interrupted notebook
-    seconds = time.monotonic() - start
-    outputs |= {path for path, changed in workspace.snapshot().items() if before.get(path) != changed}
+        seconds = progress.end()
+        for path in workspace.files():
+            if path.name.endswith(PART_SUFFIX):
+                path.unlink()  # half-written by an interrupted notebook
+    found = {path.relative_to(workspace.root).as_posix(): path.stat().st_mtime_ns for path in workspace.files()}
+    outputs = {name for name, changed_ns in found.items() if name in earlier or changed_ns >= started_ns - CLOCK_NS}
     # The bases count as they are now, for a notebook may build them; everything else as it was when the run began.
-    dependencies["bases"] = workspace.dependencies(job)["bases"]
-    workspace.record(job, seconds, dependencies, outputs, origin)
+    workspace.record(job, seconds, {**dependencies, "bases": workspace.dependencies(job)["bases"]}, outputs, origin)
     logger.info("%s: finished in %s", job.name, clock(seconds))
 
 
@@ -271,5 +264,5 @@ def _read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def _files(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
+def _cells(notebook: Path) -> list[nbformat.NotebookNode]:
+    return nbformat.read(notebook, as_version=4).cells

@@ -22,12 +22,12 @@ from typing import Any
 from dyme_core import config, utils
 from dyme_core.pipeline.methods import HELD_OUT, Run, base_folder, fingerprint
 from dyme_core.utils import run_file
+from study.runner.live import LiveLine
 from study.runner.registry import read_manifests
 
 logger = logging.getLogger(__name__)
 PROCESSES = 2  # cores of the machine that the mini profile is made for; each process keeps to one thread
 POLL_S = 1.0
-TELL_S = 15.0
 NO_BARS = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}  # the last line is shown live
 SHARES = {"base": 0.08, "sft": 0.35, "sft_grpo": 0.7}  # rough duration of a method against a GRPO run, for the order
 BASE_MINUTES = (10, 30)  # to build one on one thread, with and without 16-bit instructions
@@ -152,17 +152,15 @@ def carry_out(jobs: Iterable[Job], processes: int = PROCESSES, hours: float = ma
     Raises:
         RunFailed: where `stop_at_failure` is set.
     """
-    queue, end = _Queue(list(jobs), stop_at_failure), time.monotonic() + 3600 * hours
-    told = time.monotonic()
+    queue, line, end = _Queue(list(jobs), stop_at_failure), LiveLine(), time.monotonic() + 3600 * hours
     try:
         while queue.running or (queue.waiting and time.monotonic() < end):
             if time.monotonic() < end:
                 queue.start(processes)
+            line.show(queue.progress)
             time.sleep(POLL_S)
+            line.wipe()
             queue.collect()
-            if time.monotonic() - told > TELL_S:
-                told = time.monotonic()
-                logger.info("%s", queue)
     finally:
         for process in queue.running:
             process.end()
@@ -206,7 +204,8 @@ class _Queue:
         self.failures[job.name] = failure
         logger.error("%s", failure)
 
-    def __str__(self) -> str:
+    def progress(self) -> str:
+        """How much is done, the time left, and what each process wrote last."""
         running = [process.job for process in self.running]
         done = self._num_jobs - len(self.waiting) - len(running)
         return (f"{done} of {self._num_jobs} done, {time_left([*running, *self.waiting])}; "

@@ -30,7 +30,7 @@ from study import plan
 from study.runner import scheduler
 from study.plan import Point
 
-plan.PROFILE, scheduler.POLL_S, scheduler.TELL_S = "smoke", 0.1, 0.5
+plan.PROFILE, scheduler.POLL_S = "smoke", 0.1
 plan.EXPERIMENTS = {"first": lambda: iter([Point("first", "a", "sft", "a", %(tiny)r, (0,), ("validation",))]),
                     "second": lambda: iter([Point("second", "b", "sft", "b", %(tiny)r | {"training.steps": %(steps)d}, (0,))])}
 from study import cli

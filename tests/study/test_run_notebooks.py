@@ -1,6 +1,7 @@
 """The runner on real, tiny notebooks: skipping, refusing, failing, interrupting, and what it leaves behind."""
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ import pytest
 
 from dyme_core import config, utils
 from study import cli
-from study.runner import run_notebooks
+from study.runner import live, run_notebooks
 from study.runner.execution import NotebookError
 from study.runner.run_notebooks import Workspace
 
@@ -74,25 +75,23 @@ def test_a_notebook_runs_again_only_when_something_it_depends_on_changed(workspa
     write_notebook(root, "01_write", WRITE_ROWS)
     write_notebook(root, "02_read", READ_ROWS)
 
-    def names_run(**settings: object) -> list[str]:
-        """The notebooks that ran, by their executed copies."""
-        before = {path: path.stat().st_mtime_ns for path in (workspace.paths.results / "notebooks").glob("*.ipynb")}
-        start(workspace, **settings)
-        return [path.stem for path in sorted((workspace.paths.results / "notebooks").glob("*.ipynb"))
-                if path.stat().st_mtime_ns != before.get(path)]
+    def stale(**settings: object) -> list[str]:
+        return [job.name for job in run_notebooks.plan_jobs(workspace, settings=settings) if not workspace.is_finished(job)]
 
-    assert names_run() == ["01_write", "02_read"]
-    assert text_output(workspace.target("02_read")) == "seed 0\n\n"
-    assert names_run() == []
+    start(workspace)
+    assert text_output(workspace.target("02_read")) == "seed 0\n\n" and stale() == []
     write_notebook(root, "02_read", READ_ROWS, "print('one more cell')")
-    assert names_run() == ["02_read"]
+    assert stale() == ["02_read"]
     (workspace.paths.rows / "run.jsonl").unlink()
-    assert names_run() == ["01_write"], "its rows came out as before, so the reader has nothing new to read"
-    assert names_run(seed=3) == ["01_write", "02_read"]
-    assert text_output(workspace.target("02_read")) == "seed 3\n\none more cell\n"
+    assert stale() == ["01_write", "02_read"], "a result is gone"
+    start(workspace, "01")
+    assert stale() == ["02_read"]
+    start(workspace, "01", seed=3)
+    assert stale() == ["01_write", "02_read"] and stale(seed=3) == ["02_read"], "what it reads is of another seed"
+    start(workspace, seed=3)
+    assert text_output(workspace.target("02_read")) == "seed 3\n\none more cell\n" and stale(seed=3) == []
     (root / "requirements.lock").write_text("numpy==2.4.7\n")
-    jobs = run_notebooks.plan_jobs(workspace, settings={"seed": 3})
-    assert not any(workspace.is_finished(job) for job in jobs)
+    assert stale(seed=3) == ["01_write", "02_read"]
     assert "seed 3" not in (root / "notebooks" / "02_read.ipynb").read_text(), "sources stay without outputs"
 
 
@@ -184,16 +183,33 @@ def test_an_interrupt_leaves_no_half_written_result_and_no_process(workspace: Wo
     assert left in ([], ["lock"])
 
 
-def test_the_time_left_is_what_the_last_runs_took(caplog, monkeypatch) -> None:
+def test_the_time_left_is_what_the_last_runs_took(workspace: Workspace, caplog, monkeypatch) -> None:
     caplog.set_level("INFO")
-    now = iter([0.0, 0.0, 10.0, 12.0, 100.0])
-    monkeypatch.setattr(run_notebooks.time, "monotonic", lambda: next(now))
-    progress = run_notebooks.Progress("03_train", 8, expected_s=60.0, later_s=30.0)
-    progress.on_cell(cell=None, cell_index=2)
-    progress.write("\x1b[31mepoch 1\x1b[0m\repoch 2\n")  # too soon after the last line
-    progress.write("epoch 3\n\n")
-    assert caplog.messages == ["03_train: cell 3 of 8, 0:10, about 1:20 left",
-                               "03_train: cell 3 of 8, 1:40, about 0:30 left  | epoch 3"]
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    job = run_notebooks.Job(write_notebook(workspace.root, "03_train", *["1"] * 6), {})
+    progress = run_notebooks.Progress(job, expected_s=60.0, later_s=30.0)
+    progress.on_cell(cell=None, cell_index=1)  # too soon to be shown
+    for now[0], cell in ((20.0, 2), (100.0, 4)):
+        progress.on_cell(cell=None, cell_index=cell)
+    now[0] = 115.0
+    progress.write("\x1b[31mepoch 1\x1b[0m\repoch 2\n\n")
+    assert caplog.messages == ["03_train: 8 cells, 1:00 last time", "03_train: cell 3 of 8, 0:20, about 1:10 left",
+                               "03_train: cell 5 of 8, 1:40, about 0:30 left",
+                               "03_train: cell 5 of 8, 1:55, about 0:30 left  | epoch 2"]
+
+
+def test_a_terminal_has_one_line_that_is_written_over_and_wiped(monkeypatch) -> None:
+    screen, now = io.StringIO(), [0.0]
+    screen.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setenv("COLUMNS", "20")
+    line = live.LiveLine()
+    for now[0], text in ((1.0, "step 1"), (1.05, "too soon"), (2.0, "a text longer than the terminal is wide")):
+        line.show(lambda text=text: text)
+    line.wipe()
+    assert screen.getvalue().split("\r\x1b[K") == ["", "step 1", "a text longer than ", ""]
 
 
 def test_the_first_run_here_is_expected_to_take_as_long_as_the_published_one(workspace: Workspace) -> None:
@@ -212,7 +228,7 @@ def test_outputs_left_in_a_notebook_by_a_session_do_not_make_it_run_again(worksp
     nbformat.write(nb, path)
     assert workspace.dependencies(job) == before
     write_notebook(workspace.root, "01_a", "print('bye')")
-    assert workspace.dependencies(job)["notebook"] != before["notebook"]
+    assert workspace.dependencies(job)["sources"] != before["sources"]
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
