@@ -153,6 +153,15 @@ def read_weights(loader: Any, source: Path | str, dtype: torch.dtype) -> PreTrai
     return model
 
 
+def load_weights(model: PreTrainedModel, folder: Path) -> None:
+    """Load the weights that `save_pretrained` wrote to a folder into a model of the same kind.
+
+    Raises:
+        ValueError, RuntimeError: where one is missing or has another shape.
+    """
+    model.load_state_dict(read_weights(type(model), folder, model.dtype).state_dict())
+
+
 def _found(source: Path | str) -> str:
     """The local folder, or a hub id: "owner/name" where no folder has the owner's name."""
     folder = Path(source)

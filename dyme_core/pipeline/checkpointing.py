@@ -11,20 +11,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel, Trainer, TrainerCallback
-from transformers.trainer_callback import TrainerState
+from transformers import Trainer, TrainerCallback
 
-from dyme_core.models.loading import read_weights
 from dyme_core.pipeline.estimate import OutOfMemory
 from dyme_core.utils import hash_file, write_json
 
 logger = logging.getLogger(__name__)
-CHECKSUMS, TENSOR = "checksums.json", "__tensor__"
+CHECKSUMS = "checksums.json"
 
 
 class Kept(Protocol):
-    """Something whose state goes into checkpoints: JSON values and tensors, nested in dicts and lists."""
+    """Something whose state, in JSON values, goes into checkpoints."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -46,10 +43,7 @@ class Keeper(TrainerCallback):
         folder = _folder(args, state.global_step)
         if state.is_world_process_zero:
             (folder / CHECKSUMS).unlink(missing_ok=True)  # of an earlier attempt at this step
-        tensors: dict[str, torch.Tensor] = {}
-        values = _without_tensors({name: each.state_dict() for name, each in self.kept.items()}, tensors)
-        write_json(folder / f"kept-{args.process_index}.json", values)
-        save_file(tensors, folder / f"kept-{args.process_index}.safetensors")
+        write_json(folder / f"kept-{args.process_index}.json", {name: each.state_dict() for name, each in self.kept.items()})
         if torch.distributed.is_initialized():
             torch.distributed.barrier()  # every process has written its files
         if state.is_world_process_zero:
@@ -62,9 +56,8 @@ class Keeper(TrainerCallback):
 
     def restore(self, folder: Path, process: int = 0) -> None:
         """Restore the state of this process, or that of the first where there were fewer processes."""
-        stem = folder / f"kept-{process}"
-        stem = stem if stem.with_suffix(".json").is_file() else folder / "kept-0"
-        values = _with_tensors(json.loads(stem.with_suffix(".json").read_text()), load_file(stem.with_suffix(".safetensors")))
+        path = folder / f"kept-{process}.json"
+        values = json.loads((path if path.is_file() else folder / "kept-0.json").read_text())
         for name, each in self.kept.items():
             each.load_state_dict(values[name])
 
@@ -109,25 +102,8 @@ def train_from(trainer: Trainer, checkpoint: Path | None, keeper: Keeper) -> int
         OutOfMemory: where a step runs out of memory, with what to lower.
     """
     trainer.add_callback(keeper)
-    if checkpoint is None:
-        return _train(trainer)
-    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-    logger.info("going on from step %d of %d (%s)", state.global_step, trainer.args.max_steps, checkpoint)
-    if isinstance(trainer.model, PreTrainedModel):
-        # Trainer (transformers 5.17) does not map the weight names in LLaVA-OneVision's files: it finds none, warns, and would
-        # resume from the base.
-        trainer._load_from_checkpoint = lambda folder, model=None: load_weights(trainer.model, Path(folder))
-    if trainer.args.device.type == "cpu":  # "cpu:0" in several processes, which torch.load (2.13) knows no place for
-        vars(trainer.args)["_setup_devices"] = torch.device("cpu")
-    if state.global_step < trainer.args.max_steps:
-        return _train(trainer, str(checkpoint))
-    trainer._load_from_checkpoint(str(checkpoint))
-    keeper.restore(checkpoint, trainer.args.process_index)
-    trainer.callback_handler.on_train_end(trainer.args, state, trainer.control)
-    return state.global_step
-
-
-def _train(trainer: Trainer, checkpoint: str | None = None) -> int:
+    if checkpoint is not None:
+        logger.info("going on from %s", checkpoint)
     try:
         trainer.train(resume_from_checkpoint=checkpoint)
     except (RuntimeError, MemoryError) as error:
@@ -143,36 +119,9 @@ def _train(trainer: Trainer, checkpoint: str | None = None) -> int:
     return taken
 
 
-def load_weights(model: PreTrainedModel, folder: Path) -> None:
-    """Load the weights that `save_pretrained` wrote to a folder into a model of the same kind.
-
-    Raises:
-        ValueError, RuntimeError: where one is missing or has another shape.
-    """
-    model.load_state_dict(read_weights(type(model), folder, model.dtype).state_dict())
-
-
 def _folder(args: Any, step: int) -> Path:
     return Path(args.output_dir) / f"checkpoint-{step}"
 
 
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != CHECKSUMS)
-
-
-def _without_tensors(value: Any, tensors: dict[str, torch.Tensor], name: str = "") -> Any:
-    """The value with each tensor moved into `tensors` and a mark in its place."""
-    if isinstance(value, torch.Tensor):
-        tensors[name] = value.detach().cpu().contiguous().clone()
-        return {TENSOR: name}
-    if isinstance(value, dict):
-        return {key: _without_tensors(each, tensors, f"{name}.{key}") for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_tensors(each, tensors, f"{name}.{place}") for place, each in enumerate(value)]
-    return value
-
-
-def _with_tensors(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    if isinstance(value, dict):
-        return tensors[value[TENSOR]] if TENSOR in value else {key: _with_tensors(each, tensors) for key, each in value.items()}
-    return [_with_tensors(each, tensors) for each in value] if isinstance(value, list) else value

@@ -47,7 +47,6 @@ from dyme_core.supervision.fact_extraction import backend_of, with_facts
 from dyme_core.supervision.factory import Experts, save_bank, too_long
 from dyme_core.supervision.refiner import TracesFirst, target_writer
 from dyme_core.trainer import switches
-from dyme_core.trainer.dyme_trainer import DyMETrainer
 from dyme_core.utils import run_file, write_rows, writing
 
 logger = logging.getLogger(__name__)
@@ -194,7 +193,6 @@ def train_phases(session: Session) -> StepLog:
         arguments = shared_arguments(run, steps, run.profile.learning_rates[method], _phase_folder(run, number))
         trainer = TRAINERS[method](session, arguments, [log, watch])
         trainer.remove_callback(PrinterCallback)  # StepLog prints the same in one readable line
-        keeper.kept |= {"held": trainer.held} if isinstance(trainer, DyMETrainer) else {}
         log.steps_before += train_from(trainer, found.get(number), keeper)
     log.end()
     if phases and not log.has_learned:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from transformers import Trainer, TrainerCallback
-from trl import GRPOConfig, SFTConfig, SFTTrainer
+from trl import GRPOConfig, SFTConfig
 
 from dyme_core import config, ranks
 from dyme_core.data.bad_rows import BadRows
@@ -21,6 +21,7 @@ from dyme_core.supervision.refiner import LearningChecker, TracesFirst
 from dyme_core.trainer.config import DyMEConfig
 from dyme_core.trainer.dyme_trainer import DyMETrainer
 from dyme_core.trainer.grpo_trainer import MeasuredGRPOTrainer
+from dyme_core.trainer.resuming import ResumableSFTTrainer
 from dyme_core.trainer.rewards import dyme_rewards
 
 
@@ -80,7 +81,8 @@ def sft_trainer(session: Session, arguments: dict[str, Any], callbacks: list[Tra
     profile, records, prompts = session.run.profile, session.records, session.run.profile.training.prompts_per_step
     settings = SFTConfig(**arguments, max_length=None, **profile.engine.batch(prompts, ranks.size()))
     rows = fill_step(sft_dataset(records, session.experts.offline(records)), prompts)
-    return SFTTrainer(session.model, args=settings, train_dataset=rows, processing_class=session.processor, callbacks=callbacks)
+    return ResumableSFTTrainer(session.model, args=settings, train_dataset=rows, processing_class=session.processor,
+                               callbacks=callbacks)
 
 
 def grpo_trainer(session: Session, arguments: dict[str, Any], callbacks: list[TrainerCallback]) -> Trainer:

@@ -20,19 +20,6 @@ SPANS = {"prompt_ids": PROMPT, "prompt_mask": PROMPT, "completion_ids": COMPLETI
 IDS = ("prompt_ids", "completion_ids")
 
 
-class Held:
-    """Rows that wait for later steps; their state goes into checkpoints."""
-
-    def __init__(self) -> None:
-        self.batches: list[Batch] = []
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"batches": self.batches}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.batches = state["batches"]
-
-
 def take_rows(batch: Batch, rows: Sequence[int]) -> Batch:
     """The batch of these rows, in this order; a row may be taken twice."""
     size = len(batch["prompt_ids"])

@@ -65,12 +65,23 @@ class DyMETrainer(MeasuredGRPOTrainer):
         self.refine, self.watch, self.on_scored = target_writer(refiner), watch, on_scored
         self._inputs: list[dict[str, Any]] = []  # data rows of the current batch
         self._hints: list[list[int]] = []  # token ids, one list per local row; empty where rollouts start from nothing
-        self.held = batching.Held()  # rows with targets that wait (Decision.hold)
+        self.held: list[batching.Batch] = []  # rows with targets that wait (Decision.hold)
+        users = [refiner, *(getattr(function, "checker", None) for function in self.reward_funcs)]
+        self._banks = [user.bank for user in users if hasattr(user, "bank")]
 
     @property
     def progress(self) -> float:
         """Share of the training steps that are done."""
         return self.state.global_step / max(1, self.state.max_steps)  # notebooks make a batch before training
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "held": self.held, "banks": [bank.state_dict() for bank in self._banks]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.held = state["held"]
+        for bank, its_state in zip(self._banks, state["banks"], strict=True):
+            bank.load_state_dict(its_state)
 
     def _prepare_inputs(self, generation_batch):
         before = self._buffered_inputs
@@ -166,10 +177,10 @@ class DyMETrainer(MeasuredGRPOTrainer):
         self._metrics["train"]["without_target"].append(self.accelerator.gather(num_missing).sum().item())
         batch["is_target"] = torch.zeros(len(inputs), dtype=torch.bool, device=batch["advantages"].device)
         if decision.hold:
-            self.held.batches += [self._target_rows(batch, [target]) for target in found]
-            if len(self.held.batches) < decision.hold:
+            self.held += [self._target_rows(batch, [target]) for target in found]
+            if len(self.held) < decision.hold:
                 return batch
-            released, self.held.batches = self.held.batches, []
+            released, self.held = self.held, []
             return batching.join([batch, *released], self._tokenizer.pad_token_id)
         idle = [target for target in found if batch["advantages"][target[0]] == 0]
         if len(idle) < len(found):

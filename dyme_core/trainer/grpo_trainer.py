@@ -17,12 +17,13 @@ from dyme_core.data.prompt_format import completion_text, split_response
 from dyme_core.models.loading import load_policy
 from dyme_core.models.processors import processor_of, suppressed_ids
 from dyme_core.trainer.advantages import StepRewards, fill_unknown, group_modes
+from dyme_core.trainer.resuming import ExactResume
 from dyme_core.trainer.rewards import roles_of
 
 NEVER = -100.0  # added to a logit: vLLM has no list of suppressed ids
 
 
-class MeasuredGRPOTrainer(GRPOTrainer):
+class MeasuredGRPOTrainer(ExactResume, GRPOTrainer):
     """TRL's GRPO, unchanged, with what a reader of a run needs logged at each step.
 
     Logged: groups by mode (memorize / explore / mastered: none, some, all of a prompt's rollouts correct; plain GRPO only
@@ -78,6 +79,20 @@ class MeasuredGRPOTrainer(GRPOTrainer):
             raise ValueError(f"no step was taken: it needs {prompts} prompts, and the data set has fewer; give more rows, or "
                              "lower per_device_train_batch_size or gradient_accumulation_steps")
         return output
+
+    def state_dict(self) -> dict[str, Any]:
+        is_used_up = self._step % (self.args.steps_per_generation * self.num_iterations) == 0
+        return {**super().state_dict(), "step": self._step, "rollouts": None if is_used_up else self._buffered_inputs}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._step, self._buffered_inputs = state["step"], state["rollouts"]
+
+    def _get_train_sampler(self, dataset=None):
+        sampler = super()._get_train_sampler(dataset)
+        for _ in range(self.epochs_done if sampler.shuffle else 0):  # it draws the order of each epoch after that of the last
+            torch.randperm(sampler.num_samples, generator=sampler.generator)
+        return sampler
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         start = time.perf_counter()

@@ -27,8 +27,8 @@ from dyme_core.pipeline import callbacks, checkpointing, train
 from dyme_core.pipeline.checkpointing import CHECKSUMS, Keeper
 from dyme_core.supervision.llm import cache, usage
 from dyme_core.supervision.llm.usage import LEDGER_FILE, Attempts
-from dyme_core.trainer import batching
 from dyme_core.trainer.dyme_trainer import DyMETrainer
+from dyme_core.trainer.resuming import ExactResume
 from dyme_core.utils import read_rows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,7 +85,7 @@ def never_stopped(root: Path) -> Callable[..., dict]:
 
 
 POINTS = ((DyMETrainer, "_generate_single_turn"), (DyMETrainer, "_switch"), (DyMETrainer, "compute_loss"),
-          (Trainer, "_save_optimizer_and_scheduler"), (Trainer, "_save_rng_state"), (checkpointing, "save_file"),
+          (Trainer, "_save_optimizer_and_scheduler"), (Trainer, "_save_rng_state"), (ExactResume, "_save_rng_state"),
           (checkpointing, "write_json"), (train, "evaluate"), (callbacks, "evaluate"), (train, "caption_match"),
           (loading, "save_policy"),
           (torch.optim.AdamW, "step"), (usage.Ledger, "book"), (cache.Recording, "put"), (Attempts, "write"))
@@ -242,14 +242,14 @@ def test_weights_come_back_under_the_names_that_the_model_has(two_checkpoints) -
     base = run.paths.bases / "svlm-s0"
     model, _ = loading.load_policy(base)
     start = {name: weight.clone() for name, weight in model.state_dict().items()}
-    checkpointing.load_weights(model, folder / "checkpoint-4")
+    loading.load_weights(model, folder / "checkpoint-4")
     moved = {name for name, weight in model.state_dict().items() if not weight.equal(start[name])}
     assert moved and not [name for name in moved if "vision_tower" in name]
     names = load_file(folder / "checkpoint-4" / "model.safetensors").keys()
     assert not names & moved, "else Trainer could read them itself, and load_weights is needed no more"
     model.resize_token_embeddings(50)
     with pytest.raises(RuntimeError, match="size mismatch"):
-        checkpointing.load_weights(model, folder / "checkpoint-4")
+        loading.load_weights(model, folder / "checkpoint-4")
 
 
 def flip(path: Path) -> None:
@@ -290,20 +290,6 @@ def test_a_broken_checkpoint_is_reported_and_the_one_before_it_is_used(two_check
     flip(folder / "checkpoint-2" / "scheduler.pt")
     manifest = execute(run)
     assert manifest["resumed"] == [2] and outcome(run) == never_stopped("pure_dyme", **BUDGET)
-
-
-def test_rows_that_wait_come_back_as_they_were(tmp_path: Path) -> None:
-    held, back = batching.Held(), batching.Held()
-    held.batches = [{"prompt_ids": torch.arange(6).view(2, 3), "advantages": torch.tensor([0.5, 1.0]), "num_images": [1, 1],
-                     "is_target": torch.tensor([True, False]), "none": None, "num_items_in_batch": torch.tensor(4)}]
-    tensors: dict[str, torch.Tensor] = {}
-    text = json.dumps(checkpointing._without_tensors(held.state_dict(), tensors))
-    back.load_state_dict(checkpointing._with_tensors(json.loads(text), tensors))
-    [wanted], [found] = held.batches, back.batches
-    assert found.keys() == wanted.keys()
-    for name, value in wanted.items():
-        assert found[name].equal(value) and found[name].dtype == value.dtype if isinstance(value, torch.Tensor) \
-            else found[name] == value
 
 
 def test_a_finished_run_leaves_no_checkpoint_and_none_is_made_where_none_is_wanted(root: Path, monkeypatch) -> None:
