@@ -185,9 +185,9 @@ def build(arm: Arm, shape: Shape, steps: int, reward_funcs: Sequence[Callable] |
                                              "training.prompts_per_step": shape.prompts,
                                              "training.max_completion_tokens": shape.tokens or NATURAL_TOKENS})
     run = methods.Run(profile, "pure_dyme")
-    never_ends = [processor.tokenizer.eos_token_id] if shape.tokens else []
+    never_ends = processors.end_ids(model, processor) if shape.tokens else []
     settings = {**trainers.grpo_arguments(run),
-                "generation_kwargs": {"suppress_tokens": [*processors.suppressed_ids(processor), *never_ends]}}
+                "generation_kwargs": {"suppress_tokens": [*processors.suppressed_ids(model, processor), *never_ends]}}
     settings["per_device_train_batch_size"] //= shape.micro_batches
     arguments = {**trainers.shared_arguments(run, steps, learning_rate, ROOT / "runs" / "bench"), **settings,
                  "gradient_accumulation_steps": shape.micro_batches, "save_strategy": "no"}

@@ -22,7 +22,7 @@ def one_by_one(model, processor, records) -> list[str]:
         for record in records:
             inputs = prompt_inputs(processor, [record])
             output = model.generate(**inputs, max_new_tokens=NATURAL_TOKENS, do_sample=False,
-                                    suppress_tokens=processors.suppressed_ids(processor))
+                                    suppress_tokens=processors.suppressed_ids(model, processor))
             said.append(processor.tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))
     return said
 

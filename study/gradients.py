@@ -20,6 +20,7 @@ from trl import GRPOConfig, GRPOTrainer
 from dyme_core.data.datasets import to_dataset
 from dyme_core.data.schema import Record
 from dyme_core.models.generation import prompt_inputs
+from dyme_core.models.processors import turn_end
 from dyme_core.trainer.rewards import format_reward
 
 Gradient = dict[str, Tensor]  # by parameter name; frozen parameters have none
@@ -50,7 +51,7 @@ def batch_of(processor: ProcessorMixin, records: Sequence[Record], texts: Sequen
     """
     inputs = prompt_inputs(processor, records)
     tokenizer = processor.tokenizer
-    ids = [torch.tensor([*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id])
+    ids = [torch.tensor([*tokenizer(text, add_special_tokens=False)["input_ids"], turn_end(processor)])
            for text in texts]
     mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
     return {"prompt_ids": inputs["input_ids"], "prompt_mask": inputs["attention_mask"], "completion_mask": mask,

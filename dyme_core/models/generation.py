@@ -61,7 +61,7 @@ def prompt_inputs(processor: ProcessorMixin, records: Sequence[Record], instruct
 
 def decode(model: PreTrainedModel, processor: ProcessorMixin, records: Sequence[Record], *, batch_size: int = 100,
            max_new_tokens: int = 72, seed: int | None = None, instruction: str = THINK_INSTRUCTION) -> list[Decoded]:
-    """Generate one response per record; special ids other than the end token are never produced.
+    """Generate one response per record; special ids other than those that end it are never produced.
 
     Args:
         records: in any order; one response each, in the same order.
@@ -75,11 +75,11 @@ def decode(model: PreTrainedModel, processor: ProcessorMixin, records: Sequence[
     for name, size in (("batch_size", batch_size), ("max_new_tokens", max_new_tokens)):
         if size < 1:
             raise ValueError(f"{name} must be at least 1: got {size}; give a positive number")
-    was_training, tokenizer = model.training, processors.tokenizer_of(processor)
+    was_training, tokenizer, ends = model.training, processors.tokenizer_of(processor), processors.end_ids(model, processor)
     model.eval()
-    settings: dict[str, Any] = dict(max_new_tokens=max_new_tokens, suppress_tokens=processors.suppressed_ids(processor),
-                                    pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
-                                    do_sample=seed is not None,
+    settings: dict[str, Any] = dict(max_new_tokens=max_new_tokens, do_sample=seed is not None,
+                                    suppress_tokens=processors.suppressed_ids(model, processor),
+                                    pad_token_id=tokenizer.pad_token_id, eos_token_id=ends,
                                     repetition_penalty=1.0)  # a hub model's own settings must not influence the scores
     if seed is not None:
         settings |= dict(temperature=1.0, top_k=0, top_p=1.0)
@@ -91,7 +91,7 @@ def decode(model: PreTrainedModel, processor: ProcessorMixin, records: Sequence[
         for batch in _batches(records, batch_size):
             inputs = prompt_inputs(processor, batch, instruction).to(model.device, model.dtype)
             output = model.generate(**inputs, **settings)
-            decoded += [_read(tokenizer, ids) for ids in output[:, inputs["input_ids"].shape[1]:].tolist()]
+            decoded += [_read(tokenizer, ids, ends) for ids in output[:, inputs["input_ids"].shape[1]:].tolist()]
             if time.monotonic() - reported > REPORT_EVERY_S:
                 reported = time.monotonic()
                 left_s = (reported - start) / len(decoded) * (len(records) - len(decoded))
@@ -116,8 +116,7 @@ def caption_match(model: PreTrainedModel, processor: ProcessorMixin, records: Se
                for response, record in zip(said, records, strict=True)) / len(records)
 
 
-def _read(tokenizer: Any, ids: list[int]) -> Decoded:
-    is_truncated = tokenizer.eos_token_id not in ids
-    if not is_truncated:
-        ids = ids[: ids.index(tokenizer.eos_token_id) + 1]
-    return Decoded(tokenizer.decode(ids, skip_special_tokens=True), len(ids), is_truncated)
+def _read(tokenizer: Any, ids: list[int], ends: Sequence[int]) -> Decoded:
+    end = next((place for place, token_id in enumerate(ids) if token_id in ends), None)
+    text = tokenizer.decode(ids[:end], skip_special_tokens=True)
+    return Decoded(text, len(ids) if end is None else end + 1, end is None)

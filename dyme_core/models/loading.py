@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from dyme_core.models.prefix_sharing import share_prefixes
-from dyme_core.models.processors import load_processor, set_padding, tokenizer_of
+from dyme_core.models.processors import load_processor, set_end_ids, set_padding, tokenizer_of
 from dyme_core.models.vision_cache import cache_vision_features
 from dyme_core.utils import PART_SUFFIX
 
@@ -89,6 +89,7 @@ def load_policy(source: Path | str, backend: str = "transformers", *, vision_cac
         model = read_weights(loader, source, dtype)
         processor = load_processor(source, model_type, reads_images)
     _fit_padding(model, tokenizer_of(processor))
+    set_end_ids(model, processor)
     freeze_vision(model)
     if backend == "transformers":
         if vision_cache:
@@ -190,7 +191,7 @@ def _load_unsloth(name: str, reads_images: bool, dtype: torch.dtype, load_in_4bi
     model, processor = fast.from_pretrained(name, dtype=dtype, load_in_4bit=load_in_4bit, full_finetuning=not rank,
                                             fast_inference=False, use_gradient_checkpointing="unsloth",
                                             trust_remote_code=False, use_safetensors=True)
-    set_padding(tokenizer_of(processor))
+    set_padding(processor)
     if rank:
         parts = (dict(finetune_vision_layers=False, finetune_language_layers=True, finetune_attention_modules=True,
                       finetune_mlp_modules=True) if reads_images else dict(target_modules=list(LAYERS)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from tokenizers import AddedToken
 from transformers import (
     AutoProcessor,
     AutoTokenizer,
@@ -72,7 +73,7 @@ def load_processor(source: Path | str, model_type: str, reads_images: bool = Tru
     if reads_images and not isinstance(processor, ProcessorMixin):
         raise TypeError(f"expected a processor for pictures in {source}: got a {type(processor).__name__}; copy "
                         "processor_config.json and preprocessor_config.json beside the weights")
-    set_padding(tokenizer_of(processor))
+    set_padding(processor)
     return processor
 
 
@@ -93,28 +94,69 @@ def tokenizer_of(processor: Any) -> PreTrainedTokenizerBase:
     return getattr(processor, "tokenizer", processor)
 
 
-def suppressed_ids(processor: ProcessorMixin | PreTrainedTokenizerBase) -> list[int]:
-    """Every special id but the end token: a sampled <image> would break the next forward pass.
+def turn_end(processor: ProcessorMixin | PreTrainedTokenizerBase) -> int:
+    """The id that closes a target: the first added token that the chat template writes after an answer; the tokenizer's end
+    token where it writes none, or there is no template.
+
+    Raises:
+        ValueError: where there is neither.
+    """
+    tokenizer, answer = tokenizer_of(processor), "ANSWER"
+    ids: list[int] = []
+    if getattr(processor, "chat_template", None):
+        said = [{"type": "text", "text": answer}] if isinstance(processor, ProcessorMixin) else answer
+        turns = [{"role": role, "content": said} for role in ("user", "assistant")]
+        tail = processor.apply_chat_template(turns, tokenize=False).rpartition(answer)[2]
+        ids = tokenizer(tail, add_special_tokens=False)["input_ids"]
+    end = next((token_id for token_id in ids if token_id in tokenizer.added_tokens_decoder), tokenizer.eos_token_id)
+    if end is None:
+        raise ValueError("expected an end token, from the chat template or the tokenizer: got none; set tokenizer.eos_token")
+    return end
+
+
+def end_ids(model: PreTrainedModel, processor: ProcessorMixin | PreTrainedTokenizerBase) -> list[int]:
+    """Every id that ends a response: the one that the chat template writes, the tokenizer's and those of generation_config."""
+    ids = [turn_end(processor), tokenizer_of(processor).eos_token_id, *_given_end_ids(model)]
+    return [token_id for token_id in dict.fromkeys(ids) if token_id is not None]
+
+
+def set_end_ids(model: PreTrainedModel, processor: ProcessorMixin | PreTrainedTokenizerBase) -> None:
+    """Let each of `end_ids` end a response in every engine, also when the model is saved, and stand in no decoded text."""
+    tokenizer, ids = tokenizer_of(processor), end_ids(model, processor)
+    if {*ids} != {*_given_end_ids(model)}:
+        model.generation_config.eos_token_id = ids
+    added = [token for token_id, token in tokenizer.added_tokens_decoder.items() if token_id in ids and not token.special]
+    tokenizer.add_tokens([AddedToken(token.content, special=True, normalized=False) for token in added], special_tokens=True)
+
+
+def _given_end_ids(model: PreTrainedModel) -> list[int]:
+    given = model.generation_config.eos_token_id
+    return [] if given is None else [given] if isinstance(given, int) else given
+
+
+def suppressed_ids(model: PreTrainedModel, processor: ProcessorMixin | PreTrainedTokenizerBase) -> list[int]:
+    """Every special id that ends no response: a sampled <image> would break the next forward pass.
 
     Placeholders of pictures that a tokenizer does not mark as special are among them.
     """
     tokenizer = tokenizer_of(processor)
     special = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
     placeholders = {getattr(processor, name, None) for name in ("image_token_id", "video_token_id")} - {None}
-    return sorted((special | placeholders | set(tokenizer.all_special_ids)) - {tokenizer.eos_token_id})
+    return sorted((special | placeholders | set(tokenizer.all_special_ids)) - {*end_ids(model, processor)})
 
 
 def _processor_class(source: Path | str) -> str | None:
     return ProcessorMixin.get_processor_dict(source)[0].get("processor_class")
 
 
-def set_padding(tokenizer: PreTrainedTokenizerBase) -> None:
+def set_padding(processor: ProcessorMixin | PreTrainedTokenizerBase) -> None:
     """Pad on the left, as generation needs it, with a token of its own.
 
-    Where the end token is also the padding (Qwen2.5's bases), SFT masks it with the padding, so that the model never learns to
-    stop, and a row that ends looks like one that is cut.
+    Where the token that closes a target is also the padding (Qwen2.5's bases), SFT masks it with the padding, so that the model
+    never learns to stop, and a row that ends looks like one that is cut.
     """
+    tokenizer, ends = tokenizer_of(processor), {tokenizer_of(processor).eos_token_id, turn_end(processor)}
     tokenizer.padding_side = "left"
-    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
-        known = [token for token in PADS if token in tokenizer.get_vocab() and token != tokenizer.eos_token]
+    if tokenizer.pad_token_id in {None, *ends}:
+        known = [token for token in PADS if tokenizer.get_vocab().get(token, None) not in {None, *ends}]
         tokenizer.add_special_tokens({"pad_token": known[0] if known else NEW_PAD})

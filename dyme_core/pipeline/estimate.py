@@ -17,7 +17,7 @@ from dyme_core.config import Engine, Profile
 from dyme_core.data.schema import Record
 from dyme_core.models.generation import prompt_inputs
 from dyme_core.models.loading import is_vision
-from dyme_core.models.processors import tokenizer_of
+from dyme_core.models.processors import turn_end
 from dyme_core.pipeline.methods import Run
 from dyme_core.pipeline.preflight import PreflightReport
 
@@ -243,7 +243,7 @@ def try_longest(model: PreTrainedModel, processor: ProcessorMixin, record: Recor
         model.gradient_checkpointing_enable({"use_reentrant": False})
     try:
         with torch.autocast(model.device.type, torch.bfloat16, enabled=engine.bf16):
-            loss = _loss(model, inputs, max_completion_tokens, tokenizer_of(processor).eos_token_id)
+            loss = _loss(model, inputs, max_completion_tokens, turn_end(processor))
         loss.backward()
     except torch.OutOfMemoryError as error:
         raise OutOfMemory(_advice(record, rows, prompt_tokens, max_completion_tokens, engine)) from error

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from dyme_core.data.datasets import Refine
 from dyme_core.models import prefix_sharing
+from dyme_core.models.processors import turn_end
 from dyme_core.supervision.refiner import VisualRefiner, target_writer
 from dyme_core.trainer import batching, switches
 from dyme_core.trainer.config import DyMEConfig
@@ -40,8 +41,8 @@ class DyMETrainer(MeasuredGRPOTrainer):
         args: a DyMEConfig.
         refiner: writes the targets: an object with `refine_all(records)` (RuleRefiner, LLMRefiner, ...) that gives the
             thinking for data rows, to which the answer line is added; or a function from data rows (dicts of columns) to whole
-            responses, without the end token. None is no target: the prompt then teaches nothing. A row's own `target` (a whole
-            response) or trace (thinking) comes first. Without a refiner there are no other targets.
+            responses, without the token that closes them. None is no target: the prompt then teaches nothing. A row's own
+            `target` (a whole response) or trace (thinking) comes first. Without a refiner there are no other targets.
         watch: called with the data rows of a batch before its rollouts are written; returns a function that gets the texts of
             rollouts as they end, by row (rewards.ThinkingReward.watch). Not used with vLLM or a hint.
         on_scored: called in every process when the rollouts of a step are scored, before targets are written
@@ -65,6 +66,7 @@ class DyMETrainer(MeasuredGRPOTrainer):
         self.refine, self.watch, self.on_scored = target_writer(refiner), watch, on_scored
         self._inputs: list[dict[str, Any]] = []  # data rows of the current batch
         self._hints: list[list[int]] = []  # token ids, one list per local row; empty where rollouts start from nothing
+        self._turn_end = turn_end(self.processing_class)
         self.held: list[batching.Batch] = []  # rows with targets that wait (Decision.hold)
         users = [refiner, *(getattr(function, "checker", None) for function in self.reward_funcs)]
         self._banks = [user.bank for user in users if hasattr(user, "bank")]
@@ -202,7 +204,7 @@ class DyMETrainer(MeasuredGRPOTrainer):
         return rows
 
     def _ids(self, target: str) -> list[int]:
-        return [*self._tokenizer(target, add_special_tokens=False)["input_ids"], self._tokenizer.eos_token_id]
+        return [*self._tokenizer(target, add_special_tokens=False)["input_ids"], self._turn_end]
 
     @torch.no_grad()
     def _weigh_tokens(self, batch: batching.Batch, token_weight: Callable[[torch.Tensor], torch.Tensor]) -> None:

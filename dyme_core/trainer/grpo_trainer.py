@@ -15,7 +15,7 @@ from trl import GRPOConfig, GRPOTrainer
 from dyme_core.data.datasets import fill_step, with_defaults
 from dyme_core.data.prompt_format import completion_text, split_response
 from dyme_core.models.loading import load_policy
-from dyme_core.models.processors import processor_of, suppressed_ids
+from dyme_core.models.processors import end_ids, processor_of, set_end_ids, suppressed_ids
 from dyme_core.trainer.advantages import StepRewards, fill_unknown, group_modes
 from dyme_core.trainer.resuming import ExactResume
 from dyme_core.trainer.rewards import roles_of
@@ -31,7 +31,7 @@ class MeasuredGRPOTrainer(ExactResume, GRPOTrainer):
     thinking length in tokens, share of truncated rollouts and of those that repeat one token, seconds to generate, to score
     and to update.
 
-    Special tokens other than the end token are never sampled: a sampled <image> would break the next forward pass.
+    Special tokens that do not end a rollout are never sampled: a sampled <image> would break the next forward pass.
 
     Args:
         model: a loaded model, trained as it is; or a folder or hub id, loaded by `load_policy` with its vision tower frozen.
@@ -54,6 +54,7 @@ class MeasuredGRPOTrainer(ExactResume, GRPOTrainer):
             processing_class = processing_class or processor
         elif processing_class is None:
             processing_class = processor_of(model)
+        set_end_ids(model, processing_class)
         args = _without_special_tokens(args, model, processing_class)
         rows = fill_step(with_defaults(train_dataset), args.generation_batch_size // args.num_generations)
         super().__init__(model, reward_funcs=reward_funcs, args=args, train_dataset=rows,
@@ -142,12 +143,14 @@ class MeasuredGRPOTrainer(ExactResume, GRPOTrainer):
 
 
 def _without_special_tokens(args: GRPOConfig | None, model: PreTrainedModel, processor: Any) -> GRPOConfig:
-    """A copy of the settings under which no special token but the end token is sampled, whichever engine samples."""
+    """A copy of the settings under which no special token is sampled but those that end a rollout, whichever engine samples."""
     args = copy.copy(args) if args is not None else GRPOConfig(f"{model.config.name_or_path.split('/')[-1]}-GRPO")
-    given, forbidden = args.generation_kwargs or {}, suppressed_ids(processor)
-    never = {"logit_bias": {**given.get("logit_bias", {}), **dict.fromkeys(forbidden, NEVER)}} if args.use_vllm else {
-        "suppress_tokens": sorted({*(given.get("suppress_tokens") or ()), *forbidden})}
-    args.generation_kwargs = {**given, **never}
+    given, forbidden = args.generation_kwargs or {}, suppressed_ids(model, processor)
+    own = {"suppress_tokens": sorted({*(given.get("suppress_tokens") or ()), *forbidden})}
+    if args.use_vllm:
+        own = {"logit_bias": {**given.get("logit_bias", {}), **dict.fromkeys(forbidden, NEVER)},
+               "stop_token_ids": end_ids(model, processor)}
+    args.generation_kwargs = {**given, **own}
     return args
 
 

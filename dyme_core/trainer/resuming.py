@@ -42,8 +42,8 @@ class ExactResume:
             return super().train(None, *args, **kwargs)
         folder = self._newest() if resume_from_checkpoint is True else Path(resume_from_checkpoint)
         if missing := self._missing(folder):
-            raise ValueError(f"expected a complete checkpoint in {folder}: it has no {', '.join(missing)}; take another one, or "
-                             "leave resume_from_checkpoint out to train from the start")
+            raise ValueError(f"expected a complete checkpoint in {folder}: it has no {', '.join(missing)}; take another one, "
+                             "or leave resume_from_checkpoint out to train from the start")
         state = TrainerState.load_from_json(str(folder / STATE))
         is_finished = self._num_steps(state) == state.global_step
         if self.args.device.type == "cpu":  # "cpu:0" in several processes, which torch.load (2.13) does not know

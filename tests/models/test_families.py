@@ -62,7 +62,7 @@ def test_sampled_rollouts_go_through_a_step(tmp_path: Path, family: str) -> None
     policy, processor = loading.load_policy(make_checkpoint(family, tmp_path / "hub"))
     trainer, gradients = step(tmp_path / "run", family, policy, processor, None, max_completion_length=40)
     said = {token for ids in trainer.sampled for token in ids}
-    assert len(trainer.sampled) == 2 * G and len(said) > 50 and not said & {*processors.suppressed_ids(processor)}
+    assert len(trainer.sampled) == 2 * G and len(said) > 50 and not said & {*processors.suppressed_ids(policy, processor)}
     assert gradients.found and trainer.advantages[0] == [1, 0, 0, 0] * 2
 
 
@@ -97,11 +97,11 @@ def test_pictures_and_prompts_are_shared_by_the_families_that_can(tmp_path: Path
 
 
 @every_family
-def test_of_the_special_tokens_only_the_end_may_be_sampled(tmp_path: Path, family: str) -> None:
-    _, processor = loading.load_policy(make_checkpoint(family, tmp_path / "hub"))
+def test_of_the_special_tokens_only_those_that_end_may_be_sampled(tmp_path: Path, family: str) -> None:
+    policy, processor = loading.load_policy(make_checkpoint(family, tmp_path / "hub"))
     tokenizer = processors.tokenizer_of(processor)
-    suppressed = tokenizer.convert_ids_to_tokens(processors.suppressed_ids(processor))
-    assert set(suppressed) == {*SPECIAL[family]} - {tokenizer.eos_token}
+    suppressed = tokenizer.convert_ids_to_tokens(processors.suppressed_ids(policy, processor))
+    assert set(suppressed) == {*SPECIAL[family]} - {tokenizer.eos_token, "<|endoftext|>"}, "generation_config has two"
 
 
 def test_a_placeholder_of_pictures_is_never_sampled_even_where_its_tokenizer_calls_it_a_word(tmp_path: Path) -> None:
@@ -110,9 +110,9 @@ def test_a_placeholder_of_pictures_is_never_sampled_even_where_its_tokenizer_cal
     [token] = [token for token in content["added_tokens"] if token["content"] == "<image>"]
     token["special"] = False
     (folder / "tokenizer.json").write_text(json.dumps(content))
-    _, processor = loading.load_policy(folder)
+    policy, processor = loading.load_policy(folder)
     assert not processor.tokenizer.added_tokens_decoder[token["id"]].special
-    assert token["id"] in processors.suppressed_ids(processor)
+    assert token["id"] in processors.suppressed_ids(policy, processor)
 
 
 @pytest.mark.parametrize("family", PREPROCESSOR)
@@ -173,7 +173,7 @@ def test_padding_has_a_token_of_its_own(tmp_path: Path) -> None:
     policy, tokenizer = loading.load_policy(folder)
     assert tokenizer.padding_side == "left" and tokenizer.eos_token == "<|endoftext|>"
     assert tokenizer.pad_token_id not in (None, tokenizer.eos_token_id)
-    assert policy.generation_config.pad_token_id == tokenizer.pad_token_id in processors.suppressed_ids(tokenizer)
+    assert policy.generation_config.pad_token_id == tokenizer.pad_token_id in processors.suppressed_ids(policy, tokenizer)
     assert policy.get_input_embeddings().num_embeddings == len(tokenizer)
     loading.save_policy(policy, tokenizer, tmp_path / "saved")
     again, its_tokenizer = loading.load_policy(tmp_path / "saved")

@@ -20,7 +20,7 @@ from dyme_core.trainer.rewards import dyme_rewards
 
 PROCESSOR = tiny_onevision.build_processor()
 RECORDS = datasets.mini_records("train", 4, seed=0)
-SUPPRESSED = processors.suppressed_ids(PROCESSOR)
+SUPPRESSED = processors.suppressed_ids(tiny_onevision.build_model("svlm", PROCESSOR, 0), PROCESSOR)
 LENGTH = 9
 
 

@@ -61,7 +61,7 @@ def test_captions_are_asked_for_instead_of_the_questions_and_must_be_the_facts_e
 
 
 def test_a_batch_decodes_as_a_greedy_loop_over_each_record_alone(records, processor, model) -> None:
-    forbidden = processors.suppressed_ids(processor)
+    forbidden = processors.suppressed_ids(model, processor)
     together = generation.decode(model, processor, records[:4], batch_size=3, max_new_tokens=6)
     for record, response in zip(records, together, strict=False):
         inputs = generation.prompt_inputs(processor, [record])
@@ -80,13 +80,13 @@ def test_a_response_ends_at_the_end_token_which_is_counted(processor) -> None:
     tokenizer = processor.tokenizer
     ids = tokenizer("Yes <answer>Yes</answer>")["input_ids"]
     padded = [*ids, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.pad_token_id]
-    assert generation._read(tokenizer, padded) == Decoded("Yes <answer>Yes</answer>", len(ids) + 1, False)
-    assert generation._read(tokenizer, ids).is_truncated
+    assert generation._read(tokenizer, padded, [tokenizer.eos_token_id]) == Decoded("Yes <answer>Yes</answer>", len(ids) + 1, False)
+    assert generation._read(tokenizer, ids, [tokenizer.eos_token_id]).is_truncated
 
 
 def test_special_tokens_are_never_sampled(monkeypatch, records, processor, model) -> None:
     image, said = processor.tokenizer.image_token_id, []
-    monkeypatch.setattr(generation, "_read", lambda tokenizer, ids: said.extend(ids) or Decoded("", 0, False))
+    monkeypatch.setattr(generation, "_read", lambda tokenizer, ids, ends: said.extend(ids) or Decoded("", 0, False))
     kept = model.lm_head.weight.data[image].clone()
     try:
         model.lm_head.weight.data[image] = 50 * kept.sign()  # the token now wins about every second time
@@ -97,7 +97,7 @@ def test_special_tokens_are_never_sampled(monkeypatch, records, processor, model
         model.lm_head.weight.data[image] = kept
     assert image in free.flatten().tolist()
     assert len(said) == 8 * len(records)
-    assert not set(said) & set(processors.suppressed_ids(processor)) - {processor.tokenizer.pad_token_id}  # after the end
+    assert not set(said) & set(processors.suppressed_ids(model, processor)) - {processor.tokenizer.pad_token_id}  # after the end
 
 
 def test_sampling_repeats_with_its_seed_and_leaves_training_mode(records, processor, model) -> None:

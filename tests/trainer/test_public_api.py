@@ -107,7 +107,7 @@ def test_a_plain_model_trains_on_plain_columns_with_ones_own_rewards_refiner_and
     assert {text.split("<end_of")[0] for text in trainer.memorized} == {TARGET, "It is taller than that.\n<answer>5</answer>"}
     assert any(not weight.equal(before[name]) for name, weight in model.named_parameters())
     said = {token for ids in trainer.sampled for token in ids}
-    assert not said & {65, *suppressed_ids(processor)} and trainer.generation_config.top_k == 40
+    assert not said & {65, *suppressed_ids(model, processor)} and trainer.generation_config.top_k == 40
     assert arguments.generation_kwargs == {"suppress_tokens": [65], "top_k": 40}, "the user's settings stay as they are"
     assert trainer.state.log_history[0]["memorize"] == 2 and "thinking" not in trainer.state.log_history[0]
     table = pd.read_parquet(tmp_path / "out" / "completions" / "completions_00002.parquet")
@@ -124,17 +124,18 @@ def test_grpo_samples_no_special_token_either_and_takes_a_folder_and_a_reporter(
     trainer = MeasuredGRPOTrainer(str(checkpoint), says_four, arguments, questions)
     assert trainer.args.report_to == ["tensorboard"]
     assert any(isinstance(callback, Steps) for callback in trainer.callback_handler.callbacks)
-    assert trainer.generation_config.suppress_tokens == suppressed_ids(trainer.processing_class)
+    assert trainer.generation_config.suppress_tokens == suppressed_ids(trainer.model, trainer.processing_class)
     assert trainer.train_dataset[1]["item"] == "row-1" and trainer.train_dataset[1]["question"] == "3 + 1?"
 
 
 def test_settings_of_ones_own_reach_vllm_beside_what_must_not_be_sampled(monkeypatch) -> None:
     from dyme_core.trainer import grpo_trainer
-    monkeypatch.setattr(grpo_trainer, "suppressed_ids", lambda processor: [7])
+    monkeypatch.setattr(grpo_trainer, "suppressed_ids", lambda model, processor: [7])
+    monkeypatch.setattr(grpo_trainer, "end_ids", lambda model, processor: [8, 9])
     arguments = GRPOConfig("out", use_cpu=True, bf16=False, generation_kwargs={"logit_bias": {3: 1.0}})
     arguments.use_vllm = True
     made = grpo_trainer._without_special_tokens(arguments, None, None)
-    assert made.generation_kwargs == {"logit_bias": {3: 1.0, 7: grpo_trainer.NEVER}}
+    assert made.generation_kwargs == {"logit_bias": {3: 1.0, 7: grpo_trainer.NEVER}, "stop_token_ids": [8, 9]}
 
 
 @pytest.mark.parametrize("refiner", [None, RuleRefiner(), lambda rows: ["written"] * len(rows)])

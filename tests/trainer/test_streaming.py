@@ -39,7 +39,7 @@ def test_every_rollout_is_reported_once_when_it_ends_and_the_samples_are_the_sam
     for is_watched in (False, True):
         torch.manual_seed(1)
         options = dict(do_sample=True, max_new_tokens=10, eos_token_id=end,
-                       suppress_tokens=processors.suppressed_ids(processor))
+                       suppress_tokens=processors.suppressed_ids(model, processor))
         with watching(model, Watcher(reports.append, [end])) if is_watched else nullcontext():
             made.append(model.generate(**inputs, **options))
     assert torch.equal(*made) and "generate" not in vars(model)
