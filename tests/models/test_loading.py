@@ -89,7 +89,8 @@ def test_a_seed_gives_its_own_weights() -> None:
 
 
 def test_only_the_end_token_may_be_sampled_of_the_special_ones() -> None:
-    names = TOKENIZER.convert_ids_to_tokens(processors.suppressed_ids(tiny_onevision.build_model("svlm", PROCESSOR, 0), PROCESSOR))
+    model = tiny_onevision.build_model("svlm", PROCESSOR, 0)
+    names = TOKENIZER.convert_ids_to_tokens(processors.suppressed_ids(model, PROCESSOR))
     assert set(names) == set(tiny_onevision.SPECIAL) - {tiny_onevision.END}
 
 

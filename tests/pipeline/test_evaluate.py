@@ -79,9 +79,10 @@ def test_a_batch_decodes_as_a_greedy_loop_over_each_record_alone(records, proces
 def test_a_response_ends_at_the_end_token_which_is_counted(processor) -> None:
     tokenizer = processor.tokenizer
     ids = tokenizer("Yes <answer>Yes</answer>")["input_ids"]
+    ends = [tokenizer.eos_token_id]
     padded = [*ids, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.pad_token_id]
-    assert generation._read(tokenizer, padded, [tokenizer.eos_token_id]) == Decoded("Yes <answer>Yes</answer>", len(ids) + 1, False)
-    assert generation._read(tokenizer, ids, [tokenizer.eos_token_id]).is_truncated
+    assert generation._read(tokenizer, padded, ends) == Decoded("Yes <answer>Yes</answer>", len(ids) + 1, False)
+    assert generation._read(tokenizer, ids, ends).is_truncated
 
 
 def test_special_tokens_are_never_sampled(monkeypatch, records, processor, model) -> None:
@@ -97,7 +98,8 @@ def test_special_tokens_are_never_sampled(monkeypatch, records, processor, model
         model.lm_head.weight.data[image] = kept
     assert image in free.flatten().tolist()
     assert len(said) == 8 * len(records)
-    assert not set(said) & set(processors.suppressed_ids(model, processor)) - {processor.tokenizer.pad_token_id}  # after the end
+    after_the_end = {processor.tokenizer.pad_token_id}
+    assert not set(said) & set(processors.suppressed_ids(model, processor)) - after_the_end
 
 
 def test_sampling_repeats_with_its_seed_and_leaves_training_mode(records, processor, model) -> None:
