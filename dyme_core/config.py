@@ -215,7 +215,9 @@ class Engine:
         lora_rank: of adapters on the language model; None trains every weight but the vision tower's.
         lora_alpha: adapters are scaled by lora_alpha / lora_rank.
         load_in_4bit: frozen weights in 4 bits, adapters only.
-        use_vllm: rollouts by vLLM in the same processes (TRL's "colocate").
+        generation: how rollouts are written: "eager", by transformers; "compiled", the same with a cache of fixed size, whose
+            decoding step is compiled on a card (worth it for runs of hours: compiling takes a minute); "vllm", in the same
+            processes (TRL's "colocate").
         vllm_memory_share: of the card's memory, for vLLM's weights and cache; TRL's default.
     """
 
@@ -225,7 +227,7 @@ class Engine:
     lora_rank: Positive | None = None
     lora_alpha: Positive = 16
     load_in_4bit: bool = False
-    use_vllm: bool = False
+    generation: Literal["eager", "compiled", "vllm"] = "eager"
     vllm_memory_share: Annotated[float, Field(gt=0, lt=1)] = 0.3
 
     def __post_init__(self) -> None:

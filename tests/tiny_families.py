@@ -129,10 +129,17 @@ def _tokenizer(special: Sequence[str]) -> Tokenizer:
     return tokenizer
 
 
-def make_checkpoint(family: str, folder: Path, seed: int = 0, **tokens: str) -> Path:
-    """Write a family's tiny checkpoint to `folder`; `tokens` change its tokenizer's (eos_token, pad_token)."""
+def write_processor(family: str, folder: Path, pictures: dict[str, Any] | None = None, places: dict[str, Any] | None = None,
+                    words: Sequence[str] = (), **tokens: str) -> dict[str, int]:
+    """Write the files of a family's tokenizer and processor to `folder`; returns the ids of all tokens.
+
+    Args:
+        pictures, places: changes of preprocessor_config.json and of processor_config.json.
+        words: further special tokens.
+        tokens: changes of the tokenizer's (eos_token, pad_token).
+    """
     folder.mkdir(parents=True)
-    tokenizer = _tokenizer(SPECIAL[family])
+    tokenizer = _tokenizer(dict.fromkeys((*SPECIAL[family], *words)))
     ids = tokenizer.get_vocab()
     end, pad = END.get(family, "<|im_end|>"), PAD.get(family, "<|endoftext|>")
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -141,12 +148,18 @@ def make_checkpoint(family: str, folder: Path, seed: int = 0, **tokens: str) -> 
                                               **TOKENIZER[family], **tokens})
     (folder / "chat_template.jinja").write_text(TEMPLATES[family])
     if family in PREPROCESSOR:
-        _write(folder / "preprocessor_config.json", PREPROCESSOR[family])
+        _write(folder / "preprocessor_config.json", PREPROCESSOR[family] | (pictures or {}))
         if PROCESSOR[family] is not None:
-            _write(folder / "processor_config.json", PROCESSOR[family])
+            _write(folder / "processor_config.json", PROCESSOR[family] | (places or {}))
     _write(folder / "generation_config.json", {"eos_token_id": [ids[end], ids["<|endoftext|>"]], "pad_token_id": ids[pad],
                                                "do_sample": True, "repetition_penalty": 1.05, "top_k": 20, "temperature": 0.7})
     _write(folder / "config.json", {"model_type": family, **_config(family, ids, len(ids))})
+    return ids
+
+
+def make_checkpoint(family: str, folder: Path, seed: int = 0, **tokens: str) -> Path:
+    """Write a family's tiny checkpoint to `folder`; `tokens` change its tokenizer's (eos_token, pad_token)."""
+    write_processor(family, folder, **tokens)
     torch.manual_seed(seed)
     loader = AutoModelForImageTextToText if family in PREPROCESSOR else AutoModelForCausalLM
     model = loader.from_config(AutoConfig.from_pretrained(folder), dtype=torch.bfloat16)  # as the hub's weights are

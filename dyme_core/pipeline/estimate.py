@@ -24,6 +24,7 @@ from dyme_core.pipeline.preflight import PreflightReport
 GIB = 2**30
 UTILISATION = 0.35  # assumed: of the card's peak in prefill and update (PaLM reports 0.46 for far larger layers)
 LAYER_S = 1e-3  # assumed: seconds of a decoding step of one layer in transformers, whose kernels are too small to fill a card
+COMPILED_S = 3e-3  # assumed: seconds of a decoding step whose layers are one compiled graph, sampling included
 KEPT_HIDDEN, KEPT_INNER = 12, 4  # numbers kept for backward per token and layer: x width, x width of the MLP (Qwen2's forward)
 LOGIT_COPIES = 3  # logits, scaled logits, their gradient
 FIXED_BYTES = GIB  # assumed: CUDA context and kernels
@@ -41,7 +42,7 @@ class Card:
 
 
 CARDS = {"RTX 3090": Card(24, 71, 936), "RTX 4090": Card(24, 165, 1008), "L4": Card(24, 121, 300),  # NVIDIA's data sheets
-         "A100": Card(80, 312, 2039), "H100": Card(80, 989, 3350)}
+         "A100": Card(80, 312, 2039), "H100": Card(80, 989, 3350), "H200": Card(141, 989, 4800)}
 USUAL = {"gpu": ("RTX 4090", 1), "paper": ("A100", 8)}  # card and number of them; the paper's eight are not named
 
 
@@ -138,8 +139,9 @@ def step_seconds(profile: Profile, shape: Shape, card: Card, processes: int = 1)
     read = (shape.language + shape.vision) * _width(engine) + _cache_bytes(profile, shape, own)
     read_s = read / (card.gb_per_s * 1e9)
     update = update_flops(shape, said, full=engine.lora_rank is None, checkpointing=engine.gradient_checkpointing)
+    launch_s = {"eager": LAYER_S * shape.layers, "compiled": COMPILED_S, "vllm": 0.0}
     return {"prefill": own * (picture_flops(shape) + forward_flops(shape, shape.prompt_tokens, 1)) / pace,
-            "decoding": said * (read_s if engine.use_vllm else max(read_s, LAYER_S * shape.layers)),
+            "decoding": said * max(read_s, launch_s[engine.generation]),
             "update": own * update / pace}
 
 
@@ -163,7 +165,7 @@ def step_gib(profile: Profile, shape: Shape, card: Card, processes: int = 1) -> 
              "work": max(update, _cache_bytes(profile, shape, own) + prefill)}
     gib = {name: part / GIB for name, part in parts.items()}
     return {**gib, "the rest": (SLACK - 1) * sum(gib.values()) + FIXED_BYTES / GIB
-            + engine.use_vllm * engine.vllm_memory_share * card.memory_gib}
+            + (engine.generation == "vllm") * engine.vllm_memory_share * card.memory_gib}
 
 
 def _rows(profile: Profile, processes: int) -> tuple[int, int]:

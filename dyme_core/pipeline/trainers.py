@@ -69,11 +69,12 @@ def shared_arguments(run: Run, steps: int, learning_rate: float, folder: Path) -
 def grpo_arguments(run: Run) -> dict[str, Any]:
     """GRPO's and DyME's settings."""
     training, engine = run.profile.training, run.profile.engine
-    vllm = dict(use_vllm=True, vllm_mode="colocate", vllm_gpu_memory_utilization=engine.vllm_memory_share)
+    generation = {"eager": {}, "compiled": {"cache_implementation": "static"},
+                  "vllm": dict(use_vllm=True, vllm_mode="colocate", vllm_gpu_memory_utilization=engine.vllm_memory_share)}
     return dict(**engine.batch(training.prompts_per_step * training.num_generations, ranks.size()),
                 num_generations=training.num_generations, max_completion_length=training.max_completion_tokens,
                 temperature=1.0, beta=0.0, loss_type="grpo", num_iterations=1,
-                **(vllm if engine.use_vllm else {}))
+                **generation[engine.generation])
 
 
 def sft_trainer(session: Session, arguments: dict[str, Any], callbacks: list[TrainerCallback]) -> Trainer:

@@ -16,6 +16,7 @@ from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_b
 Batch = dict[str, Any]
 PROMPT, COMPLETION, BOTH = (True, False), (False, True), (True, True)  # padding of a field, (left, right)
 SPANS = {"prompt_ids": PROMPT, "prompt_mask": PROMPT, "completion_ids": COMPLETION, "completion_mask": COMPLETION,
+         "importance_sampling_ratio": COMPLETION,
          "token_type_ids": BOTH, "mm_token_type_ids": BOTH}
 IDS = ("prompt_ids", "completion_ids")
 
@@ -47,12 +48,28 @@ def join(batches: Sequence[Batch], pad_id: int) -> Batch:
     return unsplit_pixel_values_by_grid(joined)
 
 
+def with_own_log_probs(batch: Batch) -> Batch:
+    """The batch without log-probs of the rollouts, which targets lack: TRL then takes those of the step itself, which are the
+    same, one step following each generation. vLLM's importance ratios stay, (B, C) also where they are a row's."""
+    kept = {name: value for name, value in batch.items() if name not in ("old_per_token_logps", "sampling_per_token_logps")}
+    if "importance_sampling_ratio" in kept:
+        kept["importance_sampling_ratio"] = kept["importance_sampling_ratio"].repeat(
+            1, batch["completion_ids"].shape[1] // kept["importance_sampling_ratio"].shape[1])
+    return kept
+
+
 def write_completion(batch: Batch, row: int, ids: Sequence[int], pad_id: int) -> None:
-    """Put `ids` in place of a row's completion, widening every row of the batch where it is longer."""
+    """Put `ids` in place of a row's completion, widening every row of the batch where it is longer.
+
+    No engine sampled them: where the batch has importance ratios (`with_own_log_probs`) theirs are 1.
+    """
     batch.update(_widen(batch, batch["prompt_ids"].shape[1], max(batch["completion_ids"].shape[1], len(ids)), pad_id))
-    for name, fill, values in (("completion_ids", pad_id, ids), ("completion_mask", 0, [1] * len(ids))):
-        batch[name][row] = fill
-        batch[name][row, : len(ids)] = torch.tensor(values, device=batch[name].device)
+    ones = [1] * len(ids)
+    for name, fill, values in (("completion_ids", pad_id, ids), ("completion_mask", 0, ones),
+                               ("importance_sampling_ratio", 0, ones)):
+        if name in batch:
+            batch[name][row] = fill
+            batch[name][row, : len(ids)] = torch.tensor(values, dtype=batch[name].dtype, device=batch[name].device)
 
 
 def busy_rows(batch: Batch) -> list[int]:

@@ -14,7 +14,6 @@ REQUIRED = (
     ("beta", 0.0, "a reference model pulls targets back"),
     ("num_iterations", 1, "a replaced row has no old log-probs"),
     ("mask_truncated_completions", False, "it would mask targets"),
-    ("vllm_importance_sampling_correction", False, "a replaced row has no sampling log-probs"),
     ("scale_rewards", "group", "advantages are standardised inside each group"),
     ("reward_weights", None, "the switch sums the rewards itself and would not see TRL's weights"),
     ("multi_objective_aggregation", "sum_then_normalize", "the switch standardises the sum"),
@@ -45,7 +44,6 @@ class DyMEConfig(GRPOConfig):
     loss_type: str = "grpo"
     beta: float = 0.0
     mask_truncated_completions: bool = False
-    vllm_importance_sampling_correction: bool = False
 
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -102,7 +103,7 @@ class DyMETrainer(MeasuredGRPOTrainer):
         start = time.perf_counter()
         if is_training:
             self.on_scored()
-            batch = self._switch(inputs, batch)
+            batch = self._switch(inputs, batching.with_own_log_probs(batch))
         self._seconds["score_s"] += time.perf_counter() - start  # the refiner's seconds are no part of the update
         return batch
 
@@ -119,6 +120,8 @@ class DyMETrainer(MeasuredGRPOTrainer):
         longer = {name: [[*ids, *[0] * len(hint)] for ids, hint in zip(values, self._hints, strict=True)]
                   if name in batching.SPANS else values for name, values in fields.items()}
         sampled, log_probs = super()._generate_single_turn(hinted, images, longer, *args, **kwargs)
+        if log_probs is not None:  # vLLM's; TRL takes a missing one for a ratio of 1
+            log_probs = [[*[math.nan] * len(hint), *row] for hint, row in zip(self._hints, log_probs, strict=True)]
         return [[*hint, *ids] for hint, ids in zip(self._hints, sampled, strict=True)], log_probs
 
     def _streaming(self) -> AbstractContextManager[None]:
@@ -158,7 +161,6 @@ class DyMETrainer(MeasuredGRPOTrainer):
         # TRL's mean is over the rows of the batch; the switch's weights refer to the rollouts of the step.
         batch["advantages"] = batch["advantages"] * (len(batch["advantages"]) / len(inputs))
         self._metrics["train"]["rows"].append(len(batch["advantages"]) * self.accelerator.num_processes)
-        batch.pop("sampling_per_token_logps", None)  # vLLM's, of the rollouts: a target has none, and they are not used
         batch["num_items_in_batch"] = self.accelerator.gather(batch["completion_mask"].sum()).sum()
         del batch["is_target"]
         return batch

@@ -2,9 +2,10 @@
 from __future__ import annotations
 
 import copy
+import functools
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from dyme_core.trainer.advantages import StepRewards, fill_unknown, group_modes
 from dyme_core.trainer.resuming import ExactResume
 from dyme_core.trainer.rewards import roles_of
 
+CACHE_STEP = 512  # tokens by which a cache of fixed size grows
 NEVER = -100.0  # added to a logit: vLLM has no list of suppressed ids
 
 
@@ -59,6 +61,9 @@ class MeasuredGRPOTrainer(ExactResume, GRPOTrainer):
         rows = fill_step(with_defaults(train_dataset), args.generation_batch_size // args.num_generations)
         super().__init__(model, reward_funcs=reward_funcs, args=args, train_dataset=rows,
                          eval_dataset=with_defaults(eval_dataset), processing_class=processing_class, **kwargs)
+        self._get_per_token_logps_and_entropies = _one_picture_each(self._get_per_token_logps_and_entropies)
+        if self._is_compiled():  # TRL turns compilation off
+            self.generation_config.disable_compile = False
         self.correct_needs_format = correct_needs_format
         self._roles = roles_of(self.reward_funcs, self.reward_func_names, getattr(self.args, "correct_reward", None))
         self._rewards = StepRewards(torch.empty(0))  # of the step's rollouts, all processes
@@ -94,6 +99,16 @@ class MeasuredGRPOTrainer(ExactResume, GRPOTrainer):
         for _ in range(self.epochs_done if sampler.shuffle else 0):  # it draws the order of each epoch after that of the last
             torch.randperm(sampler.num_samples, generator=sampler.generator)
         return sampler
+
+    def _is_compiled(self) -> bool:
+        return self.args.cache_implementation == "static" and not self.use_vllm
+
+    def _generate_single_turn(self, prompt_ids, *args, **kwargs):
+        if self._is_compiled():  # a longer cache is compiled for anew: grow it in large steps, and never shrink it
+            longest = max(map(len, prompt_ids)) + self.max_completion_length
+            known = self.generation_config.max_cache_len or 0
+            self.generation_config.max_cache_len = max(known, -(-longest // CACHE_STEP) * CACHE_STEP)
+        return super()._generate_single_turn(prompt_ids, *args, **kwargs)
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         start = time.perf_counter()
@@ -140,6 +155,16 @@ class MeasuredGRPOTrainer(ExactResume, GRPOTrainer):
         for name, seconds in self._seconds.items():  # TRL logs the mean over micro-batches; wanted is the step's sum
             self._metrics["train"][name].append(seconds * self.current_gradient_accumulation_steps)
         return loss
+
+
+def _one_picture_each(log_probs: Callable[..., Any]) -> Callable[..., Any]:
+    """TRL's log-probs, also of LLaVA-OneVision's rollouts: TRL hands on the number of pictures of each prompt, which it does
+    not take there. The model needs none where it is one."""
+    @functools.wraps(log_probs)
+    def call(*args: Any, batch_num_images: Any = None, **kwargs: Any) -> Any:
+        return log_probs(*args, **kwargs)
+
+    return call
 
 
 def _without_special_tokens(args: GRPOConfig | None, model: PreTrainedModel, processor: Any) -> GRPOConfig:

@@ -111,9 +111,10 @@ def of_gpu(name: str = "gpu", card: str = "", processes: int = 0, **engine) -> t
 def test_each_setting_that_saves_something_says_so() -> None:
     card_gib = estimate.CARDS["RTX 4090"].memory_gib
     (base_s, base), (_, more), (kept_s, kept) = of_gpu(), of_gpu(micro_batches=1), of_gpu(gradient_checkpointing=False)
-    (full_s, full), (fast_s, fast), (_, four) = of_gpu(lora_rank=None), of_gpu(use_vllm=True), of_gpu(load_in_4bit=True)
+    (full_s, full), (fast_s, fast), (_, four) = of_gpu(lora_rank=None), of_gpu(generation="vllm"), of_gpu(load_in_4bit=True)
     assert four < base < full and base < fast and base < card_gib < min(kept, more)
     assert kept_s["update"] < base_s["update"] < full_s["update"] and fast_s["decoding"] < base_s["decoding"]
+    assert fast_s["decoding"] <= of_gpu(generation="compiled")[0]["decoding"] < base_s["decoding"]
     assert of_gpu("paper")[1] < estimate.CARDS["A100"].memory_gib
     said = estimate.describe(config.load_profile("gpu"), estimate.ONEVISION, "RTX 4090", 1)
     assert "estimate, not measured: profile gpu on 1 x RTX 4090: 25 s a step" in said
@@ -127,7 +128,7 @@ def test_rollouts_that_cannot_be_dealt_are_refused_by_the_estimate_too() -> None
 def test_the_table_of_docs_gpu_is_what_the_formulas_give() -> None:
     rows = re.findall(r"^\| `(\w+)` \| (?:(\d) x )?([\w ]+) \(\d+ GB\) \| (\d+) \| (\d+) steps, ([\d.]+) h \| (\d+) GiB \|$",
                       (Path(__file__).parents[2] / "docs" / "gpu.md").read_text(), re.MULTILINE)
-    assert {row[0] for row in rows} == set(estimate.USUAL) and len(rows) == 6
+    assert {row[0] for row in rows} == set(estimate.USUAL) and len(rows) == 7
     for chosen, processes, name, step_s, steps, hours, gib in rows:
         seconds, peak = of_gpu(chosen, name, int(processes or 1))
         told, planned = sum(seconds.values()), config.load_profile(chosen).training.steps

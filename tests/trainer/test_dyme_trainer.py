@@ -5,6 +5,7 @@ Run as a script (torchrun), the file is one rank of the test whose groups span t
 from __future__ import annotations
 
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -14,12 +15,13 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import TrainerCallback
+from trl import GRPOTrainer
 
 from dyme_core.data import datasets, prompt_format
 from dyme_core.models import tiny_onevision
 from dyme_core.supervision.checker import RuleChecker
 from dyme_core.supervision.refiner import RuleRefiner, target_writer
-from dyme_core.trainer import batching, rewards
+from dyme_core.trainer import batching, grpo_trainer, rewards
 from dyme_core.trainer.config import DyMEConfig
 from dyme_core.trainer.dyme_trainer import DyMETrainer
 
@@ -281,7 +283,6 @@ def test_rewards_are_the_same_for_strings_and_messages() -> None:
      "reward_weights=None: .* the switch sums the rewards itself and would not see TRL's weights"),
     ({"top_entropy_quantile": 0.2}, "top_entropy_quantile=1.0: got 0.2, but it would mask targets"),
     ({"off_policy_mask_threshold": 0.1}, "off_policy_mask_threshold=None: got 0.1, but a replaced row has no sampling"),
-    ({"vllm_importance_sampling_correction": True}, "correction=False: got True, but a replaced row has no sampling log-probs"),
     ({"memorize_weight": "column"}, r"memorize_weight must be one of \('row', 'group'\): got 'column'"),
     ({"mastered": "drop"}, r"mastered must be one of \('skip', 'explore'\): got 'drop'"),
     ({"reward_gate": "and"}, r"reward_gate must be one of \('sum', 'gated'\): got 'and'"),
@@ -447,21 +448,66 @@ class VLLM:
         return prompts, ids, [[[-9.0]] * len(row) for row in ids], None
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_with_rollouts_of_vllm_a_target_has_ratio_one_and_the_cross_entropy_gradient(tmp_path: Path, accumulate: int) -> None:
-    trainer, gradients = build(tmp_path, per_device_train_batch_size=2 * G // accumulate,
-                               gradient_accumulation_steps=accumulate, drop_idle_rows=True)
-    told, seen, loss = [], [], trainer._compute_loss
-    trainer.use_vllm, trainer.vllm_generation, trainer.watch = True, VLLM([WRONG] * 2 * G), lambda *args: told.append(args)
+def with_vllm(trainer: Recorder, texts: list[str]) -> list[dict]:
+    """Let the stand-in write the rollouts; returns the list of what will go through the loss."""
+    seen, loss = [], trainer._compute_loss
+    trainer.use_vllm, trainer.vllm_generation = True, VLLM(texts)
     trainer._compute_loss = lambda model, inputs: (seen.append(inputs), loss(model, inputs))[1]
     trainer._last_loaded_step = -1  # as TRL sets it where it opens vLLM
+    return seen
+
+
+@pytest.mark.parametrize("mode", ["sequence_mask", "token_truncate"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_with_rollouts_of_vllm_a_target_has_ratio_one_and_the_cross_entropy_gradient(
+        tmp_path: Path, accumulate: int, mode: str) -> None:
+    trainer, gradients = build(tmp_path, per_device_train_batch_size=2 * G // accumulate, drop_idle_rows=True,
+                               gradient_accumulation_steps=accumulate, vllm_importance_sampling_mode=mode)
+    told, seen = [], with_vllm(trainer, [WRONG] * 2 * G)
+    trainer.watch = lambda *args: told.append(args)
     direct = cross_entropy_gradient(trainer.model, [(row, target_of(row)) for row in ROWS[:2]])
     trainer.train()
     assert relative_error(gradients.steps[0], {name: gradient / G for name, gradient in direct.items()}) < 1e-5
-    stale = {"sampling_per_token_logps", "importance_sampling_ratio", "old_per_token_logps"}
+    stale = {"sampling_per_token_logps", "old_per_token_logps"}
     assert len(seen) == accumulate and not any(stale & set(inputs) for inputs in seen)
+    assert all(inputs["importance_sampling_ratio"][inputs["completion_mask"] == 1].eq(1).all() for inputs in seen)
     assert logged(trainer)["memorize"] == 2 and logged(trainer)["clip_ratio/region_mean"] == 0
     assert trainer.vllm_generation.synced == 1 and told == [], "vLLM reports rollouts when all have ended"
+
+
+@pytest.mark.parametrize(("mode", "ratio"), [("token_truncate", 2.0), ("sequence_mask", 0.0)])
+def test_vllm_s_importance_ratio_weighs_rollouts_and_never_targets(tmp_path: Path, mode: str, ratio: float) -> None:
+    changes = dict(per_device_train_batch_size=2 * G, drop_idle_rows=True, vllm_importance_sampling_mode=mode,
+                   vllm_importance_sampling_clip_max=2.0)  # every token is e^3 times as likely as -9 says: above the limit
+    _, plain = run(tmp_path / "plain", MIXED, **changes)
+    trainer, corrected = build(tmp_path / "corrected", **changes)
+    with_vllm(trainer, MIXED[0])
+    memorized = cross_entropy_gradient(trainer.model, [(ROWS[0], target_of(ROWS[0]))])
+    trainer.train()
+    wanted = {name: memorized[name] / (2 * G) + ratio * (gradient - memorized[name] / (2 * G))
+              for name, gradient in plain.steps[0].items()}
+    assert relative_error(corrected.steps[0], wanted) < 1e-4
+
+
+def test_a_cache_of_fixed_size_samples_the_same_rollouts_and_only_grows(tmp_path: Path, monkeypatch) -> None:
+    eager, _ = run(tmp_path / "eager")
+    static, _ = run(tmp_path / "static", cache_implementation="static")
+    assert static.sampled == eager.sampled and len(static.sampled) == 2 * G
+    assert not static.generation_config.disable_compile and eager.generation_config.disable_compile
+    assert static.generation_config.max_cache_len == grpo_trainer.CACHE_STEP
+    monkeypatch.setattr(GRPOTrainer, "_generate_single_turn", lambda *args, **kwargs: ([], None))
+    for length, grown in ((grpo_trainer.CACHE_STEP - 16, 1), (grpo_trainer.CACHE_STEP - 15, 2), (9, 2)):
+        static._generate_single_turn([[0] * length], None, {}, G)
+        assert static.generation_config.max_cache_len == grown * grpo_trainer.CACHE_STEP
+
+
+def test_a_hint_has_no_log_prob_of_vllm_s(tmp_path: Path) -> None:
+    trainer, _ = build(tmp_path, switch="prefix")
+    with_vllm(trainer, [WRONG] * 2 * G)
+    trainer._hints = [[7, 8]] * 2 * G
+    ids, log_probs = DyMETrainer._generate_single_turn(trainer, [[1]] * 2 * G, None, {}, G)
+    assert all(row[:2] == [7, 8] and len(row) == len(known) for row, known in zip(ids, log_probs, strict=True))
+    assert all(math.isnan(value) for value in log_probs[0][:2]) and set(log_probs[0][2:]) == {-9.0}
 
 
 SPAN_STEPS = 3
