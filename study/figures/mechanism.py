@@ -11,29 +11,14 @@ from matplotlib.ticker import MaxNLocator
 
 from dyme_core.config import METHOD_NAMES, METHODS
 from study import plan, statistics
+from study.figures import theme
 from study.figures.plots import WINDOW, draw_curves, step_curves
 from study.figures.sweeps import INTERVALS
-from study.figures.theme import (
-    COLUMN,
-    GAP,
-    GREY,
-    PAGE,
-    PALETTE,
-    SMALL,
-    STYLES,
-    Style,
-    draw_intervals,
-    draw_line,
-    finish,
-    label_ends,
-    name_lines,
-    panels,
-    seeds_sentence,
-    themed,
-)
+from study.figures.theme import draw_intervals, draw_line, finish, label_ends, name_lines, panels, seeds_sentence, themed
 from study.statistics import NoRows, bootstrap, method_rank
 
-GRADIENT_STYLES = {"memorize": Style(PALETTE[3], "solid", "^"), "explore": Style(PALETTE[0], (0, (4, 1.5)), "o")}
+GRADIENT_STYLES = {"memorize": theme.Style(theme.PALETTE[3], "solid", "^"),
+                   "explore": theme.Style(theme.PALETTE[0], (0, (4, 1.5)), "o")}
 CAPTIONS = {
     "transfer": "What carries over to what training did not show; correct on test, mini world. Left: trained without questions "
                 "of the kinds gap and count (filled) and with all kinds (hollow). Right: trained on generated tables, on real "
@@ -58,9 +43,9 @@ def transfer(rows: pd.DataFrame) -> Figure:
     blocks = [(points, parts) for points, parts in blocks if any(point.variant for point in points.values())]
     if not blocks:
         raise NoRows("no run of kinds or statistics has been made")
-    lines = max(len(points) for points, _ in blocks)
-    figure, (line,) = panels(1, 2 * len(blocks), PAGE if len(blocks) == 2 else COLUMN, 0.8 + 0.19 * lines, gap=GAP / 2,
-                             xlabel="correct (%)", sharex=True)
+    width, lines = theme.PAGE if len(blocks) == 2 else theme.COLUMN, max(len(points) for points, _ in blocks)
+    figure, (line,) = panels(1, 2 * len(blocks), width, 0.8 + 0.19 * lines, gap=theme.GAP / 2, xlabel="correct (%)",
+                             sharex=True)
     frames = []
     for index, (points, parts) in enumerate(blocks):
         names = {point.setting: label for label, point in points.items()}
@@ -106,7 +91,7 @@ def mechanism(logs: pd.DataFrame, manifests: Iterable[Mapping[str, Any]]) -> Fig
         raise NoRows("no run has logged gradients, entropy or captions")
     drawn = {"gradients": _draw_gradients, "cosine": _draw_cosine, "entropy": _draw_entropy, "captions": _draw_captions}
     lines = -(-len(frames) // 2)
-    figure, grid = panels(lines, 2, PAGE, 0.3 + 1.75 * lines, count=len(frames))
+    figure, grid = panels(lines, 2, theme.PAGE, 0.3 + 1.75 * lines, count=len(frames))
     for axes, (name, frame) in zip(grid.flat, frames.items(), strict=False):
         if "step" in frame:
             axes.set(xlim=(0, logs.loc[logs["event"] == "step", "step"].max()), xlabel="optimisation step")
@@ -142,8 +127,8 @@ def _draw_gradients(axes: Axes, frame: pd.DataFrame) -> None:
 
 
 def _draw_cosine(axes: Axes, frame: pd.DataFrame) -> None:
-    axes.axhline(0, color=GREY, linewidth=0.8)
-    draw_line(axes, frame, "step", "value", STYLES["pure_dyme"], "", num_marks=6)
+    axes.axhline(0, color=theme.GREY, linewidth=0.8)
+    draw_line(axes, frame, "step", "value", theme.STYLES["pure_dyme"], "", num_marks=6)
     reach = 1.15 * max(frame["high"].abs().max(), frame["low"].abs().max(), 0.05)
     axes.set(ylabel="cosine", ylim=(-reach, reach))
 
@@ -155,11 +140,11 @@ def _draw_entropy(axes: Axes, frame: pd.DataFrame) -> None:
 
 
 def _draw_captions(axes: Axes, frame: pd.DataFrame) -> None:
-    style, trained = STYLES["base"], frame[frame["name"] != "base"]
+    style, trained = theme.STYLES["base"], frame[frame["name"] != "base"]
     for line in frame[frame["name"] == "base"].itertuples():
         axes.axvline(line.value, color=style.color, linestyle=style.linestyle)
         axes.annotate("before", (line.value, 1), (-2, 1), xycoords=("data", "axes fraction"), textcoords="offset points",
-                      ha="right", va="bottom", fontsize=SMALL, color=style.text_color)
+                      ha="right", va="bottom", fontsize=theme.SMALL, color=style.text_color)
     names = [METHOD_NAMES[name] for name in trained["name"]]
     draw_intervals(axes, trained.assign(method=trained["name"], label=names), names)
     name_lines(axes, names)

@@ -11,27 +11,11 @@ from matplotlib.figure import Figure
 
 from dyme_core.config import METHOD_NAMES
 from study import plan, statistics
-from study.figures.theme import (
-    BODY,
-    COLUMN,
-    GAP,
-    GREY,
-    PAGE,
-    PALETTE,
-    SMALL,
-    STYLES,
-    draw_intervals,
-    draw_line,
-    finish,
-    label_ends,
-    name_lines,
-    panels,
-    seeds_note,
-    themed,
-)
+from study.figures import theme
+from study.figures.theme import draw_intervals, draw_line, finish, label_ends, name_lines, panels, seeds_note, themed
 
-DTYPE_STYLES = {"float64": (PALETTE[0], "o"), "float32": (PALETTE[1], "^")}
-SHADES = {0.0: ("#d9d9d9", "black"), 0.5: ("#8fb8d6", "black"), 1.0: (PALETTE[0], "white")}  # colours of bar and number
+DTYPE_STYLES = {"float64": (theme.PALETTE[0], "o"), "float32": (theme.PALETTE[1], "^")}
+SHADES = {0.0: ("#d9d9d9", "black"), 0.5: ("#8fb8d6", "black"), 1.0: (theme.PALETTE[0], "white")}  # colours of bar and number
 ERROR_FLOOR = 1e-18  # an error of exactly 0 is drawn here, on the log axis
 MODES = {"memorize": 1.0, "explore": 0.5, "mastered": 0.2}  # how strong the method's colour is: also told apart in grey
 WINDOW = 10  # steps of the running mean of per-step logs
@@ -46,7 +30,7 @@ def gradient_equivalence(frame: pd.DataFrame) -> Figure:
         frame: columns group, dtype ("float64", "float32"), relative_error, cosine.
     """
     groups = list(dict.fromkeys(frame["group"]))
-    figure, ((axes,),) = panels(1, 1, COLUMN, 0.75 + 0.19 * len(groups))
+    figure, ((axes,),) = panels(1, 1, theme.COLUMN, 0.75 + 0.19 * len(groups))
     for dtype, (color, marker) in DTYPE_STYLES.items():
         part = frame[frame["dtype"] == dtype]
         rows = part["group"].map(groups.index)
@@ -54,7 +38,7 @@ def gradient_equivalence(frame: pd.DataFrame) -> Figure:
         bound = plan.GRADIENT_BOUNDS[dtype]
         axes.axvline(bound, color=color, linestyle=(0, (4, 2)), linewidth=0.8)
         axes.annotate(f"{dtype}\n< $10^{{{round(np.log10(bound))}}}$", (bound, 1.0), (2, 1), textcoords="offset points",
-                      xycoords=("data", "axes fraction"), ha="left", va="bottom", fontsize=SMALL, color=color,
+                      xycoords=("data", "axes fraction"), ha="left", va="bottom", fontsize=theme.SMALL, color=color,
                       linespacing=1.0)
     right = max(1e-3, 10 * frame["relative_error"].max())  # an error beyond its bound must be seen
     axes.set(xscale="log", xlim=(ERROR_FLOOR / 3, right), xlabel="relative error of the gradient")
@@ -74,12 +58,12 @@ def off_policy(frame: pd.DataFrame) -> Figure:
     """
     titles = {"scale": "gradient / SFT gradient", "relative_error": "relative error"}
     columns = [column for column in titles if column in frame]
-    figure, (line,) = panels(1, len(columns), COLUMN, 0.6 + 0.2 * len(frame), sharey=True)
+    figure, (line,) = panels(1, len(columns), theme.COLUMN, 0.6 + 0.2 * len(frame), sharey=True)
     for axes, column in zip(line, columns, strict=True):
         exact = 1.0 if column == "scale" else 0.0
-        axes.axvline(exact, color=GREY, linewidth=0.8)
-        axes.hlines(range(len(frame)), exact, frame[column], color=PALETTE[0], linewidth=1.0)
-        axes.plot(frame[column], range(len(frame)), "o", color=PALETTE[0])
+        axes.axvline(exact, color=theme.GREY, linewidth=0.8)
+        axes.hlines(range(len(frame)), exact, frame[column], color=theme.PALETTE[0], linewidth=1.0)
+        axes.plot(frame[column], range(len(frame)), "o", color=theme.PALETTE[0])
         axes.set_xlabel(titles[column])
         axes.margins(x=0.12)
         name_lines(axes, frame["setting"].tolist())
@@ -91,7 +75,7 @@ def off_policy(frame: pd.DataFrame) -> Figure:
 def stability(logs: pd.DataFrame) -> Figure:
     """Draw correct answers on validation against the step, one line per method with a band over its seeds (SVLM)."""
     curves = step_curves(logs, "eval", "correct", scale=100)
-    figure, ((axes,),) = panels(1, 1, COLUMN, 2.3)
+    figure, ((axes,),) = panels(1, 1, theme.COLUMN, 2.3)
     draw_curves(axes, curves, curves["step"].max())
     axes.set(xlabel="optimisation step", ylabel="correct on validation (%)")
     return finish(figure, curves, "Correct answers (right and well-formed) on validation during training, mini world."
@@ -111,19 +95,19 @@ def modes(logs: pd.DataFrame, method: str = "full_dyme") -> Figure:
     zero = steps[steps["method"] == "grpo"].groupby("step")[["zero_variance"]].mean()
     shares, zero = ((100 * part).rolling(WINDOW, min_periods=1).mean()
                     for part in (counts.div(counts.sum(axis=1), axis=0), zero))
-    figure, ((top,), (bottom,)) = panels(2, 1, COLUMN, 2.7, sharex=True)
+    figure, ((top,), (bottom,)) = panels(2, 1, theme.COLUMN, 2.7, sharex=True)
     edges = np.vstack([np.zeros(len(shares)), shares.cumsum(axis=1).T.to_numpy()])
     for lower, upper, strength in zip(edges[:-1], edges[1:], MODES.values(), strict=True):
-        tint = 1 - strength * (1 - np.array(to_rgb(STYLES[method].color)))  # mixed with white
+        tint = 1 - strength * (1 - np.array(to_rgb(theme.STYLES[method].color)))  # mixed with white
         top.fill_between(shares.index, lower, upper, color=tint, linewidth=0)
-    bottom.plot(zero.index, zero["zero_variance"], color=STYLES["grpo"].color, linestyle="solid")
+    bottom.plot(zero.index, zero["zero_variance"], color=theme.STYLES["grpo"].color, linestyle="solid")
     for axes, title in ((top, METHOD_NAMES[method]), (bottom, "GRPO")):
-        axes.set_title(title, fontsize=BODY)
+        axes.set_title(title, fontsize=theme.BODY)
         axes.set(ylim=(0, 100), ylabel="groups (%)", yticks=(0, 50, 100))
     bottom.set(xlabel="optimisation step", xlim=(shares.index.min(), shares.index.max()))
     middles = (edges[:-1, -1] + edges[1:, -1]) / 2
     label_ends(top, [(shares.index[-1], middle, name, "black") for middle, name in zip(middles, MODES, strict=True)])
-    label_ends(bottom, [(zero.index[-1], zero["zero_variance"].iloc[-1], "zero variance", STYLES["grpo"].text_color)])
+    label_ends(bottom, [(zero.index[-1], zero["zero_variance"].iloc[-1], "zero variance", theme.STYLES["grpo"].text_color)])
     frame = shares.join(zero.rename(columns={"zero_variance": "grpo_zero_variance"}), how="outer").reset_index()
     return finish(figure, frame, f"Top: how the groups of {METHOD_NAMES[method]} split into modes, mean of {WINDOW} steps. "
                   "Bottom: share of groups from which GRPO learns nothing because all rewards of the group are equal.")
@@ -136,7 +120,7 @@ def thinking(logs: pd.DataFrame) -> Figure:
              "format right (%)": step_curves(logs, "eval", "has_format", scale=100),
              "thinking (tokens)": step_curves(logs, "step", "thinking_tokens", window=WINDOW)}
     frame = pd.concat(curves.assign(measure=label) for label, curves in parts.items())
-    figure, rows = panels(3, 1, COLUMN, 4.3, sharex=True)
+    figure, rows = panels(3, 1, theme.COLUMN, 4.3, sharex=True)
     for (axes,), (label, curves) in zip(rows, parts.items(), strict=True):
         axes.set_ylabel(label)
         draw_curves(axes, curves, frame["step"].max())
@@ -151,7 +135,7 @@ def performance(rows: pd.DataFrame) -> Figure:
     """Draw correct answers of each method on both test sets, with 95 % intervals (SVLM)."""
     summary = _percent(rows[rows["split"].isin(["test", "unseen"])], ("method", "split"))
     methods = list(dict.fromkeys(summary["method"]))
-    figure, (line,) = panels(1, 2, COLUMN, 0.75 + 0.2 * len(methods), gap=GAP, xlabel="correct (%)", sharex=True)
+    figure, (line,) = panels(1, 2, theme.COLUMN, 0.75 + 0.2 * len(methods), gap=theme.GAP, xlabel="correct (%)", sharex=True)
     for axes, (split, title) in zip(line, {"test": "test", "unseen": "unseen styles"}.items(), strict=True):
         _draw_methods(axes, summary[summary["split"] == split], methods, summary["high"].max())
         axes.set_title(title)
@@ -169,12 +153,12 @@ def kinds(rows: pd.DataFrame) -> Figure:
     names = sorted(set(summary["kind"]))
     columns = min(4, len(names))
     lines = -(-len(names) // columns)
-    figure, grid = panels(lines, columns, PAGE, 0.35 + lines * (0.4 + 0.16 * len(methods)), count=len(names), gap=GAP,
-                          xlabel="correct (%)", sharex=True)
+    figure, grid = panels(lines, columns, theme.PAGE, 0.35 + lines * (0.4 + 0.16 * len(methods)), count=len(names),
+                          gap=theme.GAP, xlabel="correct (%)", sharex=True)
     for axes, name in zip(grid.flat, names, strict=False):
         part = summary[summary["kind"] == name]
         _draw_methods(axes, part, methods, summary["high"].max())
-        axes.set_title(f"{name.replace('_', ' ')} (n = {part['num_items'].max()})", fontsize=SMALL)
+        axes.set_title(f"{name.replace('_', ' ')} (n = {part['num_items'].max()})", fontsize=theme.SMALL)
     for axes in grid[:, 0]:
         _name_methods(axes, methods)
     # Where the last line of panels is not full, the panels above the gap need their own numbers.
@@ -194,14 +178,14 @@ def scores(ratings: Mapping[str, Sequence[float]]) -> Figure:
     found = {name: pd.Series(values).dropna() for name, values in ratings.items()}
     frame = pd.DataFrame([{"source": name, "score": score, "share": 100 * (values == score).mean(), "num_traces": len(values)}
                           for name, values in found.items() for score in SHADES])
-    figure, ((axes,),) = panels(1, 1, COLUMN, 0.55 + 0.28 * len(found))
+    figure, ((axes,),) = panels(1, 1, theme.COLUMN, 0.55 + 0.28 * len(found))
     for place, name in enumerate(found):
         left = 0.0
         for score, (shade, ink) in SHADES.items():
             share = 100 * float((found[name] == score).mean())
             axes.barh(place, share, left=left, color=shade, height=0.7)
             if share >= 8:
-                axes.text(left + share / 2, place, f"{score:g}", ha="center", va="center", color=ink, fontsize=SMALL)
+                axes.text(left + share / 2, place, f"{score:g}", ha="center", va="center", color=ink, fontsize=theme.SMALL)
             left += share
     axes.set_yticks(range(len(found)), list(found))
     axes.invert_yaxis()
@@ -225,7 +209,7 @@ def _draw_methods(axes: Axes, summary: pd.DataFrame, methods: list[str], limit: 
 
 
 def _name_methods(axes: Axes, methods: list[str]) -> None:
-    name_lines(axes, [METHOD_NAMES[method] for method in methods], [STYLES[method].text_color for method in methods])
+    name_lines(axes, [METHOD_NAMES[method] for method in methods], [theme.STYLES[method].text_color for method in methods])
 
 
 def step_curves(logs: pd.DataFrame, event: str, column: str, scale: float = 1.0, window: int = 1) -> pd.DataFrame:
@@ -248,7 +232,7 @@ def draw_curves(axes: Axes, curves: pd.DataFrame, last: int, headroom: float = 1
     """One line per method with its band, and its name at the right; the base, which is not trained, as a level."""
     ends = []
     for method, part in curves.groupby("method", sort=False):
-        style = STYLES[method]
+        style = theme.STYLES[method]
         if method == "base":
             level = part["mean"].iloc[-1]
             axes.axhline(level, color=style.color, linestyle=style.linestyle)

@@ -10,20 +10,8 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from dyme_core.config import METHOD_NAMES
 from study import plan
-from study.figures.theme import (
-    COLUMN,
-    GAP,
-    STYLES,
-    End,
-    draw_intervals,
-    draw_line,
-    finish,
-    label_ends,
-    name_lines,
-    panels,
-    seeds_sentence,
-    themed,
-)
+from study.figures import theme
+from study.figures.theme import draw_intervals, draw_line, finish, label_ends, name_lines, panels, seeds_sentence, themed
 from study.statistics import scores
 
 SPLITS = {"test": "test", "unseen": "unseen styles"}
@@ -70,11 +58,12 @@ def _settings(rows: pd.DataFrame, name: str, points: Sequence[plan.Point], refer
     labels, filled = list(dict.fromkeys(frame["label"])), [point.label for point in references]
     low, high = frame["low"].min(), frame["high"].max()
     margin = 0.06 * (high - low)
-    figure, (line,) = panels(1, 2, COLUMN, 0.75 + 0.19 * len(labels), gap=GAP, xlabel="correct (%)", sharex=True, sharey=True)
+    figure, (line,) = panels(1, 2, theme.COLUMN, 0.75 + 0.19 * len(labels), gap=theme.GAP, xlabel="correct (%)",
+                             sharex=True, sharey=True)
     for axes, (split, title) in zip(line, SPLITS.items(), strict=True):
         part = frame[frame["split"] == split]
         for mark in part[part["label"].isin(filled)].itertuples():
-            axes.axvline(mark.value, color=STYLES[mark.method].color, linestyle=(0, (1, 1.5)), linewidth=0.9, zorder=1)
+            axes.axvline(mark.value, color=theme.STYLES[mark.method].color, linestyle=(0, (1, 1.5)), linewidth=0.9, zorder=1)
         draw_intervals(axes, part, labels, hollow=set(labels) - set(filled))
         axes.set_title(title)
     name_lines(line[0], labels)
@@ -86,7 +75,7 @@ def _settings(rows: pd.DataFrame, name: str, points: Sequence[plan.Point], refer
 def sweep(rows: pd.DataFrame, experiment: str) -> Figure:
     """Draw correct answers on test against the values of an experiment of AXES, powers of two; lines with 95 % bands."""
     frame = scores(rows, plan.points(experiment))
-    figure, ((axes,),) = panels(1, 1, COLUMN, 2.2)
+    figure, ((axes,),) = panels(1, 1, theme.COLUMN, 2.2)
     ends = _draw_lines(axes, frame)
     places = sorted(set(frame["x"]))
     axes.set_xscale("log", base=2)
@@ -106,7 +95,7 @@ def supervision(rows: pd.DataFrame) -> Figure:
     frame = scores(rows, plan.points("quality") + plan.points("corruption"))
     is_quality = frame["experiment"] == "quality"
     frame.loc[is_quality, "x"] = frame.loc[is_quality, "label"].map(qualities.index)
-    figure, ((left, right),) = panels(1, 2, COLUMN, 2.1, gap=GAP, sharey=True)
+    figure, ((left, right),) = panels(1, 2, theme.COLUMN, 2.1, gap=theme.GAP, sharey=True)
     _draw_lines(left, frame[is_quality])
     ends = _draw_lines(right, frame[~is_quality])
     left.set(xlim=(-0.2, 2.2), xticks=range(3), xticklabels=qualities, xlabel="quality of targets",
@@ -122,7 +111,7 @@ def length(rows: pd.DataFrame) -> Figure:
     points = plan.points("length")
     parts = {"correct on test (%)": scores(rows, points),
              "thinking (tokens)": scores(rows, points, metric="num_thinking_tokens", scale=1)}
-    figure, panel_rows = panels(2, 1, COLUMN, 2.9, sharex=True)
+    figure, panel_rows = panels(2, 1, theme.COLUMN, 2.9, sharex=True)
     for (axes,), (label, part) in zip(panel_rows, parts.items(), strict=True):
         ends = _draw_lines(axes, part)
         axes.set(ylabel=label, xlim=(part["x"].min(), part["x"].max()), ylim=(0, 1.05 * part["high"].max() or 1),
@@ -133,7 +122,7 @@ def length(rows: pd.DataFrame) -> Figure:
     return finish(figure, frame, CAPTIONS["length"] + BANDS + seeds_sentence(frame))
 
 
-def _draw_lines(axes: Axes, frame: pd.DataFrame) -> list[End]:
+def _draw_lines(axes: Axes, frame: pd.DataFrame) -> list[theme.End]:
     """One line with its 95 % band per method."""
-    return [draw_line(axes, part, "x", "value", STYLES[method], METHOD_NAMES[method])
+    return [draw_line(axes, part, "x", "value", theme.STYLES[method], METHOD_NAMES[method])
             for method, part in frame.sort_values("x", kind="stable").groupby("method", sort=False)]

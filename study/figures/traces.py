@@ -19,12 +19,13 @@ from PIL.Image import Image
 
 from dyme_core.supervision.checker import Judgement
 from study import statistics
-from study.figures.theme import BODY, FAMILY, GREY, PAGE, RIGHT, SMALL, STYLES, WRONG, finish, name_lines, panels, themed
+from study.figures import theme
+from study.figures.theme import finish, name_lines, panels, themed
 from study.tables import MODEL_NAMES
 
-LINE = SMALL * 1.35 / 72  # inches from one line of text to the next
+LINE = theme.SMALL * 1.35 / 72  # inches from one line of text to the next
 MARGIN = 0.08  # inches
-FONTS = {"right": {"color": RIGHT, "fontweight": "bold"}, "wrong": {"color": WRONG, "fontweight": "bold"},
+FONTS = {"right": {"color": theme.RIGHT, "fontweight": "bold"}, "wrong": {"color": theme.WRONG, "fontweight": "bold"},
          "question": {"color": "black", "fontstyle": "italic"}, "": {"color": "black"}}
 BARS_HEIGHT = 1.68  # inches that the two panels of bars need
 TRACE_COLUMNS = ["item", "question", "target", "prediction", "wrong_facts"]
@@ -96,7 +97,7 @@ def gallery(items: Sequence[Mapping[str, Any]], columns: int = 2) -> Figure:
         items: mappings with image (PIL), question, trace, score (0..1), and right and wrong (lists of Mark).
         columns: charts side by side.
     """
-    cell = (PAGE - MARGIN) / columns
+    cell = (theme.PAGE - MARGIN) / columns
     side = 0.36 * cell
     width = cell - side - 3 * MARGIN
     texts = [wrap(item["question"], ["question"] * len(item["question"]), width) for item in items]
@@ -111,7 +112,7 @@ def gallery(items: Sequence[Mapping[str, Any]], columns: int = 2) -> Figure:
         x += side + MARGIN
         y = _write(page, question, x, y) + 0.3 * LINE
         y = _write(page, trace, x, y) + 0.3 * LINE
-        page.text(x, y, f"checker {item['score']:.1f}", fontsize=SMALL, va="top", color=GREY)
+        page.text(x, y, f"checker {item['score']:.1f}", fontsize=theme.SMALL, va="top", color=theme.GREY)
     frame = pd.DataFrame([{"question": item["question"], "trace": item["trace"], "score": item["score"],
                            "num_right": len(item["right"]), "num_wrong": len(item["wrong"])} for item in items])
     return finish(figure, frame, "Charts with a question and a trace: facts of the chart stated rightly in bold, wrongly in "
@@ -145,9 +146,9 @@ def pseudo_thinking(rows: pd.DataFrame, image_of: Callable[[str], Image]) -> Fig
     x, y = 2 * MARGIN + image_side, MARGIN
     y = _write(page, question, x, y) + 0.5 * LINE
     for model, trace in traces.items():
-        page.text(x, y, MODEL_NAMES[model], fontsize=SMALL, va="top", color=GREY)
+        page.text(x, y, MODEL_NAMES[model], fontsize=theme.SMALL, va="top", color=theme.GREY)
         y = _write(page, trace, x, y + LINE) + 0.6 * LINE
-    _bars(figure, summary, PAGE - bars_width - MARGIN, bars_width)
+    _bars(figure, summary, theme.PAGE - bars_width - MARGIN, bars_width)
     chosen = pd.DataFrame([{"model": model, "metric": "trace", **row[TRACE_COLUMNS]} for model, row in shown.items()])
     seeds, num_items = summary.groupby("model")["num_seeds"].min(), summary["num_items"].max()
     rates = ("Right: groundedness (right facts / stated facts) and pseudo-thinking rate (well-formed traces with a wrong "
@@ -185,19 +186,19 @@ def _bars(figure: Figure, summary: pd.DataFrame, x: float, width: float) -> None
         top = 0.22 + index * (tall + 0.52)
         axes = _place(figure, x + names, top, width - names - 0.1, tall)
         part = summary[summary["metric"] == metric].set_index("model").loc[list(MODELS), ["value", "low", "high"]] * 100
-        axes.barh(range(len(part)), part["value"], height=0.6, color=STYLES["sft"].color)
+        axes.barh(range(len(part)), part["value"], height=0.6, color=theme.STYLES["sft"].color)
         axes.hlines(range(len(part)), part["low"], part["high"], color="black", linewidth=1.0)
         name_lines(axes, [MODEL_NAMES[model] for model in MODELS])
         axes.set(xlim=(0, 100), xticks=(0, 50, 100))
         axes.grid(visible=False, axis="y")
-        axes.set_title(title, fontsize=BODY, x=-0.02)
+        axes.set_title(title, fontsize=theme.BODY, x=-0.02)
 
 
 def _page(height: float) -> tuple[Figure, Axes]:
     """A page-wide figure with invisible axes over all of it, in inches, y down."""
-    figure, ((page,),) = panels(1, 1, PAGE, height, layout="none")
+    figure, ((page,),) = panels(1, 1, theme.PAGE, height, layout="none")
     page.set_position((0, 0, 1, 1))
-    page.set(xlim=(0, PAGE), ylim=(height, 0))
+    page.set(xlim=(0, theme.PAGE), ylim=(height, 0))
     page.axis("off")
     return figure, page
 
@@ -221,9 +222,9 @@ def _write(page: Axes, pieces: Sequence[Piece], x: float, y: float) -> float:
     """Write wrapped text from (x, y) down; returns the y below its last line."""
     for piece in pieces:
         base = y + LINE * (piece.line + 0.78)
-        page.text(x + piece.x, base, piece.text, va="baseline", fontsize=SMALL, parse_math=False, **FONTS[piece.kind])
+        page.text(x + piece.x, base, piece.text, va="baseline", fontsize=theme.SMALL, parse_math=False, **FONTS[piece.kind])
         if piece.kind == "wrong":
-            page.hlines(base + 0.025, x + piece.x, x + piece.x + piece.width, color=WRONG, linewidth=0.8)
+            page.hlines(base + 0.025, x + piece.x, x + piece.x + piece.width, color=theme.WRONG, linewidth=0.8)
     return y + LINE * _lines(pieces)
 
 
@@ -247,6 +248,6 @@ def _lines(pieces: Sequence[Piece]) -> int:
 def _width(text: str, kind: str) -> float:
     """Width in inches as drawn."""
     font = FONTS[kind]
-    properties = FontProperties(family=FAMILY, size=SMALL, weight=font.get("fontweight", "normal"),
+    properties = FontProperties(family=theme.FAMILY, size=theme.SMALL, weight=font.get("fontweight", "normal"),
                                 style=font.get("fontstyle", "normal"))
     return text_to_path.get_text_width_height_descent(text, properties, ismath=False)[0] / 72
