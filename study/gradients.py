@@ -20,7 +20,7 @@ from trl import GRPOConfig, GRPOTrainer
 from dyme_core.data.datasets import to_dataset
 from dyme_core.data.schema import Record
 from dyme_core.models.generation import prompt_inputs
-from dyme_core.models.processors import turn_end
+from dyme_core.models.processors import target_ids
 from dyme_core.trainer.rewards import format_reward
 
 Gradient = dict[str, Tensor]  # by parameter name; frozen parameters have none
@@ -50,12 +50,10 @@ def batch_of(processor: ProcessorMixin, records: Sequence[Record], texts: Sequen
         num_items_in_batch (0-d, tokens of all completions).
     """
     inputs = prompt_inputs(processor, records)
-    tokenizer = processor.tokenizer
-    ids = [torch.tensor([*tokenizer(text, add_special_tokens=False)["input_ids"], turn_end(processor)])
-           for text in texts]
+    ids = [torch.tensor(target_ids(processor, text)) for text in texts]
     mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
     return {"prompt_ids": inputs["input_ids"], "prompt_mask": inputs["attention_mask"], "completion_mask": mask,
-            "completion_ids": pad_sequence(ids, batch_first=True, padding_value=tokenizer.pad_token_id),
+            "completion_ids": pad_sequence(ids, batch_first=True, padding_value=processor.tokenizer.pad_token_id),
             "pixel_values": inputs["pixel_values"].to(dtype), "image_sizes": inputs["image_sizes"],
             "num_images": [1] * len(ids), "num_items_in_batch": mask.sum()}
 

@@ -114,6 +114,11 @@ def turn_end(processor: ProcessorMixin | PreTrainedTokenizerBase) -> int:
     return end
 
 
+def target_ids(processor: ProcessorMixin | PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The ids of a whole response, closed as the chat template closes an answer."""
+    return [*tokenizer_of(processor)(text, add_special_tokens=False)["input_ids"], turn_end(processor)]
+
+
 def end_ids(model: PreTrainedModel, processor: ProcessorMixin | PreTrainedTokenizerBase) -> list[int]:
     """Every id that ends a response: the one that the chat template writes, the tokenizer's and those of generation_config."""
     ids = [turn_end(processor), tokenizer_of(processor).eos_token_id, *_given_end_ids(model)]

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from dyme_core.data.datasets import Refine
 from dyme_core.models import prefix_sharing
-from dyme_core.models.processors import turn_end
+from dyme_core.models.processors import target_ids
 from dyme_core.supervision.refiner import VisualRefiner, target_writer
 from dyme_core.trainer import batching, switches
 from dyme_core.trainer.config import DyMEConfig
@@ -67,7 +67,6 @@ class DyMETrainer(MeasuredGRPOTrainer):
         self.refine, self.watch, self.on_scored = target_writer(refiner), watch, on_scored
         self._inputs: list[dict[str, Any]] = []  # data rows of the current batch
         self._hints: list[list[int]] = []  # token ids, one list per local row; empty where rollouts start from nothing
-        self._turn_end = turn_end(self.processing_class)
         self.held: list[batching.Batch] = []  # rows with targets that wait (Decision.hold)
         users = [refiner, *(getattr(function, "checker", None) for function in self.reward_funcs)]
         self._banks = [user.bank for user in users if hasattr(user, "bank")]
@@ -206,7 +205,7 @@ class DyMETrainer(MeasuredGRPOTrainer):
         return rows
 
     def _ids(self, target: str) -> list[int]:
-        return [*self._tokenizer(target, add_special_tokens=False)["input_ids"], self._turn_end]
+        return target_ids(self.processing_class, target)
 
     @torch.no_grad()
     def _weigh_tokens(self, batch: batching.Batch, token_weight: Callable[[torch.Tensor], torch.Tensor]) -> None:

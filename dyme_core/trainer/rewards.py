@@ -39,8 +39,7 @@ class ThinkingReward:
         group_size: G, to ask only about groups whose scores can teach something, the mixed ones; a group of which this process
             holds only a part counts as mixed. None asks about every well-formed completion: right for a checker that costs
             nothing, and where thinking is to be measured.
-        mastered: as for the switch; "explore" asks about groups that are all correct, too.
-        correct_needs_format: as for the switch.
+        mastered, correct_needs_format: as for DyMEConfig; "explore" asks about groups that are all correct, too.
         accuracy: the accuracy reward of the training; it decides which groups are mixed.
         on_all_wrong: given the record of each all-wrong prompt before the checker is asked, so that targets can be under way
             meanwhile; more than once where `watch` is used.
@@ -50,10 +49,10 @@ class ThinkingReward:
     role = "thinking"
 
     def __init__(self, checker: VisualChecker, *, group_size: int | None = None, mastered: str = "skip",
-                 correct_needs_format: bool = True, on_all_wrong: Callable[[list[dict[str, Any]]], None] | None = None,
-                 accuracy: Callable[..., list[float]] = accuracy_reward) -> None:
+                 correct_needs_format: bool = True, accuracy: Callable[..., list[float]] = accuracy_reward,
+                 on_all_wrong: Callable[[list[dict[str, Any]]], None] = lambda records: None) -> None:
         self.checker, self.group_size, self.mastered = checker, group_size, mastered
-        self.correct_needs_format, self.on_all_wrong, self.accuracy = correct_needs_format, on_all_wrong, accuracy
+        self.correct_needs_format, self.accuracy, self.on_all_wrong = correct_needs_format, accuracy, on_all_wrong
 
     def __call__(self, completions: Sequence[Completion], **columns: Any) -> list[float]:
         """Score the completions; every data column given as a list with one value per completion joins the record.
@@ -63,10 +62,13 @@ class ThinkingReward:
         """
         texts, records = [completion_text(completion) for completion in completions], _records(columns, len(completions))
         scores = [math.nan if prompt_format.is_well_formed(text) else 0.0 for text in texts]
-        asked = _Groups(self, records).end(dict(enumerate(texts)))
+        asked = _Rollouts(self, records).end(dict(enumerate(texts)))
         found = self.checker.score_all(list(asked.values()), [records[place] for place in asked]) if asked else []
         for place, score in zip(asked, found, strict=True):
-            scores[place] = _checked(score, records[place])
+            if score is None or not (math.isnan(score) or 0.0 <= score <= 1.0):
+                raise ValueError(f"checker must score in [0, 1], or NaN for a score it has not: got {score!r} for "
+                                 f"{records[place].get('item', records[place])!r}")
+            scores[place] = float(score)
         return scores
 
     def watch(self, records: Sequence[dict[str, Any]]) -> Callable[[dict[int, str]], None]:
@@ -78,10 +80,10 @@ class ThinkingReward:
         Returns:
             a function that takes the texts of rollouts that have just ended, by their place in the batch; each once.
         """
-        groups = _Groups(self, records)
+        rollouts = _Rollouts(self, records)
 
         def end(texts: dict[int, str]) -> None:
-            if asked := groups.end(texts):
+            if asked := rollouts.end(texts):
                 self.checker.prefetch(list(asked.values()), [records[place] for place in asked])
 
         return end
@@ -89,58 +91,50 @@ class ThinkingReward:
 
 @dataclass(eq=False)
 class _Group:
-    """The rollouts of one prompt in this process: how many of those that have ended are correct and wrong, and the thinking,
-    by place, for which no rating was requested yet."""
+    """The rollouts of one prompt in this process: which of those that have ended are correct, and the thinking for which no
+    rating was requested yet, both by place."""
 
     size: int
-    num_correct: int = 0
-    num_wrong: int = 0
+    is_correct: dict[int, bool] = field(default_factory=dict)
     waiting: dict[int, str] = field(default_factory=dict)
 
 
-class _Groups:
-    """The groups of a batch whose rollouts end one after another, and the thinking that is certain to be rated."""
+class _Rollouts:
+    """The rollouts of a batch, which end one after another, and the thinking that is certain to be rated."""
 
     def __init__(self, reward: ThinkingReward, records: Sequence[dict[str, Any]]) -> None:
         self.reward, self.records, self.group_of = reward, records, []
-        if reward.group_size is not None:
-            for _, same in groupby(record["item"] for record in records):
-                size = len(list(same))
-                self.group_of += [_Group(size)] * size
+        for _, same in groupby(records, key=lambda record: record.get("item")):
+            size = len(list(same))
+            self.group_of += [_Group(size)] * size
 
     def end(self, texts: dict[int, str]) -> dict[int, str]:
-        """Take the texts of rollouts that have ended, by place: each is parsed and scored once, here.
+        """Take the texts of rollouts that have ended, by place; each is parsed and scored once, here.
 
         Returns:
             the thinking, by place, that will be scored whatever the other rollouts are: all of a group that is now known to be
             mixed. The hook gets the records of prompts that are now known to be all wrong.
         """
-        thinking = {place: prompt_format.split_response(text)[0] for place, text in texts.items()
-                    if prompt_format.is_well_formed(text)}
-        if self.reward.group_size is None:
+        reward, thinking = self.reward, {place: prompt_format.split_response(text)[0] for place, text in texts.items()
+                                         if prompt_format.is_well_formed(text)}
+        if reward.group_size is None:
             return thinking
+        columns = {name: [self.records[place][name] for place in texts] for name in self.records[0]}
+        for place, score in zip(texts, reward.accuracy(list(texts.values()), **columns), strict=True):
+            group = self.group_of[place]
+            group.is_correct[place] = score > 0.5 and (place in thinking or not reward.correct_needs_format)
+            group.waiting |= {place: thinking[place]} if place in thinking else {}
         certain, all_wrong = {}, []
-        for group, places in groupby(sorted(texts), key=self.group_of.__getitem__):
-            ended = list(places)
-            self._count(group, ended, texts, thinking)
-            is_whole = group.size == self.reward.group_size
-            if is_whole and group.num_wrong == group.size:
-                all_wrong.append(self.records[ended[0]])
-            if not is_whole or group.num_correct and (group.num_wrong or self.reward.mastered == "explore"):
+        for group in dict.fromkeys(self.group_of[place] for place in sorted(texts)):
+            are_correct, is_whole = group.is_correct.values(), group.size == reward.group_size
+            if is_whole and len(are_correct) == group.size and not any(are_correct):
+                all_wrong.append(self.records[min(group.is_correct)])
+            if not is_whole or any(are_correct) and (reward.mastered == "explore" or not all(are_correct)):
                 certain |= group.waiting
                 group.waiting = {}
-        if all_wrong and self.reward.on_all_wrong is not None:
-            self.reward.on_all_wrong(all_wrong)
+        if all_wrong:
+            reward.on_all_wrong(all_wrong)
         return certain
-
-    def _count(self, group: _Group, ended: list[int], texts: dict[int, str], thinking: dict[int, str]) -> None:
-        columns = {name: [self.records[place][name] for place in ended] for name in self.records[ended[0]]}
-        right = self.reward.accuracy([texts[place] for place in ended], **columns)
-        num_correct = sum(score > 0.5 and (place in thinking or not self.reward.correct_needs_format)
-                          for place, score in zip(ended, right, strict=True))
-        group.num_correct += num_correct
-        group.num_wrong += len(ended) - num_correct
-        group.waiting |= {place: thinking[place] for place in ended if place in thinking}
 
 
 def dyme_rewards(checker: VisualChecker, accuracy: Callable[..., list[float]] = accuracy_reward, **options: Any
@@ -179,13 +173,6 @@ def roles_of(functions: Sequence[Any], names: Sequence[str], correct_reward: str
     roles = ["other" if role == "accuracy" else role for role in roles]
     roles[correct] = "accuracy"
     return [role if roles.index(role) == place else "other" for place, role in enumerate(roles)]  # one function a role
-
-
-def _checked(score: float | None, record: dict[str, Any]) -> float:
-    if score is None or not (math.isnan(score) or 0.0 <= score <= 1.0):
-        raise ValueError(f"checker must score in [0, 1], or NaN for a score it has not: got {score!r} for "
-                         f"{record.get('item', record)!r}")
-    return float(score)
 
 
 def _records(columns: Mapping[str, Any], count: int) -> list[dict[str, Any]]:

@@ -8,7 +8,6 @@ import random
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,7 +23,6 @@ from dyme_core.models import generation, processors, tiny_onevision
 from dyme_core.supervision.checker import RuleChecker
 from dyme_core.supervision.refiner import RuleRefiner, target_writer
 from dyme_core.trainer import batching
-from dyme_core.trainer.dyme_trainer import DyMETrainer
 
 CHARTQA = Path(__file__).resolve().parents[3] / "shared" / "data" / "chartqa"
 needs_chartqa = pytest.mark.skipif(not CHARTQA.is_dir(), reason=f"real ChartQA questions are not at {CHARTQA}")
@@ -125,7 +123,7 @@ def test_sft_trains_on_exactly_the_ids_that_dyme_memorizes(splits, processor, tm
     batch = trainer.data_collator([trainer.train_dataset[place] for place in range(4)])
     for place, record in enumerate(records):
         rollout = {name: torch.ones(1, 1, dtype=torch.long) for name in ("prompt_ids", "completion_ids", "completion_mask")}
-        ids = DyMETrainer._ids(SimpleNamespace(_tokenizer=processor.tokenizer), write([record.row])[0])
+        ids = processors.target_ids(processor, write([record.row])[0])
         batching.write_completion(rollout, 0, ids, processor.tokenizer.pad_token_id)
         target = rollout["completion_ids"][0].tolist()
         prompt = generation.prompt_inputs(processor, [record])["input_ids"][0].tolist()
