@@ -146,9 +146,10 @@ def _dataset(records: Sequence[Record], columns: dict[str, list]) -> datasets.Da
 def _stored(record: Record) -> Image.Image | bytes | str:
     """The picture as a data set keeps it, whose own reader must give `load_image`'s pixels."""
     try:
-        image = record.image if pictures.is_plain(record.image) else record.load_image()
+        is_kept = not isinstance(record.image, Image.Image) and pictures.is_plain(record.image)
     except pictures.PictureError as error:
         raise DataError.of(record.item, *error.args) from error
+    image = record.image if is_kept else record.load_image()
     return str(image) if isinstance(image, Path) else image
 
 
