@@ -1,14 +1,19 @@
 """The checks that every row must pass, whatever its data set. A row that fails stops the reading, or is left out.
 
-A row that is left out is logged and counted, and the run's manifest says how many there were and why.
+A row that is left out is logged and counted, and the run's manifest says how many there were and why. Exact repeats, which
+published data sets hold, are left out and counted under either policy.
 """
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+from dyme_core.data import pictures
 from dyme_core.data.schema import DataError, Record, item_of
 
 logger = logging.getLogger(__name__)
@@ -33,7 +38,8 @@ class BadRows:
     """
 
     def __init__(self, policy: str = "raise") -> None:
-        self.policy, self.reasons = policy, dict[str, None]()  # a row that is read twice counts once
+        self.policy = policy
+        self.reasons, self.repeats = dict[str, None](), dict[str, None]()  # a row that is read twice counts once
 
     def note(self, error: DataError) -> None:
         """Leave a row out, for this reason.
@@ -64,14 +70,42 @@ class BadRows:
                 if record is None:
                     continue
                 check(record, number)
-                if record.item in found:
+                if record.item not in found:
+                    found[record.item] = record
+                elif record == found[record.item]:
+                    self.repeats[f"{record.item} (row {number})"] = None
+                else:
                     raise DataError.of(record.item, "ids to be unique", f"row {number} has it again", "rename one")
-                found[record.item] = record
             except DataError as error:
                 self.note(error)
                 num_bad += 1
         self.refuse_most(num_bad, len(rows))
         return list(found.values())
+
+    def without_repeats(self, records: Sequence[Record], digest: Callable[[Record], bytes] | None = None) -> list[Record]:
+        """The records whose picture (its pixels) and question (case aside) no earlier one has.
+
+        Args:
+            digest: of a record's picture; by default it is read where a question is asked more than once, and a record whose
+                picture cannot be read is kept.
+        Raises:
+            DataError: as `note`, for a repeat with another answer.
+        """
+        digest = digest or partial(_digest, known={})
+        num_asked = Counter(_question(record) for record in records)
+        first: dict[tuple[str, bytes], Record] = {}
+        kept = []
+        for record in records:
+            key = _question(record), digest(record) if num_asked[_question(record)] > 1 else b""
+            earlier = first.setdefault(key, record)
+            if earlier is record:
+                kept.append(record)
+            elif earlier.answer.strip().lower() == record.answer.strip().lower():
+                self.repeats[record.item] = None
+            else:
+                wanted = f"the answer {earlier.answer!r}, as item {earlier.item!r} gives for the same picture and question"
+                self.note(DataError.of(record.item, wanted, repr(record.answer), "correct it or remove one of them"))
+        return kept
 
     def refuse_most(self, num_bad: int, num_rows: int) -> None:
         """Stop where more than MOST of the rows are bad: then the fault is not in single rows.
@@ -84,10 +118,29 @@ class BadRows:
                             f"set, or read it as what it is; the last one: {next(reversed(self.reasons))}")
 
     def summary(self) -> dict[str, Any]:
-        """How many rows were left out, and the first SHOWN reasons, which name the rows; also logged."""
-        if self.reasons:
-            logger.warning("%d bad rows were left out", len(self.reasons))
-        return {"count": len(self.reasons), "first": list(self.reasons)[:SHOWN]}
+        """How many bad rows were left out, the first SHOWN reasons, which name them, and the number of repeats; also logged."""
+        if self.reasons or self.repeats:
+            logger.warning("%d bad rows and %d repeated ones were left out", len(self.reasons), len(self.repeats))
+        return {"count": len(self.reasons), "first": list(self.reasons)[:SHOWN], "repeats": len(self.repeats)}
+
+
+def _question(record: Record) -> str:
+    return record.question.strip().lower()
+
+
+def _digest(record: Record, known: dict[Path, bytes]) -> bytes:
+    """Of the picture's pixels; each file is read once. Its own for a picture that cannot be read."""
+    if record.image is None:
+        return b""
+    found = known.get(record.image) if isinstance(record.image, Path) else None
+    if found is None:
+        try:
+            found = pictures.digest(record.load_image())
+        except DataError:
+            return record.item.encode()
+        if isinstance(record.image, Path):
+            known[record.image] = found
+    return found
 
 
 def check(record: Record, number: int) -> None:

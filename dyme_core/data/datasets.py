@@ -209,7 +209,7 @@ def _splits_table(records: Sequence[Record], splits: list[str]) -> str:
 
 
 def load_records(name: str, source: str, split: str, bad: BadRows | None = None, **options: Any) -> list[Record]:
-    """All questions of one split.
+    """All questions of one split; those of the training split without repeats, the others as they are published.
 
     Args:
         name: "mini", whose test splits have World's numbers, or a data set of `sources.KNOWN`.
@@ -222,7 +222,9 @@ def load_records(name: str, source: str, split: str, bad: BadRows | None = None,
     """
     if name == "mini":
         return mini_records(split, _count(World(), split), seed=0)
-    return sources.load(name, source, split, bad=bad, **options)
+    bad = bad or BadRows()
+    records = sources.load(name, source, split, bad, **options)
+    return bad.without_repeats(records) if split == "train" else records
 
 
 def task_of(name: str) -> str:

@@ -1,6 +1,7 @@
 """Pictures of any origin as 8-bit RGB. Empty ones, and those too large for memory, are refused before they are decoded."""
 from __future__ import annotations
 
+import hashlib
 import io
 import struct
 import zlib
@@ -47,6 +48,11 @@ def read_rgb(source: Source) -> Image.Image:
         raise _unreadable(source, error) from error
     found.info = {}  # no turn, text or profile is written with it
     return found
+
+
+def digest(image: Image.Image) -> bytes:
+    """SHA-256 of a picture's size and pixels."""
+    return hashlib.sha256(f"{image.size}".encode() + image.tobytes()).digest()
 
 
 def is_plain(source: Path | bytes) -> bool:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from dyme_core.data.bad_rows import BadRows
 from dyme_core.data.datasets import Refine
+from dyme_core.data.pictures import digest
 from dyme_core.data.prompt_format import is_well_formed
 from dyme_core.data.schema import DataError, Record
 from dyme_core.models.generation import decode, prompt_inputs, render_prompt
@@ -109,7 +110,7 @@ def _pictures(records: Sequence[Record]) -> dict[str, _Picture]:
         picture = files.get(record.image) if isinstance(record.image, Path) else None
         if picture is None:
             image = record.load_image()
-            picture = _Picture(hashlib.sha256(f"{image.size}".encode() + image.tobytes()).digest(), image.size)
+            picture = _Picture(digest(image), image.size)
             if isinstance(record.image, Path):
                 files[record.image] = picture
         found[record.item] = picture
@@ -124,13 +125,7 @@ def _check_records(records: Sequence[Record], processor: ProcessorMixin) -> dict
             raise DataError.of(record.item, "ids to be unique", "it twice", "rename one")
         items.add(record.item)
     images = _pictures(records)
-    first: dict[tuple[bytes, str], str] = {}
-    for record in records:
-        key = images[record.item].digest, record.question.strip().lower()
-        if key in first:
-            raise DataError.of(record.item, "each question once a picture",
-                               f"the same picture and question as item {first[key]!r}", "remove one of them")
-        first[key] = record.item
+    BadRows().without_repeats(records, lambda record: images[record.item].digest)  # refuses two answers to one question
     return images
 
 

@@ -136,7 +136,7 @@ def test_a_table_that_cannot_be_read_names_its_row(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["own", "aokvqa", "mathverse"])
 def test_an_id_that_stands_twice_is_refused(name: str, tmp_path: Path) -> None:
-    folder_of(name, [ROWS[name], ROWS[name]], tmp_path)
+    folder_of(name, [ROWS[name], ROWS[name] | {"question": "Another one?"}], tmp_path)
     assert_says(catch(lambda: read(name, tmp_path), DataError), ITEMS[name], "row 2 has it again")
 
 

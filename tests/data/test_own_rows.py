@@ -73,7 +73,7 @@ def test_a_faulty_row_is_named_by_its_number_and_id(folder: Path, change: dict, 
 
 def test_an_id_comes_once(folder: Path) -> None:
     with pytest.raises(DataError, match="item 'a'.*row 2 has it again"):
-        own_records(write(folder, GOOD | {"id": "a"}, GOOD | {"id": "a"}))
+        own_records(write(folder, GOOD | {"id": "a"}, GOOD | {"id": "a", "answer": "June"}))
 
 
 def test_a_split_without_rows_is_said(folder: Path) -> None:

@@ -16,7 +16,7 @@ from trl import SFTConfig, SFTTrainer
 
 from dyme_core.config import SPLITS
 from dyme_core.data import chart_tables, datasets, prompt_format, schema
-from dyme_core.data.benchmarks.chartqa import chartqa_records
+from dyme_core.data.benchmarks import sources
 from dyme_core.data.chart_questions import KINDS
 from dyme_core.data.schema import item_of
 from dyme_core.models import generation, processors, tiny_onevision
@@ -214,7 +214,7 @@ def chartqa_folder(folder: Path, **row: object) -> Path:
 
 
 def test_chartqa_rows_become_records(tmp_path: Path) -> None:
-    [record] = chartqa_records(chartqa_folder(tmp_path))
+    [record] = sources.load("chartqa", chartqa_folder(tmp_path), "test")
     assert (record.item, record.question, record.answer, record.kind) == ("test_human-00000", "How many?", "3", "human")
     assert record.load_image().mode == "RGB"
     assert item_of(record.row).facts == ()
@@ -224,17 +224,17 @@ def test_chartqa_rows_become_records(tmp_path: Path) -> None:
                                              ({"label": None}, "label"), ({"imgname": "../../7.jpg"}, "png/7.jpg")])
 def test_a_faulty_chartqa_row_is_named(tmp_path: Path, row: dict, reason: str) -> None:
     with pytest.raises(schema.DataError, match=rf"test_human-00000.*{reason}"):
-        chartqa_records(chartqa_folder(tmp_path, **row))
+        sources.load("chartqa", chartqa_folder(tmp_path, **row), "test")
 
 
 def test_a_folder_without_chartqa_says_what_was_expected(tmp_path: Path) -> None:
     with pytest.raises(schema.DataError, match="test_human.json or test_augmented.json"):
-        chartqa_records(tmp_path)
+        sources.load("chartqa", tmp_path, "test")
 
 
 @needs_chartqa
 def test_real_chartqa_is_read_whole() -> None:
-    records = chartqa_records(CHARTQA)
+    records = sources.load("chartqa", CHARTQA, "test")
     assert Counter(record.kind for record in records) == {
         kind: len(json.loads((CHARTQA / f"test_{kind}.json").read_text())) for kind in ("human", "augmented")}
     assert records[0].answer == "28.6"

@@ -23,7 +23,8 @@ from study import cli
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.promise("bad input", "with --on-bad-row skip bad rows are left out, logged and counted; the good ones are read")
+@pytest.mark.promise("bad input",
+                     "with --on-bad-row skip bad rows are left out, logged and counted; the good ones are read")
 @pytest.mark.parametrize("name", ROWS)
 def test_bad_rows_are_left_out_logged_and_counted(name: str, tmp_path: Path, caplog) -> None:
     good = [ROWS[name] | ({"id": f"r{n}"} if name == "own" else {"question_id": f"r{n}"} if name == "aokvqa" else
@@ -49,7 +50,8 @@ def test_a_data_set_that_is_mostly_bad_is_refused_even_where_bad_rows_are_left_o
 
 
 def test_a_bad_row_that_is_read_for_each_split_counts_once_and_only_the_first_are_shown(tmp_path: Path, caplog) -> None:
-    good = [{"question": "Which?", "answer": "May", "id": f"r{n}", "split": "train" if n % 2 else "test"} for n in range(20)]
+    good = [{"question": "Which?", "answer": "May", "id": f"r{n}", "split": "train" if n % 2 else "test"}
+            for n in range(20)]
     folder_of("own", [*good, *({"question": "Which?"} for _ in range(12))], tmp_path)
     bad = BadRows("skip")
     assert [len(own_records(tmp_path, split, bad)) for split in ("train", "test")] == [10, 10]
@@ -68,18 +70,20 @@ def test_rows_that_only_the_model_can_refuse_are_left_out_too(tmp_path: Path) ->
     kept = preflight.without_bad_rows(changed, processor, bad, write, 72)
     assert kept == [record for place, record in enumerate(records) if place not in spoilt]
     assert [reason.split("'")[1] for reason in bad.summary()["first"]] == [records[place].item for place in spoilt]
-    assert preflight.without_bad_rows(changed, processor, BadRows(), write, 72) == changed, "the preflight itself stops there"
+    assert preflight.without_bad_rows(changed, processor, BadRows(), write,
+                                      72) == changed, "the preflight itself stops there"
     with pytest.raises(DataError, match="at most 50%"):
         preflight.without_bad_rows(changed, processor, BadRows("skip"), write, 5)
 
 
 def chartqa_of(folder: Path) -> Path:
-    """A row of train and one of val are bad."""
+    """A row of train and one of val are bad; each split repeats a row, as ChartQA's test split does."""
     folder_of("chartqa", [], folder)
     for shade, split in enumerate(("train", "val", "test")):
         Image.new("RGB", (20, 10), (shade, 0, 0)).save(folder / "png" / f"{split}.png")
         rows = [{"imgname": f"{split}.png", "query": f"How many {split} {n}?", "label": "3"} for n in range(6)]
         rows[2]["query"] += "" if split == "test" else " <image>"
+        rows += rows[:1]
         (folder / f"{split}_human.json").write_text(json.dumps(rows))
     return folder
 
@@ -91,8 +95,8 @@ def test_a_profile_says_what_becomes_of_bad_rows(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="train_human-00002.*special tokens"):
         datasets.of_profile(profile, "train", 0)
     bad = BadRows(config.load_profile("smoke", **settings, **{"data.on_bad_row": "skip"}).data.on_bad_row)
-    assert [len(datasets.of_profile(profile, split, 0, bad)) for split in ("train", "validation")] == [5, 5]
-    assert bad.summary()["count"] == 2
+    assert [len(datasets.of_profile(profile, split, 0, bad)) for split in ("train", "validation")] == [5, 6]
+    assert (bad.summary()["count"], bad.summary()["repeats"]) == (2, 1)
 
 
 def test_a_run_counts_in_its_manifest_what_was_left_out(tmp_path: Path, monkeypatch) -> None:
@@ -104,9 +108,10 @@ def test_a_run_counts_in_its_manifest_what_was_left_out(tmp_path: Path, monkeypa
     settings = {"data": config.DataSource("chartqa", str(folder), ("validation",), "skip")}
     run = train.Run(config.load_profile("smoke", **settings), "base")
     told = train.execute(run, ("validation",), keep_policy=False)["skipped_rows"]
-    assert told["count"] == 2 and "train_human-00002" in told["first"][0] and "val_human-00002" in told["first"][1]
+    assert (told["count"], told["repeats"]) == (2, 1)
+    assert "train_human-00002" in told["first"][0] and "val_human-00002" in told["first"][1]
     stored = json.loads((tmp_path / "results" / "local" / "smoke" / "runs" / f"{run.name}.json").read_text())
-    assert stored["skipped_rows"] == told and stored["results"]["validation"]["num_items"] == 5
+    assert stored["skipped_rows"] == told and stored["results"]["validation"]["num_items"] == 6, "a published split is scored whole"
     evaluate.evaluate_saved(str(ROOT / "bases" / "svlm-s0"), "chartqa", tmp_path / "out", source=str(folder),
                             split="validation", max_new_tokens=4, on_bad_row="skip")
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["skipped_rows"]["count"] == 1

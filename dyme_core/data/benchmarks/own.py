@@ -16,14 +16,13 @@ Texts have at most 20,000 characters, none of them control characters, and no sp
 """
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from dyme_core.config import SPLITS
 from dyme_core.data.bad_rows import MAX_VALUE, BadRows
 from dyme_core.data.benchmarks.rows import Row, list_of, picture_of, read_json, text_of
 from dyme_core.data.prompt_format import ANSWER_CLOSE, ANSWER_OPEN, MIN_THINKING_WORDS, is_well_formed, write_response
-from dyme_core.data.schema import NO_SUPERVISION, DataError, Fact, Record, known
+from dyme_core.data.schema import DataError, Fact, Item, Record, known, write_supervision
 
 FIELDS = ("question", "answer", "image", "id", "split", "kind", "source", "facts", "trace", "item", "table_key", "supervision")
 FACT_FIELDS = ("entity", "attribute", "value", "unit")
@@ -81,11 +80,10 @@ def _supervision(row: Row, answer: str, where: str) -> str:
     if wrong or not all(isinstance(label, str) for label in stored.get("labels", ())):
         raise DataError.of(where, f"supervision with {', '.join(f'{name} ({kind.__name__})' for name, kind in STORED.items())}",
                            f"{(wrong or ['labels'])[0]!r} of another name or type", "correct it or remove it")
-    stored = {**json.loads(NO_SUPERVISION), **stored}
-    for name in ("facts", "evidence"):
-        _facts(stored, name, where)
-    _trace(stored, answer, where)
-    return json.dumps(stored)
+    facts, evidence = (tuple(_facts(stored, name, where)) for name in ("facts", "evidence"))
+    return write_supervision(Item("", answer, facts, evidence, tuple(stored.get("labels", ())), stored.get("working", ""),
+                                  stored.get("conclusion", ""), _trace(stored, answer, where),
+                                  scoring=stored.get("scoring", {})))
 
 
 def _trace(row: Row, answer: str, where: str) -> str:

@@ -17,26 +17,20 @@ from dyme_core.data.bad_rows import MAX_CHARS, BadRows
 from dyme_core.data.schema import DataError
 
 Row = dict[str, Any]
-SPLITS = {"val": "validation", "testmini": "test", "testmini_text_only": "test", "qa_tuning": "train"}  # theirs to ours
 
 
-def read_rows(source: Path | str, split: str, columns: Sequence[str], files: Sequence[str] = (), config: str | None = None,
-              bad: BadRows | None = None) -> list[Row | None]:
+def read_hub(source: Path | str, split: str, columns: Sequence[str], files: Sequence[str], config: str | None) -> list[Row]:
     """The rows of one split, pictures of a column `image` as the bytes of their files.
 
     Args:
-        source: a hub id ("owner/name"), a folder in the hub's layout, or a folder that holds one of `files`.
+        source: a hub id ("owner/name"), or a folder in the hub's layout.
         split: as the data set calls it.
-        columns: that a hub data set must have.
-        files: names of the official JSON or JSONL file of this split; the first that is there is read.
-        config: of a hub data set.
-        bad: as `read_json`.
+        columns: that it must have.
+        files: names of the official files that were looked for in `source`.
+        config: of the data set on the hub.
     Raises:
         DataError: where nothing is found, it cannot be read, or a column is missing.
     """
-    for name in files:
-        if (Path(source) / name).is_file():
-            return read_json(Path(source) / name, bad)
     try:
         found = datasets.load_dataset(str(source), config, split=split)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
