@@ -1,4 +1,4 @@
-"""What published data sets really hold: repeats, empty answers and rationales, pictures of odd names. They are trained on as they are."""
+"""What published data sets hold: repeats, empty answers and rationales, pictures of odd names. They are taken as they are."""
 from __future__ import annotations
 
 import json

@@ -111,7 +111,8 @@ def test_a_run_counts_in_its_manifest_what_was_left_out(tmp_path: Path, monkeypa
     assert (told["count"], told["repeats"]) == (2, 1)
     assert "train_human-00002" in told["first"][0] and "val_human-00002" in told["first"][1]
     stored = json.loads((tmp_path / "results" / "local" / "smoke" / "runs" / f"{run.name}.json").read_text())
-    assert stored["skipped_rows"] == told and stored["results"]["validation"]["num_items"] == 6, "a published split is scored whole"
+    assert stored["skipped_rows"] == told
+    assert stored["results"]["validation"]["num_items"] == 6, "a published split is scored whole"
     evaluate.evaluate_saved(str(ROOT / "bases" / "svlm-s0"), "chartqa", tmp_path / "out", source=str(folder),
                             split="validation", max_new_tokens=4, on_bad_row="skip")
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["skipped_rows"]["count"] == 1
