@@ -251,15 +251,29 @@ def test_grpo_is_measured_on_thinking_but_learns_nothing_from_it(root: Path, mon
     assert torch.equal(trainer.reward_weights, torch.tensor([1.0, 1.0, 0.0]))
 
 
+def stub_training(root: Path, source: str) -> None:
+    """Let a run's process execute this in place of training, without loading torch."""
+    (root / "dyme_core" / "pipeline" / "train.py").write_text(source)
+    (root / "dyme_core" / "ranks.py").write_text("start = stop = lambda: None\nis_writer = lambda: True\n")
+
+
+FINISHES = """from dyme_core.utils import run_file, write_json, write_rows
+
+def execute(run, *_, **__):
+    for folder in (run.paths.rows, run.paths.logs):
+        write_rows(run_file(folder, run.name), [])
+    for path in (run.folder / "policy" / "config.json", run.manifest):
+        write_json(path, {"steps": 0})
+"""
+
+
 def test_a_run_is_finished_until_a_setting_or_the_base_changes(root: Path) -> None:
-    tiny = {"world.train_questions": 8, "world.validation_questions": 4, "world.test_questions": 4}
-    run = smoke("base", **tiny)
+    stub_training(root, FINISHES)
+    run = smoke("base", **{"training.max_completion_tokens": 24})
     assert not scheduler.is_finished(run)
     assert scheduler.run_all([run]) == [run.name]
     assert scheduler.is_finished(run) and scheduler.run_all([run]) == []
-    output = (run.folder / "output.log").read_text()
-    assert f"{run.name}: step 0, validation: correct 0.0 %" in output and "%|" not in output, "no bars in what is shown live"
-    assert not scheduler.is_finished(smoke("base", **tiny, **{"training.max_completion_tokens": 32}))
+    assert not scheduler.is_finished(smoke("base", **{"training.max_completion_tokens": 32}))
     rows = root / "results" / "local" / "smoke" / "rows" / f"{run.name}.jsonl.xz"
     for path in (root / "bases" / "svlm-s0" / "config.json", rows):
         stored = path.read_bytes()
@@ -267,12 +281,11 @@ def test_a_run_is_finished_until_a_setting_or_the_base_changes(root: Path) -> No
         assert not scheduler.is_finished(run), path.name
         path.write_bytes(stored)
         assert scheduler.is_finished(run)
-    source = root / "dyme_core" / "trainer" / "rewards.py"
-    source.write_text(f"{source.read_text()}\n")
+    (root / "dyme_core" / "trainer" / "rewards.py").write_text("")
     assert scheduler.is_finished(run), "changed code that gives the same rows makes no run stale; RESULTS_VERSION does"
 
 
-STUB = """import sys, time
+FAILS = """import sys, time
 print("\\n".join(f"line {number} of {sys.argv}" for number in range(20)), flush=True)
 if "grpo" in sys.argv:
     sys.exit("ValueError: the culprit")
@@ -283,12 +296,10 @@ time.sleep(300)
 def test_a_failing_run_shows_the_end_of_its_output_and_ends_the_others(root: Path, monkeypatch) -> None:
     processes, popen = [], subprocess.Popen
     monkeypatch.setattr(subprocess, "Popen", lambda *args, **kwargs: processes.append(popen(*args, **kwargs)) or processes[-1])
-    source = (root / "dyme_core" / "pipeline" / "train.py").read_text()
-    (root / "dyme_core" / "pipeline" / "train.py").write_text(STUB)  # what a run's process executes
+    stub_training(root, FAILS)
     runs, start = [smoke("full_dyme"), smoke("grpo"), smoke("sft")], time.monotonic()
     with pytest.raises(scheduler.RunFailed) as caught:
         scheduler.run_all(runs)
-    (root / "dyme_core" / "pipeline" / "train.py").write_text(source)
     message = str(caught.value)
     assert message.startswith(f"{runs[1].name} ended with code 1") and message.endswith("ValueError: the culprit")
     assert "line 19 of" in message and "line 2 of" not in message, "only the end of a long output"

@@ -103,6 +103,8 @@ def test_a_killed_study_goes_on_without_repeating_what_is_finished(root: Path) -
     killed.wait()
     made = manifest_of(root, first)
     assert made and not manifest_of(root, second)
+    output = (root / "runs" / "published" / "smoke" / first / "output.log").read_text()
+    assert f"{first}: step 0, validation: correct" in output and "%|" not in output, "no bars in what is shown live"
     os.killpg(killed.pid, signal.SIGKILL)  # a run outlives the study that was killed
     resumed = study_process(root)
     said = resumed.communicate(timeout=120)[1]
