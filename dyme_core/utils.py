@@ -60,6 +60,21 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=2) + "\n")
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Read what `write_json` wrote.
+
+    Raises:
+        ValueError: naming a file that holds no JSON object.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} holds no JSON ({error}); delete it, and it is made again") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {value!r:.100}; delete it, and it is made again")
+    return value
+
+
 def run_file(folder: Path, run: str) -> Path:
     """Where a run's rows (or its log) lie in the folder of all rows (or logs)."""
     return folder / f"{run}{SUFFIX}"

@@ -1,7 +1,6 @@
 """What this machine can run, and which command to type next (`dyme doctor`)."""
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
@@ -71,7 +70,7 @@ def _published(paths: config.Paths) -> str:
 
 def _next(paths: config.Paths, card: tuple[str, float] | None, unsloth: str) -> str:
     manifest = paths.results / "manifest.json"
-    done = len(json.loads(manifest.read_text())["notebooks"]) if manifest.is_file() else 0
+    done = len(utils.read_json(manifest)["notebooks"]) if manifest.is_file() else 0
     if done < len(list((paths.root / "notebooks").glob("*.ipynb"))):
         return "dyme paper (all notebooks, 12 minutes on two cores; a first try: dyme paper --profile smoke, 2 minutes)"
     if card and card[1] >= CARD_GIB and unsloth:

@@ -140,7 +140,7 @@ def refuse_to_replace(run: Run) -> None:
     """Raise RunExists where a finished run of the same name was made with other settings."""
     if not run.manifest.is_file():
         return
-    if changed := differences(json.loads(run.manifest.read_text())["settings"], settings_of(run)):
+    if changed := differences(utils.read_json(run.manifest)["settings"], settings_of(run)):
         raise RunExists(f"{run.name} is finished, with other settings ({', '.join(changed)}); give this one a name of its own "
                         f"(--variant), or replace it (--force): {run.manifest}")
 

@@ -4,7 +4,6 @@
 """
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -77,7 +76,7 @@ def gather(paths: config.Paths, run: str, folder: Path) -> Path:
     made = paths.manifests / f"{run}.json"
     if not made.is_file():
         raise FileNotFoundError(f"no manifest {made.name} in {made.parent}: the run is not finished, or has another name")
-    manifest = json.loads(made.read_text())
+    manifest = utils.read_json(made)
     utils.write_json(folder / "manifest.json", manifest)
     for name, stored in (("rows", paths.rows), ("log", paths.logs)):
         write_rows(folder / f"{name}.jsonl", read_rows(run_file(stored, run)))

@@ -3,13 +3,12 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from pathlib import Path
 from typing import Any
 
 from dyme_core import config
 from dyme_core.pipeline.methods import HELD_OUT
-from dyme_core.utils import write_atomic
+from dyme_core.utils import read_json, write_atomic
 from study import plan
 
 COLUMNS = ("run", "experiments", "method", "model", "variant", "seed", "commit", "dirty", "results_version", "hardware",
@@ -18,7 +17,7 @@ COLUMNS = ("run", "experiments", "method", "model", "variant", "seed", "commit",
 
 def read_manifests(paths: config.Paths) -> list[dict[str, Any]]:
     """The manifests of all runs of a profile, in order of their names."""
-    return [json.loads(path.read_text()) for path in sorted(paths.manifests.glob("*.json"))]
+    return [read_json(path) for path in sorted(paths.manifests.glob("*.json"))]
 
 
 def write_registry(paths: config.Paths, target: Path | None = None) -> None:

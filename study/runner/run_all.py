@@ -7,7 +7,6 @@ published results are.
 """
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 
 from dyme_core import config
 from dyme_core.pipeline.methods import Run, differences, settings_of
+from dyme_core.utils import read_json
 from study import plan
 from study.runner import scheduler
 from study.runner.registry import write_registry
@@ -48,7 +48,7 @@ class Task:
         *files, manifest = scheduler.stored_files(run)
         if not manifest.is_file():
             return "to do"
-        made, base = json.loads(manifest.read_text()), f"{run.model}-s{run.seed}"
+        made, base = read_json(manifest), f"{run.model}-s{run.seed}"
         if made["base"] != base:
             return f"made from base {made['base']}, not {base}"
         if missing := [path.name for path in files if not path.is_file()]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import ast
 import dataclasses
 import fcntl
-import json
 import logging
 import re
 import time
@@ -22,7 +21,7 @@ import nbformat
 from papermill.translators import PythonTranslator
 
 from dyme_core import config
-from dyme_core.utils import PART_SUFFIX, hash_files, hash_json, provenance, redact, write_json
+from dyme_core.utils import PART_SUFFIX, hash_files, hash_json, provenance, read_json, redact, write_json
 from study.reproduction import FILE, write_report
 from study.runner.execution import ANSI, NotebookError, execute_notebook
 from study.runner.live import LiveLine, clock
@@ -173,7 +172,10 @@ def plan_jobs(workspace: Workspace, only: Sequence[str] = (), settings: Mapping[
 def known_parameters(notebook: Path) -> dict[str, Any]:
     """Names and defaults of a notebook's cell tagged `parameters`, whose values are plain literals."""
     tagged = [cell for cell in _cells(notebook) if "parameters" in cell.metadata.get("tags", [])]
-    return {found.name: ast.literal_eval(found.default) for cell in tagged for found in PythonTranslator.inspect(cell)}
+    try:
+        return {found.name: ast.literal_eval(found.default) for cell in tagged for found in PythonTranslator.inspect(cell)}
+    except (ValueError, SyntaxError) as error:
+        raise ValueError(f"{notebook}: the parameters' defaults must be plain values such as 3 or [0, 1] ({error})") from error
 
 
 def _check_settings(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
@@ -261,8 +263,11 @@ def compare(profile: str) -> int:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def _cells(notebook: Path) -> list[nbformat.NotebookNode]:
-    return nbformat.read(notebook, as_version=4).cells
+    try:
+        return nbformat.read(notebook, as_version=4).cells
+    except (ValueError, AttributeError, KeyError, TypeError, nbformat.ValidationError) as error:
+        raise ValueError(f"{notebook} is no notebook ({str(error):.300}); restore it from git") from error

@@ -125,6 +125,33 @@ def test_wrong_requests_are_refused_with_what_would_be_right(workspace: Workspac
         run_notebooks.plan_jobs(workspace, only=["07"])
 
 
+@pytest.mark.parametrize("content", ["", "<<<<<<< HEAD\n{}", "[]", "{}", '{"cells": 3}', "\0" * 9])
+def test_what_is_no_notebook_is_refused_by_its_name(workspace: Workspace, content: str) -> None:
+    path = write_notebook(workspace.root, "01_a", "1")
+    path.write_text(content)
+    with pytest.raises(ValueError, match="01_a.ipynb is no notebook"):
+        run_notebooks.plan_jobs(workspace)
+
+
+def test_a_default_that_is_no_plain_value_is_refused_with_its_notebook(workspace: Workspace) -> None:
+    write_notebook(workspace.root, "01_a", "1", parameters="seeds = range(3)")
+    with pytest.raises(ValueError, match="01_a.ipynb: the parameters' defaults must be plain values"):
+        run_notebooks.plan_jobs(workspace)
+
+
+@pytest.mark.parametrize("content", ["", "<<<<<<< HEAD\n{}", "[]", "[" * 100_000, "\udcff"])
+def test_a_manifest_that_is_none_is_refused_by_its_name_on_the_command_line(workspace: Workspace, content: str, monkeypatch,
+                                                                           capsys) -> None:
+    monkeypatch.setenv("DYME_ROOT", str(workspace.root))
+    write_notebook(workspace.root, "01_a", "1")
+    for path, command in ((workspace.manifest, ["paper"]), (workspace.paths.manifests / "svlm-sft-s0.json", ["figures"])):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode(errors="surrogateescape"))
+        with pytest.raises(SystemExit, match="2"):
+            cli.main([*command, "--profile", "smoke"])
+        assert f"{path.name} " in (said := capsys.readouterr().err) and "JSON" in said and "Traceback" not in said
+
+
 def test_a_failing_cell_is_shown_and_keeps_the_last_good_copy(workspace: Workspace) -> None:
     write_notebook(workspace.root, "01_good", "print('good')")
     write_notebook(workspace.root, "02_bad", "print('once')")
