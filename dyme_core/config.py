@@ -121,8 +121,6 @@ class Endpoint:
     Attributes:
         model: the model's id at the server; None reads $OPENAI_MODEL.
         base_url: for example http://127.0.0.1:8000/v1; None reads $OPENAI_BASE_URL. There is no other default.
-        known_as: the model's name in key, recording and ledger; None takes the id, or the last part of a path (local servers
-            name a model by its folder, which differs between machines).
         requests_per_minute: retries count, too; None for no limit.
         total_timeout_s: limit of one try, from sending to the last byte.
         breaker_failures: failed calls in a row after which none is made for breaker_cooldown_s.
@@ -131,7 +129,6 @@ class Endpoint:
 
     model: str | None = None
     base_url: str | None = None
-    known_as: str | None = None
     max_concurrency: Positive = 8
     requests_per_minute: Limit | None = None
     total_timeout_s: Limit = 60.0
@@ -146,10 +143,11 @@ class Endpoint:
 
     @property
     def name(self) -> str:
-        """The model's name in key, recording and ledger."""
+        """The model's name in key, recording and ledger: its id, or the last part of a path (local servers name a model by its
+        folder, which differs between machines)."""
         model = self.model or ""
         is_path = model.startswith(("/", "~", ".")) or "\\" in model
-        return self.known_as or (model.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1] if is_path else model)
+        return model.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1] if is_path else model
 
     @property
     def is_local(self) -> bool:
@@ -327,40 +325,30 @@ class Paths:
     def results(self) -> Path:
         return self.root / "results" / (self.profile if self.is_published else f"local/{self.profile}")
 
-    @property
-    def manifests(self) -> Path:
-        return self.results / "runs"
-
-    @property
-    def rows(self) -> Path:
-        return self.results / "rows"
-
-    @property
-    def logs(self) -> Path:
-        return self.results / "logs"
-
-    @property
-    def tables(self) -> Path:
-        return self.results / "tables"
-
-    @property
-    def figures(self) -> Path:
-        """The default profile's published figures are the repository's, paper_figures/."""
-        return self.root / "paper_figures" if self.is_published and self.profile == DEFAULT else self.results / "figures"
-
-    @property
-    def claims(self) -> Path:
-        """CLAIMS.md; the default profile's published claims are the repository's."""
-        return (self.results.parent if self.is_published and self.profile == DEFAULT else self.results) / "CLAIMS.md"
-
-    @property
-    def bases(self) -> Path:
-        return self.root / "bases"
+    manifests = property(lambda self: self.results / "runs")
+    rows = property(lambda self: self.results / "rows")
+    logs = property(lambda self: self.results / "logs")
+    tables = property(lambda self: self.results / "tables")
+    bases = property(lambda self: self.root / "bases")
 
     @property
     def runs(self) -> Path:
         """Trained checkpoints: large, rebuilt by the notebooks, never in git."""
         return self.root / "runs" / (f"published/{self.profile}" if self.is_published else self.profile)
+
+    @property
+    def figures(self) -> Path:
+        """The default profile's published figures are the repository's, paper_figures/."""
+        return self.root / "paper_figures" if self._is_of_repository else self.results / "figures"
+
+    @property
+    def claims(self) -> Path:
+        """CLAIMS.md; the default profile's published claims are the repository's."""
+        return (self.results.parent if self._is_of_repository else self.results) / "CLAIMS.md"
+
+    @property
+    def _is_of_repository(self) -> bool:
+        return self.is_published and self.profile == DEFAULT
 
 
 # Chosen on validation from one grid for all methods (plan: "tuning"). The public code has no warm-up; the fresh optimiser
@@ -449,18 +437,15 @@ def read_setting(text: str) -> tuple[str, Any]:
 def _override(settings: Any, key: str, value: Any) -> Any:
     """A copy of `settings` with one field changed; "part.field" reaches into a part."""
     name, _, rest = key.partition(".")
-    if rest and not (isinstance(settings, dict) or dataclasses.is_dataclass(getattr(settings, name, None))
-                     or isinstance(getattr(settings, name, None), dict)):
-        raise ValueError(f"unknown setting {key!r}: {name!r} has no parts; known: "
-                         f"{', '.join(f.name for f in dataclasses.fields(settings))}")
-    if isinstance(settings, dict):
-        if key not in settings:
-            raise ValueError(f"unknown setting {key!r}; known: {', '.join(settings)}")
-        return {**settings, key: value}
-    known = [f.name for f in dataclasses.fields(settings)]
-    if name not in known:
-        raise ValueError(f"unknown setting {name!r} of {type(settings).__name__}; known: {', '.join(known)}")
-    return dataclasses.replace(settings, **{name: _override(getattr(settings, name), rest, value) if rest else value})
+    is_table = isinstance(settings, dict)
+    known = list(settings) if is_table else [each.name for each in dataclasses.fields(settings)]
+    if name not in known or is_table and rest:
+        raise ValueError(f"unknown setting {key!r}; known: {', '.join(known)}")
+    old = settings[name] if is_table else getattr(settings, name)
+    if rest and not (isinstance(old, dict) or dataclasses.is_dataclass(old)):
+        raise ValueError(f"unknown setting {key!r}: {name!r} has no parts; known: {', '.join(known)}")
+    new = _override(old, rest, value) if rest else value
+    return {**settings, name: new} if is_table else dataclasses.replace(settings, **{name: new})
 
 
 def paths(profile: str) -> Paths:

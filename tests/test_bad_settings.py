@@ -13,7 +13,7 @@ from hostile import REMEDY, assert_says, catch
 
 from dyme_core import config
 from dyme_core.config import Endpoint
-from dyme_core.pipeline import train
+from dyme_core.pipeline import methods, train
 from dyme_core.pipeline.checkpointing import CHECKSUMS, Keeper
 from dyme_core.supervision.llm.cache import Recording
 from dyme_core.utils import hash_file, write_json
@@ -150,7 +150,7 @@ def test_sft_then_grpo_needs_a_step_in_each_phase(monkeypatch) -> None:
 @pytest.mark.parametrize(("share", "steps"), [(0.0, [4]), (1.0, [4]), (0.5, [2, 2]), (0.1, [4])])
 def test_a_phase_without_steps_is_left_out(share: float, steps: list[int]) -> None:
     run = train.Run(config.load_profile("smoke", **{"training.sft_share": share}), "sft_grpo")
-    assert [number for _, number in train.phase_steps(run)] == steps
+    assert [number for _, number in methods.phase_steps(run)] == steps
 
 
 # --- Notebooks -----------------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ from dyme_core.data.benchmarks.own import own_records
 from dyme_core.data.benchmarks.tabular import csv_facts
 from dyme_core.data.schema import DataError
 from dyme_core.models import loading
-from dyme_core.pipeline import train
+from dyme_core.pipeline import methods, train
 from dyme_core.pipeline.checkpointing import CHECKSUMS, Keeper
 from dyme_core.supervision.fact_extraction import FactStore, Picture, TableFacts, store_key
 from dyme_core.supervision.llm import parsing
@@ -187,7 +187,7 @@ def test_a_pickle_in_a_checkpoint_is_never_run(file: str, owned: Path, stopped: 
     run, checkpoint = stopped
     content = (checkpoint / file).read_bytes()
     (checkpoint / file).write_bytes(torch_payload(owned))
-    keeper = Keeper(train.fingerprint(run))
+    keeper = Keeper(methods.fingerprint(run))
     assert f"changed or torn: {file}" in keeper.fault(checkpoint)
     told = json.loads((checkpoint / CHECKSUMS).read_text())
     told["files"][file] = hash_file(checkpoint / file)

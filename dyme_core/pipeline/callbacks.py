@@ -122,8 +122,9 @@ class StepLog(TrainerCallback):
         self.rows.append({"event": "eval", **self.run.columns, "step": step, **summary})
         self.evaluate_s += time.perf_counter() - start
         self.evaluate_cpu_s += time.process_time() - cpu_start
-        logger.info("%s: step %d, validation: correct %.1f %%, format %.1f %%, groundedness %.2f", self.run.name, step,
-                    100 * summary["correct"], 100 * summary["has_format"], summary["groundedness"])
+        grounded = "not known" if summary["groundedness"] is None else f"{summary['groundedness']:.2f}"
+        logger.info("%s: step %d, validation: correct %.1f %%, format %.1f %%, groundedness %s", self.run.name, step,
+                    100 * summary["correct"], 100 * summary["has_format"], grounded)
         return summary
 
 

@@ -22,24 +22,12 @@ from dyme_core.data.datasets import Refine, no_target
 from dyme_core.data.schema import DataError, Record, item_of
 from dyme_core.models import loading, processors
 from dyme_core.models.generation import caption_match
+from dyme_core.pipeline import methods
 from dyme_core.pipeline.callbacks import CollapseWatch, StepLog
 from dyme_core.pipeline.checkpointing import Keeper, train_from
 from dyme_core.pipeline.estimate import check_memory, estimate_run
 from dyme_core.pipeline.evaluate import evaluate, summarise
-from dyme_core.pipeline.methods import (
-    HELD_OUT,
-    RESULTS_VERSION,
-    UNSUPERVISED,
-    Run,
-    base_folder,
-    base_name,
-    check_steps,
-    fingerprint,
-    phase_steps,
-    refuse_to_replace,
-    settings_of,
-    supervision_of,
-)
+from dyme_core.pipeline.methods import HELD_OUT, UNSUPERVISED, Run, phase_steps
 from dyme_core.pipeline.model_card import model_card
 from dyme_core.pipeline.preflight import preflight, without_bad_rows
 from dyme_core.pipeline.trainers import TRAINERS, Session, shared_arguments
@@ -66,21 +54,24 @@ def execute(run: Run, names: tuple[str, ...] = HELD_OUT, keep_policy: bool = Tru
         keep_policy: leave the trained policy (10 MB) in the `runs` folder.
         force: replace a finished run of the same name that was made with other settings.
     Raises:
+        ValueError: for settings that cannot be trained with.
         RunExists: where there is one, without `force`.
         CannotWrite: for a full disk and the like; earlier files stay, and the same call resumes.
         OutOfMemory: where the longest sample, or a step, does not fit.
     """
     ranks.start()
-    check_steps(run, ranks.size())
+    if not set(names) & set(run.profile.data.held_out):
+        raise ValueError(f"split must name one of data.held_out={run.profile.data.held_out}: got {names}; name another")
+    methods.check_steps(run, ranks.size())
     if not force:
-        refuse_to_replace(run)
+        methods.refuse_to_replace(run)
     switches.named(run.profile.training.switch, run.profile.training.switch_value)  # refuses an unknown one at once
     if not torch.cuda.is_available():
         torch.set_num_threads(1)
     model, processor = load_start(run)
     objection = too_long(processors.tokenizer_of(processor), run.profile.training.max_completion_tokens)
     accuracy = datasets.accuracy_of(run.profile.data.name)
-    with writing(run.folder), Experts(supervision_of(run), run.paths, run.folder, objection, accuracy) as experts:
+    with writing(run.folder), Experts(methods.supervision_of(run), run.paths, run.folder, objection, accuracy) as experts:
         session = load_records(run, experts, model, processor)
         check_start(session)
         log = train_phases(session)
@@ -94,7 +85,7 @@ def execute(run: Run, names: tuple[str, ...] = HELD_OUT, keep_policy: bool = Tru
 def load_start(run: Run) -> tuple[Any, Any]:
     """Model and processor that a run starts from, on this process's device: the seed's mini base, or the profile's model."""
     profile, engine = run.profile, run.profile.engine
-    source = base_folder(run.paths, run.model, run.seed) if profile.model == "mini" else profile.model
+    source = methods.base_folder(run.paths, run.model, run.seed) if profile.model == "mini" else profile.model
     is_whole = not ranks.deals_weights()  # FSDP moves weights in memory: nothing computed from them may be kept
     model, processor = loading.load_policy(source, profile.backend, vision_cache=is_whole, prefix_sharing=is_whole,
                                            lora_rank=engine.lora_rank or 0, lora_alpha=engine.lora_alpha,
@@ -181,7 +172,7 @@ def train_phases(session: Session) -> StepLog:
     run, experts = session.run, session.experts
     log = StepLog(run, session.watched, session.processor, experts)
     watch = CollapseWatch(run.profile.on_collapse)
-    keeper = Keeper(fingerprint(run), log=log, bank=experts, watch=watch)
+    keeper = Keeper(methods.fingerprint(run), log=log, bank=experts, watch=watch)
     phases = list(enumerate(phase_steps(run)))
     found = {number: path for number, _ in phases if (path := keeper.latest(_phase_folder(run, number)))}
     if not found:
@@ -225,23 +216,18 @@ def manifest_of(session: Session, log: StepLog, rows: dict[str, list[dict[str, A
     """
     run, training = session.run, session.run.profile.training
     is_mini_data, with_rollouts = run.profile.data.name == "mini", sum("generate_s" in row for row in log.rows)
-    return {**run.columns, "profile": run.profile.name, "base": base_name(run),
-            "steps": log.steps_before, "processes": ranks.size(), "results_version": RESULTS_VERSION,
-            "settings": settings_of(run), "started": session.started.isoformat(timespec="seconds"),
+    return {**run.columns, "profile": run.profile.name, "base": methods.base_name(run),
+            "steps": log.steps_before, "processes": ranks.size(), "results_version": methods.RESULTS_VERSION,
+            "settings": methods.settings_of(run), "started": session.started.isoformat(timespec="seconds"),
             "seconds": (datetime.now(UTC) - session.started).total_seconds(), "resumed": log.resumed,
             "train_s": log.train_s, "cpu_s": sum(ranks.gather(log.cpu_s)), "tokens": log.tokens,
             "s_per_step": log.train_s / max(1, log.steps_before),
             "rollouts": with_rollouts * training.prompts_per_step * training.num_generations,
             "captions": caption_match(session.model, session.processor, session.watched[:CAPTIONS]) if is_mini_data else None,
-            "results": {split: _results(found) for split, found in rows.items()},
+            "results": {split: {name: summarise(found)[name] for name in RESULTS} for split, found in rows.items()},
             "supervision": session.experts.summary(),
             "hardware": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
             "skipped_rows": session.bad_rows.summary(), **utils.provenance(run.paths.root)}
-
-
-def _results(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    scores = summarise(rows)
-    return {name: scores[name] for name in RESULTS}
 
 
 def store(session: Session, log: list[dict[str, Any]], rows: list[dict[str, Any]], manifest: dict[str, Any],

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ from dyme_core.trainer.advantages import StepRewards, fill_unknown, group_modes
 from dyme_core.trainer.resuming import ExactResume
 from dyme_core.trainer.rewards import roles_of
 
+logger = logging.getLogger(__name__)
 CACHE_STEP = 512  # tokens by which a cache of fixed size grows
 NEVER = -100.0  # added to a logit: vLLM has no list of suppressed ids
 
@@ -57,6 +59,9 @@ class MeasuredGRPOTrainer(ExactResume, GRPOTrainer):
         elif processing_class is None:
             processing_class = processor_of(model)
         set_end_ids(model, processing_class)
+        if any(weight.requires_grad and weight.dtype in (torch.bfloat16, torch.float16) for weight in model.parameters()):
+            logger.warning("trained weights have 16 bits, in which an update of a small learning rate rounds to nothing; load "
+                           "the model in float32 (bf16=True computes in 16 bits all the same)")
         args = _without_special_tokens(args, model, processing_class)
         rows = fill_step(with_defaults(train_dataset), args.generation_batch_size // args.num_generations)
         super().__init__(model, reward_funcs=reward_funcs, args=args, train_dataset=rows,

@@ -23,7 +23,7 @@ from transformers import Trainer
 from dyme_core import config
 from dyme_core.data import datasets
 from dyme_core.models import loading
-from dyme_core.pipeline import callbacks, checkpointing, train
+from dyme_core.pipeline import callbacks, checkpointing, methods, train
 from dyme_core.pipeline.checkpointing import CHECKSUMS, Keeper
 from dyme_core.supervision.llm import cache, usage
 from dyme_core.supervision.llm.usage import LEDGER_FILE, Attempts
@@ -232,7 +232,7 @@ def two_checkpoints(root: Path) -> tuple[train.Run, Keeper, Path]:
             execute(run)
     folder = run.paths.runs / run.name / "phase-0"
     assert sorted(path.name for path in folder.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
-    return run, Keeper(train.fingerprint(run)), folder
+    return run, Keeper(methods.fingerprint(run)), folder
 
 
 @pytest.mark.promise("resume", "weights are read back whatever names the files have for them")

@@ -24,7 +24,11 @@ from dyme_core.models import loading, tiny_onevision
 from dyme_core.pipeline import checkpointing, trainers
 from dyme_core.pipeline import train as training
 from dyme_core.pipeline.train import Run
+from dyme_core.supervision.checker import RuleChecker
 from dyme_core.supervision.refiner import RuleRefiner
+from dyme_core.trainer.config import DyMEConfig
+from dyme_core.trainer.dyme_trainer import DyMETrainer
+from dyme_core.trainer.rewards import dyme_rewards
 from study import report
 from study.runner import scheduler
 
@@ -126,6 +130,22 @@ def test_fewer_rows_than_prompts_of_a_step_train_all_the_same(root: Path, method
         path.unlink()  # the report below shall see its own runs only
 
 
+def test_a_stream_shorter_than_a_step_is_refused_and_16_bit_weights_are_warned_of(root: Path, tmp_path: Path, caplog) -> None:
+    model, processor = loading.load_policy(root / "bases" / "svlm-s0", dtype=torch.bfloat16)
+    stream = datasets.to_dataset(datasets.mini_records("train", 3, 0)).to_iterable_dataset()
+    trainer = DyMETrainer(model, dyme_rewards(RuleChecker()), DyMEConfig(
+        str(tmp_path), max_steps=2, per_device_train_batch_size=8, num_generations=2, max_completion_length=8, use_cpu=True,
+        bf16=False, report_to="none"), stream, processing_class=processor)
+    with pytest.raises(ValueError, match="no step was taken: it needs 4 prompts"):
+        trainer.train()
+    assert "trained weights have 16 bits" in caplog.text
+
+
+def test_a_split_that_the_data_set_lacks_is_refused_before_training(root: Path) -> None:
+    with pytest.raises(ValueError, match="split must name one of data.held_out"):
+        training.execute(smoke("sft", **{"data.held_out": ["validation", "test"]}), ("unseen",))
+
+
 def test_rows_that_fill_a_step_are_used_equally_often() -> None:
     three = datasets.to_dataset(datasets.mini_records("train", 3, 0))
     assert Counter(datasets.fill_step(three, 4)["item"]) == dict.fromkeys(three["item"], 4), "12 rows are three whole steps"
@@ -140,14 +160,14 @@ def test_a_run_of_one_step_learns_in_it() -> None:
 
 
 def test_training_that_ends_early_is_an_error_and_that_without_a_gradient_a_warning(root: Path, monkeypatch, caplog) -> None:
-    step = trainers.SFTTrainer.training_step
+    step = trainers.ResumableSFTTrainer.training_step
 
     def without_gradient(self, model, *args, **kwargs):
         loss = step(self, model, *args, **kwargs)
         model.zero_grad()
         return loss
 
-    monkeypatch.setattr(trainers.SFTTrainer, "training_step", without_gradient)
+    monkeypatch.setattr(trainers.ResumableSFTTrainer, "training_step", without_gradient)
     training.execute(run := Run(config.load_profile("smoke", **SMALL), "sft", variant="still"), ("validation",))
     assert "no step changed the policy, every gradient was 0" in caplog.text
     for path in (root / "results" / "local" / "smoke").glob(f"*/{run.name}.json*"):

@@ -58,4 +58,3 @@ def test_settings_that_cannot_work_are_refused(settings: dict, advice: str) -> N
 def test_a_model_named_by_its_folder_is_recorded_by_its_last_part() -> None:
     assert Endpoint(model="/models here/SmolLM2-135M/").name == "SmolLM2-135M"
     assert Endpoint(model="org/name").name == "org/name"
-    assert Endpoint(model="/x/y", known_as="judge").name == "judge"
