@@ -48,22 +48,20 @@ class StepLog(TrainerCallback):
         self.run, self.validation, self.processor, self.experts, self.steps_before = run, validation, processor, experts, 0
         self.rows: list[dict[str, Any]] = []
         self.tokens = self._phase_tokens = 0  # prompts and completions; TRL starts from 0 in each phase
-        self.evaluate_s = self.evaluate_cpu_s = 0.0
         self.has_learned = False
         self.resumed: list[int] = []  # steps before training resumed
-        self._before = (0.0, 0.0)  # seconds and CPU seconds of training before the interruption
         self._start = self._step_start = time.perf_counter()
         self._start_step = 0
         self.begin()
 
     def begin(self) -> None:
-        """Start counting the seconds of training, without the evaluations in between."""
-        self._begun = time.perf_counter() - self.evaluate_s, time.process_time() - self.evaluate_cpu_s
+        """Start counting the seconds of training."""
+        self._spent, self._since = (0.0, 0.0), _now()
 
     def spent(self) -> tuple[float, float]:
-        """Seconds and CPU seconds of training so far."""
-        return (self._before[0] + time.perf_counter() - self.evaluate_s - self._begun[0],
-                self._before[1] + time.process_time() - self.evaluate_cpu_s - self._begun[1])
+        """Seconds and CPU seconds of training so far, without the evaluations in between and with those before resuming."""
+        elapsed = (now - since for now, since in zip(_now(), self._since, strict=True))
+        return tuple(before + more for before, more in zip(self._spent, elapsed, strict=True))
 
     def end(self) -> None:
         """Stop counting."""
@@ -75,10 +73,9 @@ class StepLog(TrainerCallback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.rows, self.tokens, self._phase_tokens = state["rows"], state["tokens"], state["phase_tokens"]
-        self.steps_before, self._before = state["steps_before"], tuple(state["spent"])
+        self.steps_before, self._spent, self._since = state["steps_before"], tuple(state["spent"]), _now()
         self.has_learned = state.get("has_learned", True)
         self.resumed = [*state["resumed"], self.rows[-1]["step"]]
-        self.begin()
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._start, self._start_step = time.perf_counter(), state.global_step  # the time left is that of this phase
@@ -115,17 +112,20 @@ class StepLog(TrainerCallback):
 
     def measure(self, model, step: int) -> dict[str, Any]:
         """Evaluate greedily on validation and log it."""
-        start, cpu_start = time.perf_counter(), time.process_time()
+        spent = self.spent()
         rows = evaluate(model, self.processor, self.validation, max_new_tokens=self.run.profile.training.max_completion_tokens,
                         run_columns={**self.run.columns, "step": step}, task=datasets.task_of(self.run.profile.data.name))
         summary = summarise(rows)
         self.rows.append({"event": "eval", **self.run.columns, "step": step, **summary})
-        self.evaluate_s += time.perf_counter() - start
-        self.evaluate_cpu_s += time.process_time() - cpu_start
+        self._spent, self._since = spent, _now()
         grounded = "not known" if summary["groundedness"] is None else f"{summary['groundedness']:.2f}"
         logger.info("%s: step %d, validation: correct %.1f %%, format %.1f %%, groundedness %s", self.run.name, step,
                     100 * summary["correct"], 100 * summary["has_format"], grounded)
         return summary
+
+
+def _now() -> tuple[float, float]:
+    return time.perf_counter(), time.process_time()
 
 
 class Collapsed(RuntimeError):

@@ -142,14 +142,6 @@ def score_report(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join([*lines, *(f"{rule}: {meaning}" for rule, meaning in RULES.items())]) + "\n"
 
 
-def _write(folder: Path, rows: list[dict[str, Any]], report: str, asked: dict[str, Any]) -> None:
-    write_rows(folder / "rows.jsonl", rows)
-    utils.write_atomic(folder / "scores.txt", report)
-    utils.write_json(folder / "manifest.json", {**asked, "scores": scores_by_kind(rows),
-                                                "prompt": prompt_format.question_text("{question}"),
-                                                **utils.provenance(Path.cwd())})
-
-
 def evaluate_saved(model: str, data: str, out: Path, *, source: str = "", split: str = "test", limit: int | None = None,
                    batch_size: int = 100, max_new_tokens: int = 72, on_bad_row: str = "raise", **options: Any) -> str:
     """Score a saved model on a data set; rows.jsonl, scores.txt and manifest.json go to the folder `out`.
@@ -166,6 +158,7 @@ def evaluate_saved(model: str, data: str, out: Path, *, source: str = "", split:
     Raises:
         DataError: for a data set that is not there or cannot be read.
     """
+    out.mkdir(parents=True, exist_ok=True)  # a folder that cannot be written to is refused before the questions are asked
     bad = BadRows(on_bad_row)
     records = datasets.limited(datasets.load_records(data, source, split, bad, **options), limit)
     policy, processor = loading.load_policy(model)
@@ -174,6 +167,9 @@ def evaluate_saved(model: str, data: str, out: Path, *, source: str = "", split:
     logger.info("%d questions of %s, model %s", len(records), data, model)
     rows = evaluate(policy, processor, records, batch_size=batch_size, max_new_tokens=max_new_tokens,
                     run_columns={"run": Path(model).name}, task=datasets.task_of(data))
-    report = score_report(rows)
-    _write(out, rows, report, {"model": model, "data": data, "split": split, "skipped_rows": bad.summary()})
+    write_rows(out / "rows.jsonl", rows)
+    utils.write_atomic(out / "scores.txt", report := score_report(rows))
+    utils.write_json(out / "manifest.json", {
+        "model": model, "data": data, "split": split, "skipped_rows": bad.summary(), "scores": scores_by_kind(rows),
+        "prompt": prompt_format.question_text("{question}"), **utils.provenance(Path.cwd())})
     return report
