@@ -27,8 +27,9 @@ DEFAULT = "mini"  # the profile whose figures and claims are the repository's
 HELD_OUT = ("validation", "test", "unseen")
 SPLITS = ("train", *HELD_OUT)
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-PRICES_DATE = "2026-03"  # list prices of the standard tier at that date; check the provider's page before citing a cost
-PRICES_USD_PER_MILLION = {  # model: (input tokens, output tokens); the cost of other models is unknown
+# List prices of the standard tier in 2026-03: (input tokens, output tokens); check them before citing a cost. That of other
+# models is unknown.
+PRICES_USD_PER_MILLION = {
     "gpt-4o": (2.50, 10.00), "gpt-4o-mini": (0.15, 0.60), "gpt-4.1": (2.00, 8.00), "gpt-4.1-mini": (0.40, 1.60),
     "gpt-4.1-nano": (0.10, 0.40), "gpt-5": (1.25, 10.00), "gpt-5-mini": (0.25, 2.00), "gpt-5-nano": (0.05, 0.40)}
 

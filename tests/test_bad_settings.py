@@ -16,6 +16,7 @@ from dyme_core.config import Endpoint
 from dyme_core.pipeline import methods, train
 from dyme_core.pipeline.checkpointing import CHECKSUMS, Keeper
 from dyme_core.supervision.llm.cache import Recording
+from dyme_core.trainer.config import DyMEConfig
 from dyme_core.utils import hash_file, write_json
 from study import cli
 from study.runner import run_notebooks
@@ -124,6 +125,16 @@ def test_a_count_that_is_none_is_refused_by_every_command(arguments: list[str], 
         cli.main(arguments)
     said = capsys.readouterr().err
     assert ended.value.code == 2 and arguments[-1].split("=")[0] in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize("wrong", [
+    {"max_completion_length": 0}, {"max_completion_length": -3}, {"num_generations": 0}, {"per_device_train_batch_size": 0},
+    {"gradient_accumulation_steps": 0}, {"learning_rate": -1.0}, {"probe_every": -1}, {"thinking_weight": NAN},
+    {"max_steps": 0}, {"num_train_epochs": 0}], ids=str)
+def test_a_trainer_s_count_that_is_none_is_refused(wrong: dict) -> None:
+    error = catch(lambda: DyMEConfig("x", use_cpu=True, bf16=False, report_to="none", **wrong), ValueError)
+    [(name, value)] = wrong.items()
+    assert f"{name} must be at least" in str(error) or f"{name}={value}" in str(error)
 
 
 @pytest.mark.parametrize("options", ["[1]", "{", "3", "null", "[" * 99999], ids=lambda text: text[:9])

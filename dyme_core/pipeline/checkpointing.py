@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from transformers import Trainer, TrainerCallback
@@ -20,23 +20,15 @@ logger = logging.getLogger(__name__)
 CHECKSUMS = "checksums.json"
 
 
-class Kept(Protocol):
-    """Something whose state, in JSON values, goes into checkpoints."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-
 class Keeper(TrainerCallback):
     """Completes every checkpoint that its Trainer writes, and restores its own part when training resumes.
 
     Args:
         fingerprint: of everything that decides the run's result; a checkpoint with another one is not used.
-        **kept: the parts by name; each process has its own.
+        **kept: by name, parts with `state_dict` (JSON values) and `load_state_dict`; each process has its own.
     """
 
-    def __init__(self, fingerprint: str, **kept: Kept) -> None:
+    def __init__(self, fingerprint: str, **kept: Any) -> None:
         self.fingerprint, self.kept = fingerprint, kept
 
     def on_save(self, args, state, control, **kwargs):

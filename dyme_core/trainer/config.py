@@ -19,6 +19,8 @@ REQUIRED = (
     ("multi_objective_aggregation", "sum_then_normalize", "the switch standardises the sum"),
     ("top_entropy_quantile", 1.0, "it would mask targets"),
     ("off_policy_mask_threshold", None, "a replaced row has no sampling log-probs"))
+LEAST = {"max_completion_length": 1, "num_generations": 2, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 1,
+         "learning_rate": 0, "probe_every": 0, "thinking_weight": 0}
 CHOICES = {"memorize_weight": ("row", "group"), "mastered": ("skip", "explore"), "reward_gate": ("sum", "gated")}
 
 
@@ -49,9 +51,12 @@ class DyMEConfig(GRPOConfig):
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {choices}: got {getattr(self, name)!r}")
-        for name in ("probe_every", "thinking_weight"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be at least 0: got {getattr(self, name)!r}")
+        for name, least in LEAST.items():
+            if (value := getattr(self, name)) is not None and not value >= least:
+                raise ValueError(f"{name} must be at least {least}: got {value!r}; give a larger number")
+        if self.max_steps == 0 or self.max_steps < 0 and self.num_train_epochs <= 0:
+            raise ValueError("max_steps must be at least 1, or -1 with num_train_epochs above 0: got "
+                             f"max_steps={self.max_steps} and num_train_epochs={self.num_train_epochs}; set one of them")
         switches.named(self.switch, self.switch_value)
         super().__post_init__()
         for name, wanted, why in REQUIRED:
