@@ -168,9 +168,10 @@ def step_gib(profile: Profile, shape: Shape, card: Card, processes: int = 1) -> 
             + (engine.generation == "vllm") * engine.vllm_memory_share * card.memory_gib}
 
 
-def _rows(profile: Profile, processes: int) -> tuple[int, int]:
-    """Rollouts of one process in a step, and in one of its micro-batches."""
-    dealt = profile.engine.batch(profile.training.prompts_per_step * profile.training.num_generations, processes)
+def _rows(profile: Profile, processes: int, group_size: int | None = None) -> tuple[int, int]:
+    """Rows of one process in a step, and in one of its micro-batches; `group_size` of each prompt, None for the rollouts."""
+    training = profile.training
+    dealt = profile.engine.batch(training.prompts_per_step * (group_size or training.num_generations), processes)
     rows = dealt["per_device_train_batch_size"]
     return rows * dealt["gradient_accumulation_steps"], rows
 
@@ -189,11 +190,11 @@ def _cache_bytes(profile: Profile, shape: Shape, rows: int) -> int:
 def describe(profile: Profile, shape: Shape, card: str, processes: int) -> str:
     """The estimate as a sentence; `card` is a name in CARDS."""
     seconds, gib = (step(profile, shape, CARDS[card], processes) for step in (step_seconds, step_gib))
-    parts, step_s, steps = ", ".join(f"{name} {each:.1f}" for name, each in seconds.items()), sum(seconds.values()), \
-        profile.training.steps
+    step_s, steps = sum(seconds.values()), profile.training.steps
+    parts, memory = (", ".join(f"{name} {each:.1f}" for name, each in values.items()) for values in (seconds, gib))
     return (f"estimate, not measured: profile {profile.name} on {processes} x {card}: {step_s:.0f} s a step ({parts}), {steps} "
             f"steps in {steps * step_s / 3600:.1f} h without judges and evaluation; {sum(gib.values()):.1f} of "
-            f"{CARDS[card].memory_gib:.0f} GiB a card ({', '.join(f'{name} {each:.1f}' for name, each in gib.items())})")
+            f"{CARDS[card].memory_gib:.0f} GiB a card ({memory})")
 
 
 def estimate_run(run: Run, model: PreTrainedModel, checked: PreflightReport) -> str:
@@ -209,35 +210,19 @@ class OutOfMemory(RuntimeError):
 
 
 def check_memory(run: Run, model: PreTrainedModel, processor: ProcessorMixin, longest: Record) -> str:
-    """Try the longest sample in a micro-batch like those of training; what it took, as a sentence.
-
-    Raises:
-        OutOfMemory: where it does not fit, with what to lower.
-    """
-    training, engine = run.profile.training, run.profile.engine
-    rollouts = 1 if run.method == "sft" else training.num_generations
-    rows = engine.batch(training.prompts_per_step * rollouts, ranks.size())["per_device_train_batch_size"]
-    return try_longest(model, processor, longest, rows=rows, max_completion_tokens=training.max_completion_tokens,
-                       engine=engine)
-
-
-def try_longest(model: PreTrainedModel, processor: ProcessorMixin, record: Record, *, rows: int, max_completion_tokens: int,
-                engine: Engine) -> str:
-    """One forward and backward pass of a micro-batch in which every row is the longest sample; changes no weight.
+    """One forward and backward pass of a micro-batch like those of training, each row the longest sample; changes no weight.
 
     Args:
-        record: with the longest prompt (`preflight` names it); its completion is made as long as a rollout may be.
-        rows: of a micro-batch on one card.
-        max_completion_tokens: of a rollout.
-        engine: precision and checkpointing, as training will have them.
+        longest: the record with the longest prompt (`preflight` names it); its completion is made as long as a rollout may be.
     Returns:
         the item, rows, tokens of a row, and the card's peak with the optimiser's moments, as a sentence.
     Raises:
-        OutOfMemory: with the row, its tokens and what to lower.
+        OutOfMemory: where it does not fit, with the row, its tokens and what to lower.
     """
-    on_card, was_training = model.device.type == "cuda", model.training
-    inputs = prompt_inputs(processor, [record] * rows).to(model.device)
-    prompt_tokens = inputs["input_ids"].shape[1]
+    engine, said, on_card = run.profile.engine, run.profile.training.max_completion_tokens, model.device.type == "cuda"
+    _, rows = _rows(run.profile, ranks.size(), 1 if run.method == "sft" else None)
+    inputs, was_training = prompt_inputs(processor, [longest] * rows).to(model.device), model.training
+    prompt = inputs["input_ids"].shape[1]
     if on_card:
         torch.cuda.reset_peak_memory_stats(model.device)
     model.train()
@@ -245,23 +230,22 @@ def try_longest(model: PreTrainedModel, processor: ProcessorMixin, record: Recor
         model.gradient_checkpointing_enable({"use_reentrant": False})
     try:
         with torch.autocast(model.device.type, torch.bfloat16, enabled=engine.bf16):
-            loss = _loss(model, inputs, max_completion_tokens, turn_end(processor))
+            loss = _loss(model, inputs, said, turn_end(processor))
         loss.backward()
     except torch.OutOfMemoryError as error:
-        raise OutOfMemory(_advice(record, rows, prompt_tokens, max_completion_tokens, engine)) from error
+        raise OutOfMemory(_advice(longest, rows, prompt, said, engine)) from error
     finally:
         model.zero_grad(set_to_none=True)
         if engine.gradient_checkpointing:
             model.gradient_checkpointing_disable()
         model.train(was_training)
-    tokens = prompt_tokens + max_completion_tokens
-    told = f"longest sample, item {record.item!r}: {rows} rows of {tokens} tokens, both passes; peak"
+    told = f"longest sample, item {longest.item!r}: {rows} rows of {prompt + said} tokens, both passes; peak"
     if not on_card:
         return f"{told} not counted on a CPU"
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     peak = torch.cuda.max_memory_allocated(model.device) + ADAM_BYTES * trained
     if peak > torch.cuda.get_device_properties(model.device).total_memory:
-        raise OutOfMemory(_advice(record, rows, prompt_tokens, max_completion_tokens, engine))
+        raise OutOfMemory(_advice(longest, rows, prompt, said, engine))
     return f"{told} {peak / GIB:.1f} GiB"
 
 

@@ -136,24 +136,15 @@ def check_start(session: Session) -> None:
                         others=[record for rest in session.held_out.values() for record in rest],
                         max_new_tokens=run.profile.training.max_completion_tokens,
                         refine=_rule_targets(run, session.experts))
-    if run.method not in UNSUPERVISED and not checked.longest_target:
-        check_facts(records)
+    has_targets = checked.longest_target or any(item_of(record.row).facts for record in records)
+    if run.method not in UNSUPERVISED and not has_targets:
+        raise DataError(f"none of {len(records)} training questions has facts of its picture, so that no target can be written "
+                        "and no thinking checked; give data.source a folder with tables (ChartQA's own release has them), "
+                        "set data.facts to 'ocr' or 'vlm', or train with grpo")
     if run.profile.model != "mini" and phase_steps(run):
         logger.info("%s", estimate_run(run, session.model, checked))
         longest = next(record for record in records if record.item == checked.longest_item)
         logger.info("%s", check_memory(run, session.model, session.processor, longest))
-
-
-def check_facts(records: list[Record]) -> None:
-    """Refuse to train without a single target: neither a trace of its own nor facts to write one from.
-
-    Raises:
-        DataError: where no record has facts of its picture.
-    """
-    if not any(item_of(record.row).facts for record in records):
-        raise DataError(f"none of {len(records)} training questions has facts of its picture, so that no target can be written "
-                        "and no thinking checked; give data.source a folder with tables (ChartQA's own release has them), "
-                        "set data.facts to 'ocr' or 'vlm', or train with grpo")
 
 
 def _rule_targets(run: Run, experts: Experts) -> Refine:

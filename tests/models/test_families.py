@@ -12,11 +12,12 @@ from peft import PeftModel
 from safetensors import safe_open
 from tiny_families import PREPROCESSOR, SPECIAL, TEMPLATES, make_checkpoint
 
-from dyme_core.config import Engine
+from dyme_core import config
 from dyme_core.data import datasets
 from dyme_core.models import generation, loading, prefix_sharing, processors, vision_cache
 from dyme_core.models.loading import FAMILIES, freeze_vision
-from dyme_core.pipeline.estimate import try_longest
+from dyme_core.pipeline.estimate import check_memory
+from dyme_core.pipeline.methods import Run
 from dyme_core.pipeline.preflight import preflight
 
 SHARING = {"llava_onevision", "qwen2"}  # prompts
@@ -81,7 +82,9 @@ def test_preflight_checks_a_data_set_with_every_family(tmp_path: Path, family: s
 def test_the_longest_sample_is_tried_with_every_family(tmp_path: Path, family: str) -> None:
     policy, processor = loading.load_policy(make_checkpoint(family, tmp_path / "hub"))
     record = records_for(family)[0]
-    tried = try_longest(policy, processor, record, rows=2, max_completion_tokens=20, engine=Engine())
+    profile = config.load_profile("smoke", **{"training.prompts_per_step": 1, "training.num_generations": 2,
+                                              "training.max_completion_tokens": 20})
+    tried = check_memory(Run(profile, "grpo"), policy, processor, record)
     assert f'2 rows of {generation.prompt_inputs(processor, [record])["input_ids"].shape[1] + 20} tokens' in tried
 
 

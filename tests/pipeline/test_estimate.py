@@ -18,6 +18,7 @@ from dyme_core.data.datasets import mini_records
 from dyme_core.models import loading, tiny_onevision
 from dyme_core.models.generation import prompt_inputs
 from dyme_core.pipeline import estimate
+from dyme_core.pipeline.methods import Run
 
 ROWS, SAID = 4, 32
 WITHIN = 1.3  # the stated factor for memory
@@ -150,14 +151,25 @@ def policy():
     return tiny_onevision.build_model("svlm", processor, 0), processor
 
 
-@pytest.mark.parametrize("engine", [Engine(), Engine(gradient_checkpointing=True, bf16=True)], ids=["plain", "saving"])
-def test_the_longest_sample_goes_through_forward_and_backward_and_leaves_no_trace(policy, engine: Engine) -> None:
+def one_prompt(method: str, rollouts: int, **engine) -> Run:
+    """A run of one prompt a step, of so many rollouts of 8 tokens."""
+    return Run(config.load_profile("smoke", **{
+        "training.prompts_per_step": 1, "training.num_generations": rollouts, "training.max_completion_tokens": 8,
+        **{f"engine.{name}": value for name, value in engine.items()}}), method)
+
+
+def test_sft_is_tried_with_one_row_a_prompt(policy) -> None:
+    assert ": 1 rows of" in estimate.check_memory(one_prompt("sft", 4), *policy, RECORDS[0])
+
+
+@pytest.mark.parametrize("engine", [{}, {"gradient_checkpointing": True, "bf16": True}], ids=["plain", "saving"])
+def test_the_longest_sample_goes_through_forward_and_backward_and_leaves_no_trace(policy, engine: dict) -> None:
     model, processor = policy
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     backward, generator = [], torch.get_rng_state()
     model.lm_head.weight.register_hook(lambda gradient: backward.append(gradient.shape))
     model.eval()
-    tried = estimate.try_longest(model, processor, RECORDS[0], rows=2, max_completion_tokens=8, engine=engine)
+    tried = estimate.check_memory(one_prompt("full_dyme", 2, **engine), model, processor, RECORDS[0])
     tokens = prompt_inputs(processor, RECORDS)["input_ids"].shape[1] + 8
     assert tried == (f"longest sample, item {RECORDS[0].item!r}: 2 rows of {tokens} tokens, both passes; "
                      "peak not counted on a CPU")
@@ -176,8 +188,7 @@ def test_memory_that_ends_names_the_row_its_tokens_and_what_to_lower(policy, mon
 
     monkeypatch.setattr(model if where == "forward" else torch.Tensor, where, fail)
     with pytest.raises(estimate.OutOfMemory) as caught:
-        estimate.try_longest(model, processor, RECORDS[0], rows=4, max_completion_tokens=8,
-                             engine=Engine(micro_batches=2, bf16=True))
+        estimate.check_memory(one_prompt("full_dyme", 8, micro_batches=2, bf16=True), model, processor, RECORDS[0])
     message = str(caught.value)
     assert f"item {RECORDS[0].item!r}, 4 rows of" in message and "8 of the completion" in message
     assert "raise engine.micro_batches (now 2)" in message and "set engine.gradient_checkpointing" in message
