@@ -69,6 +69,8 @@ def preflight(records: Sequence[Record], processor: ProcessorMixin, model: PreTr
     Raises:
         DataError: at the first fault, with the row's id, what was expected, what came and what to do.
     """
+    if rollouts < 0:
+        raise ValueError(f"rollouts must be at least 0: got {rollouts}; give 0 to sample none")
     if not records:
         raise DataError("the training set is empty; give at least one record")
     images = _check_records(records, processor)

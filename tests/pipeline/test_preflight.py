@@ -117,6 +117,11 @@ def test_a_question_longer_than_the_context_is_refused(records, check) -> None:
         check(spoilt(records, question="What is " * 250))
 
 
+def test_fewer_than_no_rollouts_are_refused(records, check) -> None:
+    with pytest.raises(ValueError, match="rollouts must be at least 0: got -1"):
+        check(records, rollouts=-1)
+
+
 def test_an_empty_training_set_is_refused(check) -> None:
     with pytest.raises(DataError, match="empty"):
         check([])
