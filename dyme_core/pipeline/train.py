@@ -175,7 +175,8 @@ def train_phases(session: Session) -> StepLog:
         arguments = shared_arguments(run, steps, run.profile.learning_rates[method], _phase_folder(run, number))
         trainer = TRAINERS[method](session, arguments, [log, watch])
         trainer.remove_callback(PrinterCallback)  # StepLog prints the same in one readable line
-        log.steps_before += train_from(trainer, found.get(number), keeper)
+        taken = train_from(trainer, found.get(number), keeper)  # sets the log back to where it was
+        log.steps_before += taken
     log.end()
     if phases and not log.has_learned:
         logger.warning("%s: no step changed the policy, every gradient was 0: all rollouts of each prompt had equal rewards, "
