@@ -101,6 +101,7 @@ $(READY): requirements.lock pyproject.toml
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	  echo "dyme needs Python 3.11 or newer, but '$(PYTHON)' is $$("$(PYTHON)" --version 2>/dev/null || echo missing);" \
 	    "name another one, for example: make $(firstword $(MAKECMDGOALS)) PYTHON=python3.12" >&2; exit 1; }
+	@case "$$PWD" in *:*) echo "Python makes no environment below a folder whose name holds a colon: move $$PWD." >&2; exit 1;; esac
 	@echo "Setting up .venv from requirements.lock (the first time 1 to 5 minutes, mostly downloading torch)."
 	@$(VENV_PYTHON) -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear .venv >/dev/null 2>&1 \
 	  || { "$(PYTHON)" -m venv --clear --without-pip .venv \

@@ -221,6 +221,8 @@ def load_records(name: str, source: str, split: str, bad: BadRows | None = None,
         DataError: for an unknown data set or split, or a data set without a source, and what its reader raises.
     """
     if name == "mini":
+        if options:
+            raise DataError(f"data set 'mini' takes no options: got {', '.join(options)}; leave them out")
         return mini_records(split, _count(World(), split), seed=0)
     bad = bad or BadRows()
     records = sources.load(name, source, split, bad, **options)

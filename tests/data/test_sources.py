@@ -109,6 +109,16 @@ def test_a_faulty_hub_row_is_named(tmp_path: Path, change: dict, reason: str) ->
         sources.load("chartqa", tmp_path, "test")
 
 
+@pytest.mark.parametrize("name", ["all [ab]", "a*", "a?c", "$HOME", "a::b"])
+def test_a_folder_whose_name_the_hubs_library_takes_for_a_pattern_is_refused(tmp_path: Path, name: str) -> None:
+    """It would find nothing, or read the rows of the folder beside it, too."""
+    for folder in (name, "abc"):
+        save(tmp_path / folder, "main/test-00000-of-00001.parquet", GSM8K, "test", "main")
+    with pytest.raises(DataError, match="for a pattern.*rename the folder"):
+        sources.load("gsm8k", tmp_path / name, "test")
+    assert len(sources.load("gsm8k", tmp_path / "abc", "test")) == 1
+
+
 def test_another_data_set_in_its_place_is_seen_by_its_columns(tmp_path: Path) -> None:
     save(tmp_path, "data/test-00000-of-00001.parquet", GSM8K, "test")
     with pytest.raises(DataError, match="columns image, query, label, human_or_machine, got question, answer"):

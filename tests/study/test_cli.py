@@ -75,7 +75,7 @@ def test_a_setting_may_be_given_many_times_and_all_are_kept(trained) -> None:
     ["train", "--method", "sft", "--profile", "smoke", "--variant", "../elsewhere"],
     ["train", "--method", "sft", "--seed", "-1"], ["base", "--threads", "0"],
     *(["evaluate", "--model", "no/such-model", "--data", "mini", "--out", "nowhere", "--options", options]
-      for options in ("{bad", "[1]", "7", '{"limit": 3}', '{"bad": null}')),
+      for options in ("{bad", "[1]", "7", '{"images": "coco"}', '{"limit": 3}', '{"bad": null}')),
     ["evaluate", "--model", "no/such-model", "--data", "chartqa", "--source", "no-such-folder", "--out", "nowhere"]],
     ids=" ".join)
 def test_a_wrong_request_is_answered_without_a_traceback_and_with_exit_code_2(arguments: list[str], capsys) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import ast
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,6 +18,7 @@ from dyme_core.data.bad_rows import MAX_CHARS, BadRows
 from dyme_core.data.schema import DataError
 
 Row = dict[str, Any]
+PATTERN = re.compile(r"[*?\[\]$]|::")  # `datasets` globs paths, fills in $NAME, and chains file systems with "::"
 
 
 def read_hub(source: Path | str, split: str, columns: Sequence[str], files: Sequence[str], config: str | None) -> list[Row]:
@@ -31,6 +33,9 @@ def read_hub(source: Path | str, split: str, columns: Sequence[str], files: Sequ
     Raises:
         DataError: where nothing is found, it cannot be read, or a column is missing.
     """
+    if (pattern := PATTERN.search(str(Path(source).resolve()))) and Path(source).is_dir():
+        raise DataError(f"{source}: the datasets library takes {pattern.group()!r} in a path for a pattern and may read "
+                        "another folder; rename the folder, or move it")
     try:
         found = datasets.load_dataset(str(source), config, split=split)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
