@@ -185,7 +185,7 @@ class Supervision(Endpoint):
         backend: "rule"; "api", an OpenAI-compatible server; or "replay", a recording of one, without any network.
         policy: where a call fails, "rule" lets the rules take over, "raise" stops, "skip" goes on without a score or target.
         recording: file of replies, relative to the repository; "" is supervision.sqlite in the profile's `runs` folder.
-        parameters: sent with each request.
+        parameters: sent with each request; where they are these, requests for facts may take 2,000 tokens.
         quality: of the targets: "high" is the refiner's; "medium" and "low" are `corruption`'s (back end "rule" alone).
         corruption: share of training questions whose facts are wrong, for checker and refiner alike ("rule" alone).
     """

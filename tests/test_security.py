@@ -34,7 +34,7 @@ from dyme_core.models import loading
 from dyme_core.pipeline import methods, train
 from dyme_core.pipeline.checkpointing import CHECKSUMS, Keeper
 from dyme_core.supervision.fact_extraction import FactStore, Picture, TableFacts, store_key
-from dyme_core.supervision.llm import parsing
+from dyme_core.supervision.llm import completion, parsing
 from dyme_core.supervision.llm.cache import FIELDS, Recording
 from dyme_core.utils import hash_file
 from study import tables
@@ -254,8 +254,8 @@ FUZZED: dict[str, tuple[Callable[[Path], object], tuple[type[Exception], ...]]] 
     "rows.json": (rows.read_json, (DataError,)), "export.jsonl": (lambda path: Recording(path).close(), (ValueError,)),
     "utils.jsonl": (utils.read_rows, (ValueError,)), "utils.jsonl.xz": (utils.read_rows, (ValueError,)),
     "checkpoint": (read_checkpoint, ()), "completion": (lambda path: parsing.read_object(
-        parsing.read_completion(path.read_text("utf-8", "replace")), Verdict), (parsing.Unusable, parsing.NoReply)),
-    "reply": (lambda path: parsing.read_object(parsing.Reply(path.read_text("utf-8", "replace")), Verdict),
+        completion.read_completion(path.read_text("utf-8", "replace")), Verdict), (parsing.Unusable, completion.NoReply)),
+    "reply": (lambda path: parsing.read_object(completion.Reply(path.read_text("utf-8", "replace")), Verdict),
               (parsing.Unusable,)),
     "table.csv": (lambda path: csv_facts(path.read_text("utf-8", "replace")), ())}
 

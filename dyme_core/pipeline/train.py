@@ -33,7 +33,7 @@ from dyme_core.pipeline.preflight import preflight, without_bad_rows
 from dyme_core.pipeline.trainers import TRAINERS, Session, shared_arguments
 from dyme_core.supervision.fact_extraction import backend_of, with_facts
 from dyme_core.supervision.factory import Experts, save_bank, too_long
-from dyme_core.supervision.refiner import TracesFirst, target_writer
+from dyme_core.supervision.refiner import target_writer
 from dyme_core.trainer import switches
 from dyme_core.utils import run_file, write_rows, writing
 
@@ -149,7 +149,7 @@ def check_start(session: Session) -> None:
 
 def _rule_targets(run: Run, experts: Experts) -> Refine:
     """Targets by rule, which the checks before step 0 read; none for methods that learn from rewards alone."""
-    return no_target if run.method in UNSUPERVISED else target_writer(TracesFirst(experts.rules))
+    return no_target if run.method in UNSUPERVISED else target_writer(experts.rules)
 
 
 def train_phases(session: Session) -> StepLog:

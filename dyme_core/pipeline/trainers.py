@@ -17,7 +17,7 @@ from dyme_core.data.schema import Record
 from dyme_core.pipeline.methods import Run
 from dyme_core.supervision.checker import RuleChecker
 from dyme_core.supervision.factory import Experts
-from dyme_core.supervision.refiner import LearningChecker, TracesFirst
+from dyme_core.supervision.refiner import LearningChecker
 from dyme_core.trainer.config import DyMEConfig
 from dyme_core.trainer.dyme_trainer import DyMETrainer
 from dyme_core.trainer.grpo_trainer import MeasuredGRPOTrainer
@@ -116,13 +116,14 @@ def supervise_online(experts: Experts, training: config.Training) -> dict[str, A
     A language model rates only mixed groups, and writes targets at the same time, both as rollouts end. Rules cost nothing:
     they score every trace, and so measure it, too. Each process asks about its own rollouts; the bank is shared.
     """
-    checker, targets = LearningChecker(experts.checker, experts.bank), TracesFirst(experts.refiner)
+    checker = LearningChecker(experts.checker, experts.bank)
     if experts.client is None:
-        return {"reward_funcs": dyme_rewards(checker, experts.accuracy), "refiner": targets, "watch": None,
+        return {"reward_funcs": dyme_rewards(checker, experts.accuracy), "refiner": experts.refiner, "watch": None,
                 "on_scored": experts.share_bank}
     rewards = dyme_rewards(checker, experts.accuracy, group_size=training.num_generations, mastered=training.mastered,
-                           correct_needs_format=training.correct_needs_format, on_all_wrong=targets.prefetch)
-    return {"reward_funcs": rewards, "refiner": targets, "watch": rewards[-1].watch, "on_scored": experts.share_bank}
+                           correct_needs_format=training.correct_needs_format, on_all_wrong=experts.prefetch)
+    return {"reward_funcs": rewards, "refiner": experts.refiner, "watch": rewards[-1].watch,
+            "on_scored": experts.share_bank}
 
 
 TRAINERS = {"sft": sft_trainer, "grpo": grpo_trainer, "sft_grpo": grpo_trainer, "pure_dyme": dyme_trainer,

@@ -124,7 +124,7 @@ class ImageFacts:
         except (UnidentifiedImageError, OSError) as error:
             raise FactsError(f"item {picture.item!r}: expected a picture, got {len(picture.image)} bytes that are none; "
                              "restore the file or remove the row") from error
-        messages = facts_messages(image_url=f"data:{kind};base64,{base64.b64encode(picture.image).decode()}")
+        messages = facts_messages(f"data:{kind};base64,{base64.b64encode(picture.image).decode()}")
         reply = self.client.submit(Request("facts", picture.item, messages, FactsReply, self.parameters)).result()
         return tuple(Fact(clean_label(row.entity), clean_label(row.attribute), float(row.value), row.unit.strip())
                      for row in reply.facts if clean_label(row.entity))

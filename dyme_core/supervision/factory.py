@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,17 @@ from dyme_core.supervision.llm.cache import Recording
 from dyme_core.supervision.llm.client import Client
 from dyme_core.supervision.llm.judge import LLMChecker
 from dyme_core.supervision.llm.refiner import LLMRefiner
-from dyme_core.supervision.llm.usage import LEDGER_FILE, Attempts, add_up
-from dyme_core.supervision.refiner import RuleRefiner, TemplateBank, TracesFirst, target_writer
+from dyme_core.supervision.llm.usage import LEDGER_FILE, Ledger, add_up
+from dyme_core.supervision.refiner import RuleRefiner, TemplateBank, own_targets, target_writer
 
 logger = logging.getLogger(__name__)
 CHUNK = 256  # records refined together before training: memory stays flat and progress is seen
 BANK_FILE = "bank.json"
-SHOWN = ("calls", "hits", "failures", "waited_s")  # of the client's counts, at each step
+SHOWN = ("calls", "hits", "failures")  # of the client's counts, at each step
 LOST = ("fell_back", "skipped")  # of the experts' counts
 
 
-class Experts:
+class Experts(AbstractContextManager):
     """Who supervises a run; a context manager, which closes what it opened.
 
     Attributes:
@@ -64,10 +65,9 @@ class Experts:
         settings, is_replay = self.settings, self.settings.backend == "replay"
         path = paths.root / settings.recording if settings.recording else paths.runs / "supervision.sqlite"
         self._recording = Recording(path, read_only=is_replay)
-        self._attempts = Attempts(folder)
-        ranks.gather(None)  # all processes read the earlier ledgers before one writes
-        self.client = Client(settings, self._recording, "replay" if is_replay else "live", self._attempts.path,
-                             self._attempts.paid)
+        self._ledger = Ledger(folder)
+        ranks.gather(None)  # all processes read the rows of earlier attempts before one writes
+        self.client = Client(settings, self._recording, "replay" if is_replay else "live", self._ledger)
 
     def with_corruption(self, records: Sequence[Record]) -> list[Record]:
         """The training records with the facts that supervision works from: a share of them is wrong (`corruption.corrupt`)."""
@@ -104,15 +104,22 @@ class Experts:
         """The experts' counts and the seconds of waiting, over all processes and since the run's first start."""
         if self.client is None:
             return {}
-        own = {"checker": self.checker.counts(), "refiner": self.refiner.counts(),
-               "waited": {"waited_s": self.client.counts()["waited_s"]}}
+        own = {"checker": self.checker.counts(), "refiner": self.refiner.counts(), "waited": {"waited_s": self._waited_s()}}
         sums = {name: ranks.total(counts) for name, counts in own.items()}
         return {name: {each: value + self._sums_before.get(name, {}).get(each, 0) for each, value in counts.items()}
                 for name, counts in sums.items()}
 
+    def _waited_s(self) -> float:
+        """Seconds in which this process waited for replies."""
+        return self.checker.waited_s + self.refiner.waited_s
+
+    def prefetch(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Ask a language model for the targets of data rows, except those that bring their own, and return at once."""
+        self.refiner.prefetch([row for row, own in zip(rows, own_targets(rows), strict=True) if own is None])
+
     def offline(self, records: Sequence[Record]) -> Refine:
         """Pure DyME and SFT: write every target now, each process its share; the returned function only looks them up."""
-        write, targets, start, own = target_writer(TracesFirst(self.refiner)), {}, time.monotonic(), ranks.share(records)
+        write, targets, start, own = target_writer(self.refiner), {}, time.monotonic(), ranks.share(records)
         for first in range(0, len(own), CHUNK):
             rows = [record.row for record in own[first: first + CHUNK]]
             targets |= zip((row["item"] for row in rows), write(rows), strict=True)
@@ -128,7 +135,7 @@ class Experts:
         if self.client is None:
             return {}
         client, experts = self.client.counts(), (self.checker.counts(), self.refiner.counts())
-        return {**{f"supervision_{name}": client[name] for name in SHOWN},
+        return {**{f"supervision_{name}": client[name] for name in SHOWN}, "supervision_waited_s": self._waited_s(),
                 **{f"supervision_{name}": sum(counts[name] for counts in experts) for name in LOST}}
 
     def take_counts(self) -> dict[str, float]:
@@ -143,7 +150,7 @@ class Experts:
         if self.client is None:
             return summary
         sums = self._sums()  # of all processes: every call is in the ledger from here on
-        client = {**add_up(self._attempts.rows()), **sums.pop("waited"), "fallbacks": self.client.counts()["fallbacks"]}
+        client = {**add_up(self._ledger.rows()), **sums.pop("waited"), "fallbacks": self.client.counts()["fallbacks"]}
         return {**summary, "policy": self.settings.policy, "model": self.client.endpoint.name, "client": client, **sums}
 
     def write_ledger(self) -> None:
@@ -151,10 +158,7 @@ class Experts:
         if self.client is None:
             (self._folder / LEDGER_FILE).unlink(missing_ok=True)
         else:
-            self._attempts.write()
-
-    def __enter__(self) -> Experts:
-        return self
+            self._ledger.write()
 
     def __exit__(self, *exception: object) -> None:
         self.close()
@@ -164,7 +168,7 @@ class Experts:
         if self.client is not None:
             self.client.close()
             self._recording.close()
-            self._attempts.close()
+            self._ledger.close()
 
 
 def save_bank(bank: TemplateBank, folder: Path) -> None:

@@ -34,8 +34,7 @@ def target_writer(refiner: VisualRefiner | Refine | None) -> Refine:
             row's own `target` (a whole response) or trace (thinking) comes before what any of them writes.
     """
     def write(rows: Sequence[dict[str, Any]]) -> list[str | None]:
-        own = _respond_all(TraceRefiner(), rows)
-        targets = [row.get("target") or trace for row, trace in zip(rows, own, strict=True)]
+        targets = own_targets(rows)
         rest = [row for row, target in zip(rows, targets, strict=True) if target is None]
         if not rest or refiner is None:
             return targets
@@ -43,6 +42,12 @@ def target_writer(refiner: VisualRefiner | Refine | None) -> Refine:
         return [next(written) if target is None else target for target in targets]
 
     return write
+
+
+def own_targets(rows: Sequence[dict[str, Any]]) -> list[str | None]:
+    """The response that comes with each data row: its `target`, or its trace with the answer line; None without either."""
+    traces = _respond_all(TraceRefiner(), rows)
+    return [row.get("target") or trace for row, trace in zip(rows, traces, strict=True)]
 
 
 def _respond_all(refiner: VisualRefiner, rows: Sequence[dict[str, Any]]) -> list[str | None]:
@@ -153,22 +158,6 @@ class TraceRefiner:
         traces = [item_of(record).trace for record in records]
         return [trace if trace and is_well_formed(write_response(trace, record["answer"])) else None
                 for trace, record in zip(traces, records, strict=True)]
-
-
-@dataclass
-class TracesFirst:
-    """A refiner that gives a record's own trace where there is one, and asks another for the rest."""
-
-    refiner: VisualRefiner
-
-    def prefetch(self, records: Sequence[dict[str, Any]]) -> None:
-        traces = TraceRefiner().refine_all(records)
-        self.refiner.prefetch([record for record, trace in zip(records, traces, strict=True) if trace is None])
-
-    def refine_all(self, records: Sequence[dict[str, Any]]) -> list[str | None]:
-        traces = TraceRefiner().refine_all(records)
-        asked = iter(self.refiner.refine_all([record for record, trace in zip(records, traces, strict=True) if trace is None]))
-        return [next(asked) if trace is None else trace for trace in traces]
 
 
 @dataclass

@@ -26,7 +26,7 @@ from dyme_core.models import loading
 from dyme_core.pipeline import callbacks, checkpointing, methods, train
 from dyme_core.pipeline.checkpointing import CHECKSUMS, Keeper
 from dyme_core.supervision.llm import cache, usage
-from dyme_core.supervision.llm.usage import LEDGER_FILE, Attempts
+from dyme_core.supervision.llm.usage import LEDGER_FILE, ROWS_FILE
 from dyme_core.trainer.dyme_trainer import DyMETrainer
 from dyme_core.trainer.resuming import ExactResume
 from dyme_core.utils import read_rows
@@ -88,7 +88,7 @@ POINTS = ((DyMETrainer, "_generate_single_turn"), (DyMETrainer, "_switch"), (DyM
           (Trainer, "_save_optimizer_and_scheduler"), (Trainer, "_save_rng_state"), (ExactResume, "_save_rng_state"),
           (checkpointing, "write_json"), (train, "evaluate"), (callbacks, "evaluate"), (train, "caption_match"),
           (loading, "save_policy"),
-          (torch.optim.AdamW, "step"), (usage.Ledger, "book"), (cache.Recording, "put"), (Attempts, "write"))
+          (torch.optim.AdamW, "step"), (usage.Ledger, "book"), (cache.Recording, "put"), (usage.Ledger, "write"))
 
 
 def die_at(count: int) -> None:
@@ -182,7 +182,7 @@ def test_a_run_killed_again_and_again_ends_like_an_uninterrupted_one(judged, pro
         assert ended == 0, "it was not told to die before its end"
         assert outcome(run) == outcome(whole) and spent(run) == spent(whole)
         folder = run.paths.runs / run.name
-        assert not [*folder.glob("phase-*"), *folder.glob("attempt-*")]
+        assert not [*folder.glob("phase-*"), *folder.glob(ROWS_FILE)]
     manifest = json.loads((run.paths.results / "runs" / f"{run.name}.json").read_text())
     assert manifest["train_s"] > 0 and manifest["processes"] == processes
     calls, asked = manifest["supervision"]["client"]["calls"], [manifest["supervision"][name]["asked"] for name in (

@@ -21,6 +21,7 @@ from dyme_core import config
 from dyme_core.supervision.llm.cache import Recording
 from dyme_core.supervision.llm.client import Client
 from dyme_core.supervision.llm.parsing import InvalidReply, Rating, Request
+from dyme_core.supervision.llm.usage import Ledger
 from scripts import serving, weights
 from study import cli
 
@@ -253,7 +254,7 @@ def test_the_client_copes_with_a_real_server_that_ignores_schemas(tmp_path: Path
     request = Request("check", "chart-7", [{"role": "user", "content": PROMPT}], Verdict, {"temperature": 0, "max_tokens": 96})
     with serving.local_server(total_timeout_s=120, max_tries=1) as endpoint:
         with Recording(tmp_path / "cache.sqlite") as recording:
-            with Client(endpoint, recording, ledger=tmp_path / "ledger.jsonl") as client:
+            with Client(endpoint, recording, ledger=(ledger := Ledger(tmp_path))) as client:
                 start = time.monotonic()
                 [got] = outcomes(client, [request])
                 assert time.monotonic() - start < 2 * 120 + 1, "one reply and one repair, each within its limit"
@@ -262,12 +263,12 @@ def test_the_client_copes_with_a_real_server_that_ignores_schemas(tmp_path: Path
             recording.export_jsonl(tmp_path / "export.jsonl")
         log = (config.paths("llm").runs / f"server-{port_of(endpoint.base_url)}.log").read_text()
     assert is_recorded == isinstance(got, Verdict)
-    [row] = map(json.loads, (tmp_path / "ledger.jsonl").read_text().splitlines())
+    [row] = ledger.rows()
     assert row["model"] == endpoint.name == "smollm2-135m-instruct" and row["purpose"] == "check" and row["item"] == "chart-7"
     assert row["outcome"] == ("ok" if isinstance(got, Verdict) else "InvalidReply")
     assert row["tokens_in"] > 80 and 0 < row["tokens_out"] <= 2 * 96 and row["cost_usd"] == 0.0 and not row["hit"]
     assert "Ignoring unsupported fields in the request: {'response_format'}" in log
-    assert endpoint.model not in (tmp_path / "ledger.jsonl").read_text() + (tmp_path / "export.jsonl").read_text()
+    assert endpoint.model not in json.dumps(row) + (tmp_path / "export.jsonl").read_text()
     assert not is_open(port_of(endpoint.base_url))
 
 

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from scripted_judge import GOOD, ITEM, RECORD, client_of, record_of
-from scripted_server import ScriptedServer, answer
+from scripted_server import ScriptedServer, answer, body, status
 
 from dyme_core.data.schema import Fact, Item, facts_from_rows, facts_to_rows
 from dyme_core.supervision.checker import RuleChecker
@@ -91,9 +91,9 @@ def test_any_reply_gives_a_score_and_a_target_or_the_typed_error(policy: str, ex
                 except SupervisionError as error:
                     assert policy == "raise" and str(error).encode()
             fuzz()
-        recording.export_jsonl(tmp_path / "r.jsonl")
+        number = recording.export_jsonl(tmp_path / "r.jsonl")
     with Recording(tmp_path / "r.jsonl") as recording:
-        assert len(recording) == len(read_rows(tmp_path / "r.jsonl"))
+        assert recording.export_jsonl(tmp_path / "again.jsonl") == number == len(read_rows(tmp_path / "r.jsonl"))
 
 
 @MANY
@@ -124,6 +124,15 @@ def test_facts_of_any_reply_are_stored_and_read_back_or_refused(examples: int, t
                 RuleChecker().judge(GOOD, dataclasses.replace(ITEM, facts=made.facts))
             fuzz()
     assert list(tmp_path.rglob("*.json"))
+
+
+@pytest.mark.parametrize("act", [status(400, message="\x1b[2J \ud83d\n"), body('{"error": "\x1b[2J \\ud83d"}'), body("\x1b[2J"),
+                                 status(404, message="x" * 10**6)])
+def test_a_servers_error_is_told_in_one_line_that_a_terminal_and_a_file_can_take(act) -> None:
+    with ScriptedServer([act]) as server, client_of(server, max_tries=1) as client:
+        with pytest.raises(SupervisionError) as caught:
+            LLMChecker(client, "raise").score_all([GOOD], [RECORD])
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 1000
 
 
 @pytest.mark.parametrize("text", ["\ud83d", '{"rating": "high", "reasons": ["\\ud83d"]}', "\0", '{"rating": "high\0"}'])

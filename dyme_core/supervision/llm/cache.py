@@ -9,6 +9,7 @@ import json
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ MAX_ROW = 2**20  # bytes; a reply is a few sentences or a table's cells
 FIELDS = ("key", "purpose", "item", "model", "reply", "tokens_in", "tokens_out")
 
 
-class Recording:
+class Recording(AbstractContextManager):
     """Recorded replies by request key; each is a dict with FIELDS, `reply` being the JSON object that was valid.
 
     Args:
@@ -68,19 +69,12 @@ class Recording:
     def export_jsonl(self, path: Path | str) -> int:
         """Write one JSON line per reply, sorted by key: the same replies give the same bytes. The number of rows."""
         with self._lock:
-            lines = [row for (row,) in self._database.execute("SELECT row FROM replies ORDER BY key")]
-        write_atomic(Path(path), "".join(f"{line}\n" for line in lines))
+            lines = [f"{row}\n" for (row,) in self._database.execute("SELECT row FROM replies ORDER BY key")]
+        write_atomic(Path(path), "".join(lines))
         return len(lines)
 
     def close(self) -> None:
         self._database.close()
-
-    def __len__(self) -> int:
-        with self._lock:
-            return self._database.execute("SELECT count(*) FROM replies").fetchone()[0]
-
-    def __enter__(self) -> Recording:
-        return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()

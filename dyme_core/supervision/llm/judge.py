@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import re
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -29,6 +30,9 @@ PARAMETERS = {"temperature": 0.0, "max_tokens": 400}
 class Expert:
     """Calls a model, counts, and applies the policy to failures.
 
+    Attributes:
+        waited_s: seconds in which training waited for replies.
+
     Args:
         client: asks the model.
         policy: for a call without a usable reply, also one that was not made after too many failures: "rule", "raise" or
@@ -43,7 +47,7 @@ class Expert:
             raise ValueError(f"policy must be one of {POLICIES}: got {policy!r}")
         self.client, self.policy, self.parameters = client, policy, dict(parameters)
         self._counts: dict[str, int] = dict.fromkeys(self.COUNTS, 0)
-        self._said: set[str] = set()
+        self.waited_s, self._said = 0.0, set()
 
     def counts(self) -> dict[str, int]:
         """Sums since the start; the class documents the names."""
@@ -55,18 +59,22 @@ class Expert:
 
     def _reply(self, future: Future) -> Any:
         """The reply, or None where there is none and the policy lets training go on."""
+        start = time.monotonic()
         try:
             return future.result()
         except SupervisionError as error:
-            if self.policy == "raise":
-                raise
-            self._say_once(f"{type(error).__name__} {_root(error)}", error)
+            self._go_on_without(error)
             return None
+        finally:
+            self.waited_s += time.monotonic() - start
 
-    def _say_once(self, reason: str, error: Exception) -> None:
-        """Log a reason the first time; later ones are only counted."""
-        if reason not in self._said:
-            self._said.add(reason)
+    def _go_on_without(self, error: SupervisionError) -> None:
+        """Raise the error where the policy says so; else log the first of its kind, as the others are counted anyway."""
+        if self.policy == "raise":
+            raise error
+        kind = type(error), type(error.__cause__)
+        if kind not in self._said:
+            self._said.add(kind)
             logger.warning("%s; policy %r goes on without (more of the same are counted, not shown)", error, self.policy)
 
 
@@ -141,11 +149,6 @@ class LLMChecker(Expert):
         self._counts["capped"] += is_capped
         reasons = (*reply.reasons, *(f"capped: {reason}" for reason in by_rule.reasons if is_capped))
         return Judgement("medium" if is_capped else reply.rating, reasons, by_rule.reading)
-
-
-def _root(error: BaseException) -> str:
-    """The type of the root cause of an error."""
-    return type(error).__name__ if error.__cause__ is None else _root(error.__cause__)
 
 
 def fact_rows(facts: Sequence[Fact]) -> list[FactRow]:

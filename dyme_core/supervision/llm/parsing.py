@@ -1,7 +1,7 @@
 """Requests to a language model, and how a reply is read into one object that fits a schema.
 
 A reply must be complete and unambiguous: a text that is cut off, two objects or a repeated key make it unusable, never a
-score. A body without a reply (an error, a page, an event stream) is the server's fault, not the model's.
+score.
 """
 from __future__ import annotations
 
@@ -13,15 +13,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ValidationError
 
+from dyme_core.supervision.llm.completion import Reply, cleaned
 from dyme_core.utils import hash_json
 
 RESERVED = {"model", "messages", "response_format", "stream", "n", "timeout", "extra_headers", "extra_query", "extra_body"}
 MAX_CHARS = 100_000  # of a reply without its thinking: a trace is a few sentences, a table some kilobytes
-CUT_OFF, FILTERED = {"length", "max_tokens", "model_length"}, {"content_filter", "safety"}  # finish reasons
-FAILED = {"error", "abort", "insufficient_system_resource"}
-STATUS_WORDS = (("rate limit", 429), ("too many requests", 429), ("quota", 429), ("exhausted", 429), ("invalid request", 400),
-                ("bad request", 400), ("badrequest", 400), ("not found", 404), ("api key", 401), ("authentication", 401),
-                ("permission", 403))  # of an error that names no number
 _RATING = re.compile(r"[\W_]*(low|medium|high)[\W_]*")
 # What reasoning models put around their thinking: <think>, </think>, [THINK], <seed:think>, <|begin_of_thought|>,
 # <|END_THINKING|>, \u25c1think\u25b7. Of gpt-oss and Gemma, which name channels, the last one is the reply.
@@ -51,19 +47,6 @@ class NotAsked(SupervisionError):
 
 class Unusable(ValueError):
     """Why a reply is unusable; the client turns it into a repair attempt, then into InvalidReply."""
-
-
-class NoReply(ValueError):
-    """A body of HTTP 200 that holds no reply of a model.
-
-    Attributes:
-        status: the HTTP status that says what it is: that of the error inside, else 502.
-        is_final: whether asking again would bring the same.
-    """
-
-    def __init__(self, what: str, status: int = 502, is_final: bool = False) -> None:
-        super().__init__(what)
-        self.status, self.is_final = status, is_final
 
 
 def parse_rating(value: object) -> str:
@@ -113,126 +96,6 @@ class Request:
     def key(self, model: str) -> str:
         """SHA-256 of model, messages, parameters and schema, as 64 hex digits; the order of dict keys does not matter."""
         return hash_json([model, list(self.messages), dict(self.parameters), self.schema.model_json_schema()])
-
-
-@dataclass(frozen=True)
-class Reply:
-    """A server's reply: its text, or why there is none; tokens are None where the server does not count them."""
-
-    content: str = ""
-    fault: str | None = None
-    can_repair: bool = True
-    tokens_in: int | None = None
-    tokens_out: int | None = None
-
-
-def read_completion(body: str) -> Reply:
-    """Read the body of a chat completion; an incomplete reply has a fault.
-
-    Raises:
-        NoReply: for a body that is no chat completion, or one without any text of the model in its place.
-    """
-    choice, usage = _first_choice(body := body.lstrip("\ufeff"))
-    message, finish = choice["message"], str(choice.get("finish_reason")).lower()
-    content, refusal = _text_of(message, body)
-    fault, can_repair = None, True
-    if refusal:
-        fault, can_repair = f"the model refused: {refusal!r:.200}", False
-    elif finish in FILTERED:
-        fault, can_repair = "the server's content filter held the reply back", False
-    elif finish in CUT_OFF:
-        fault = "the reply was cut off at the token limit; be shorter"
-    elif not content.strip():
-        _refuse_text_elsewhere(message, choice)
-        fault = "the reply is empty"
-    tokens = (usage.get(name) for name in ("prompt_tokens", "completion_tokens"))
-    return Reply(content, fault, can_repair, *(number if type(number) is int else None for number in tokens))
-
-
-def _first_choice(body: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The first choice of a completion, which has a message, and the usage.
-
-    Raises:
-        NoReply: saying what the body is instead.
-    """
-    try:
-        completion = cleaned(json.loads(body, strict=False))
-    except (ValueError, RecursionError):
-        raise NoReply(*_what_is(body)) from None
-    completion = completion[0] if isinstance(completion, list) and len(completion) == 1 else completion  # Google's errors
-    completion = completion if isinstance(completion, dict) else {"body": completion}
-    choices, usage = completion.get("choices"), completion.get("usage")
-    choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
-    has_failed = str(choice.get("finish_reason")).lower() in FAILED
-    if error := completion.get("error") or choice.get("error") or (choice if has_failed else None):
-        raise NoReply(f"an error in its body: {_shown(error)}", _status_in(error))
-    if not choice:
-        is_error = choices is None and ("message" in completion or "detail" in completion)
-        raise NoReply(f"no choices in its body: {_shown(completion)}", _status_in(completion) if is_error else 502)
-    if not isinstance(choice.get("message"), dict):
-        raise NoReply(f"a choice without a message in its body: {_shown(choice)}", is_final=True)
-    return choice, usage if isinstance(usage, dict) else {}
-
-
-def _what_is(body: str) -> tuple[str, int, bool]:
-    """What a body is that is no JSON: in words, as an HTTP status, and whether asking again would bring the same."""
-    start = body.lstrip()[:200]
-    if start.startswith(("data:", "event:", ":", "id:", "retry:")):
-        return f"an event stream, though none was asked for; turn streaming off at the server or proxy: {start!r}", 502, True
-    kind = "a page" if start.startswith("<") else "no whole JSON" if start else "an empty body"
-    return f"{kind} in place of a chat completion; check the address and any proxy: {start!r}", 502, False
-
-
-def _status_in(error: object) -> int:
-    """The HTTP status that an error inside a body names, by number or by word; 503 where it names none."""
-    fields = error if isinstance(error, dict) else {}
-    for name in ("code", "status", "status_code"):
-        number = str(fields.get(name))
-        if number.isdecimal() and number.isascii() and len(number) == 3 and 400 <= int(number) <= 599:
-            return int(number)
-    words = re.sub(r"[_-]", " ", _shown(error).lower())
-    return next((status for word, status in STATUS_WORDS if word in words), 503)
-
-
-def _shown(value: object) -> str:
-    return json.dumps(value)[:300]
-
-
-def _text_of(message: dict[str, Any], body: str) -> tuple[str, str]:
-    """The text of a message and its refusal, "" where there is none. Of a list of parts only those of text count."""
-    content, refusal = message.get("content"), message.get("refusal")
-    parts = content if isinstance(content, list) else [content or ""]
-    if any(not isinstance(part, str | dict) for part in parts):
-        raise NoReply(f"a content that is no text in its body: {body[:200]!r}", is_final=True)
-    parts = [{"text": part} if isinstance(part, str) else part for part in parts]
-    texts = [part.get("text") for part in parts if part.get("type", "text") in ("text", "output_text")]
-    refusals = [part.get("refusal") for part in parts] + [refusal]
-    return "".join(text for text in texts if isinstance(text, str)), "".join(filter(None, map(str, filter(None, refusals))))
-
-
-def _refuse_text_elsewhere(message: dict[str, Any], choice: dict[str, Any]) -> None:
-    """Raise NoReply where the content is empty and the model's text stands in another field."""
-    parts = message["content"] if isinstance(message.get("content"), list) else []
-    fields = {**{name: value for name, value in choice.items() if name == "text"}, **message,
-              **{f"content part {part.get('type')}": part for part in parts if isinstance(part, dict)}}
-    named = [name for name, value in fields.items()
-             if value and name not in ("role", "content", "refusal", "annotations", "content part text")]
-    if named:
-        raise NoReply(f"no content: the model's text stands in {', '.join(map(repr, named))}; turn off the server's parser of "
-                      "reasoning or tools for this model, or the model's thinking", is_final=True)
-
-
-def cleaned(value: Any) -> Any:
-    """A JSON value whose texts can be written in UTF-8: what is half of a surrogate pair becomes U+FFFD.
-
-    Raises:
-        RecursionError: for a value nested too deeply.
-    """
-    if isinstance(value, str):
-        return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    if isinstance(value, list):
-        return [cleaned(one) for one in value]
-    return {cleaned(name): cleaned(one) for name, one in value.items()} if isinstance(value, dict) else value
 
 
 def read_object(reply: Reply, schema: type[BaseModel]) -> BaseModel:

@@ -120,16 +120,10 @@ def refine_messages(facts: Sequence[FactRow], question: str, answer: str, templa
     return _messages(REFINE_SYSTEM, REFINE_SHOWN, facts=facts, question=question, answer=answer, template=template, **again)
 
 
-def facts_messages(hint: str = "", image_url: str | None = None) -> list[dict[str, Any]]:
-    """Ask for the facts of a chart; the reply is a FactsReply.
-
-    Args:
-        hint: text that belongs to the chart (title, caption, table).
-        image_url: the picture as a data: URI, for a model that sees.
-    """
-    system, user = _messages(FACTS_SYSTEM, (), hint=hint)
-    if image_url is not None:
-        user["content"] = [{"type": "text", "text": user["content"]}, {"type": "image_url", "image_url": {"url": image_url}}]
+def facts_messages(image_url: str) -> list[dict[str, Any]]:
+    """Ask a model that sees for the facts of a chart, its picture given as a data: URI; the reply is a FactsReply."""
+    system, user = _messages(FACTS_SYSTEM, (), hint="")  # empty, but part of the key of replies that are recorded
+    user["content"] = [{"type": "text", "text": user["content"]}, {"type": "image_url", "image_url": {"url": image_url}}]
     return [system, user]
 
 
@@ -155,10 +149,8 @@ def ask_again(messages: Sequence[dict[str, Any]], reply: str, reason: str) -> li
 
 
 def _add_text(messages: Sequence[dict[str, Any]], text: str) -> list[dict[str, Any]]:
-    """Text put behind the last user turn; some chat templates refuse two turns of one role in a row."""
+    """Text put behind the last turn, a user's; some chat templates refuse two turns of one role in a row."""
     *before, last = messages
-    if last["role"] != "user":
-        return [*messages, {"role": "user", "content": text}]
     if isinstance(last["content"], str):
         return [*before, {**last, "content": f"{last['content']}\n\n{text}"}]
     return [*before, {**last, "content": [*last["content"], {"type": "text", "text": text}]}]

@@ -58,21 +58,14 @@ class LLMRefiner(Expert):
         for record in records:
             self._ask_first(item_of(record), record["item"])
 
-    def refine(self, item: Item) -> str | None:
-        """One target; see `refine_all`."""
-        return self._refine([item], [item.question])[0]
-
     def refine_all(self, records: Sequence[dict[str, Any]]) -> list[str | None]:
         """Targets in order, requested all at once; None for a record without one.
 
         Raises:
             SupervisionError: under policy "raise", for a failed call or for a record without steps that needs the rules.
         """
-        return self._refine([item_of(record) for record in records], [record["item"] for record in records])
-
-    def _refine(self, items: Sequence[Item], names: Sequence[str]) -> list[str | None]:
-        for item, name in zip(items, names, strict=True):
-            self._ask_first(item, name)
+        self.prefetch(records)
+        items, names = [item_of(record) for record in records], [record["item"] for record in records]
         drafts = [self._read(self._under_way.get(name), item) for item, name in zip(items, names, strict=True)]
         self._under_way.clear()
         self._counts["drafts"] += sum(draft is not None for draft in drafts)
@@ -125,9 +118,8 @@ class LLMRefiner(Expert):
         except ValueError as cause:
             error = SupervisionError(f"refine of item {name!r}: no usable draft came, and the rules have no target ({cause})",
                                      name, "refine")
-            if self.policy == "raise":
-                raise error from cause
-            self._say_once("no target by rule", error)
+            error.__cause__ = cause
+            self._go_on_without(error)
             self._counts["skipped"] += 1
             return None
         self._counts[why] += 1

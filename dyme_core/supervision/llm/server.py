@@ -20,7 +20,8 @@ from aiolimiter import AsyncLimiter
 from pydantic import BaseModel
 
 from dyme_core.config import Endpoint
-from dyme_core.supervision.llm.parsing import NoReply, Reply, Request, read_completion
+from dyme_core.supervision.llm.completion import NoReply, Reply, read_completion
+from dyme_core.supervision.llm.parsing import Request
 from dyme_core.supervision.llm.prompts import ask_for_json
 from dyme_core.supervision.llm.usage import Tally
 from dyme_core.utils import redact
@@ -40,17 +41,19 @@ class Server:
     (NO_SCHEMAS) and then answered without, or after it answered a schema with prose.
 
     Raises:
-        ValueError: without a base_url; nothing leaves the machine unless one is set.
+        ValueError: without a base_url, as nothing leaves the machine unless one is set; for a key that no header can carry.
     """
 
     def __init__(self, endpoint: Endpoint) -> None:
         if not endpoint.base_url:
             raise ValueError("no server is named, so nothing is sent; set OPENAI_BASE_URL (for a local server for example "
                              "http://127.0.0.1:8000/v1) or supervision.base_url, or use mode='replay' with a recording")
+        key = os.environ.get("OPENAI_API_KEY", "").strip() or "none"
+        if not (key.isascii() and key.isprintable()):
+            raise ValueError("OPENAI_API_KEY must be one line of ASCII characters: got others in it; copy the key anew")
         self.endpoint, self.takes_schemas = endpoint, None
-        self._openai = openai.AsyncOpenAI(
-            base_url=endpoint.base_url, api_key=os.environ.get("OPENAI_API_KEY", "").strip() or "none",
-            max_retries=endpoint.max_tries - 1, http_client=_LimitedHttp(endpoint))
+        self._openai = openai.AsyncOpenAI(base_url=endpoint.base_url, api_key=key, max_retries=endpoint.max_tries - 1,
+                                          http_client=_LimitedHttp(endpoint))
 
     async def complete(self, request: Request, messages: Sequence[dict[str, Any]], tally: Tally) -> Reply:
         """The server's reply; JSON that fits the request's schema where the server supports that.
@@ -58,35 +61,33 @@ class Server:
         Raises:
             openai.APIError: of the last try.
         """
-        with_schema = self.takes_schemas is not False
+        if self.takes_schemas is False:
+            return await self._post(request, messages, tally, with_schema=False)
         try:
-            reply = await self._post(request, messages, tally, with_schema)
+            reply = await self._post(request, messages, tally, with_schema=True)
         except openai.APIStatusError as error:
-            if not with_schema or self.takes_schemas or error.status_code not in NO_SCHEMAS:
+            if self.takes_schemas or error.status_code not in NO_SCHEMAS:
                 raise
             reply = await self._post(request, messages, tally, with_schema=False)
-            self._give_up_schemas()
+            self._note_schemas(False)
             return reply
-        if with_schema and reply.fault is None and "{" not in reply.content:
-            self._give_up_schemas()
-        elif with_schema and reply.fault is None and self.takes_schemas is None:
-            self.takes_schemas = True
+        if reply.fault is None:
+            self._note_schemas("{" in reply.content)
         return reply
 
     async def close(self) -> None:
         await self._openai.close()
 
-    def _give_up_schemas(self) -> None:
-        if self.takes_schemas is not False:
+    def _note_schemas(self, are_taken: bool) -> None:
+        if not are_taken and self.takes_schemas is not False:
             logger.warning("the server refuses or ignores response_format; from now on JSON is asked for in words")
-        self.takes_schemas = False
+        self.takes_schemas = are_taken and self.takes_schemas is not False
 
     async def _post(self, request: Request, messages: Sequence[dict[str, Any]], tally: Tally, with_schema: bool) -> Reply:
         # In the body rather than as arguments: the library would check each message part by type, two thirds of a call's cost.
-        messages = messages if with_schema else ask_for_json(messages, request.schema)
-        body = {**request.parameters, "stream": False, "messages": list(messages)}
-        if with_schema:
-            body["response_format"] = _response_format(request.schema)
+        body: dict[str, Any] = {**request.parameters, "stream": False}
+        body |= {"messages": list(messages), "response_format": _response_format(request.schema)} if with_schema else {
+            "messages": ask_for_json(messages, request.schema)}
         try:
             raw = await self._openai.chat.completions.with_raw_response.create(
                 model=self.endpoint.model, messages=(), extra_body=body)
@@ -94,7 +95,7 @@ class Server:
             tally.retries += int(error.request.headers.get("x-stainless-retry-count", 0))
             raise
         tally.retries += raw.retries_taken
-        reply = read_completion(_text_of(raw.http_response))
+        reply: Reply = raw.http_response.extensions["reply"]
         tally.add(reply)
         return reply
 
@@ -105,14 +106,11 @@ def _response_format(schema: type[BaseModel]) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": schema.__name__, "schema": strict, "strict": True}}
 
 
-def _text_of(response: httpx2.Response) -> str:
-    return redact(response.content.decode("utf-8", "replace"))  # JSON is UTF-8, whatever a header says
-
-
 class _LimitedHttp(openai.DefaultAsyncHttpxClient):
     """Sends each try when the rate limit allows it, and gives up where the whole reply takes longer than total_timeout_s.
 
-    A body of HTTP 200 that holds no reply becomes an HTTP error, so that `openai` waits and retries as with any other.
+    It reads the reply, too: a body of HTTP 200 that holds none becomes an HTTP error, so that `openai` waits and retries as
+    with any other.
     """
 
     def __init__(self, endpoint: Endpoint) -> None:
@@ -123,7 +121,7 @@ class _LimitedHttp(openai.DefaultAsyncHttpxClient):
                          timeout=httpx2.Timeout(endpoint.total_timeout_s, connect=CONNECT_TIMEOUT_S))
 
     async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
-        """One try, headers and body."""
+        """One try, headers and body; `extensions["reply"]` is the Reply."""
         async with self._rate:
             pass
         try:
@@ -131,20 +129,19 @@ class _LimitedHttp(openai.DefaultAsyncHttpxClient):
                 response = await super().send(request, **options)
         except TimeoutError as error:
             raise httpx2.ReadTimeout("no whole reply in time", request=request) from error
-        try:
-            if response.is_success:
-                read_completion(_text_of(response))
-        except NoReply as error:
-            return _as_error(error, response)
+        return _with_reply(response) if response.is_success else response
+
+
+def _with_reply(response: httpx2.Response) -> httpx2.Response:
+    """The response with its Reply, or the HTTP error that stands for a body without one."""
+    try:  # JSON is UTF-8, whatever a header says
+        response.extensions["reply"] = read_completion(redact(response.content.decode("utf-8", "replace")))
         return response
-
-
-def _as_error(error: NoReply, response: httpx2.Response) -> httpx2.Response:
-    headers = {name: value for name, value in response.headers.items() if name.startswith("retry-after")}
-    if error.is_final:
-        headers["x-should-retry"] = "false"
-    return httpx2.Response(error.status, headers=headers, request=response.request,
-                           json={"error": {"message": f"HTTP {response.status_code} with {error}"}})
+    except NoReply as error:
+        headers = {name: value for name, value in response.headers.items() if name.startswith("retry-after")}
+        headers |= {"x-should-retry": "false"} if error.is_final else {}
+        return httpx2.Response(error.status, headers=headers, request=response.request,
+                               json={"error": {"message": f"HTTP {response.status_code} with {error}"}})
 
 
 def status_of(error: openai.APIError) -> int | None:
@@ -156,19 +153,21 @@ def advice(error: openai.APIError, endpoint: Endpoint) -> str:
     """What came, and what to do about it."""
     status = status_of(error)
     if isinstance(error, openai.APITimeoutError):
-        return (f"got no whole reply within {endpoint.total_timeout_s:g} s; raise total_timeout_s, lower max_tokens or "
+        return (f"got no whole reply within {endpoint.total_timeout_s:g} s; raise total_timeout_s, ask for fewer tokens, lower "
                 "max_concurrency, or check that the server does not hang")
     if status is None:
         return (f"lost the connection ({type(error.__cause__ or error).__name__}); check that the server runs and that "
                 "OPENAI_BASE_URL names its host and port")
     remedies = {
-        400: "a prompt longer than the model's context, or a parameter that the server does not know, is the usual cause",
+        400: "a prompt longer than the model's context, or one of supervision.parameters that the server does not take, is the "
+             "usual cause",
         401: "check OPENAI_API_KEY, and that its account may use the model",
         404: f"check the model's name ({endpoint.model!r} from OPENAI_MODEL; GET <base_url>/models lists those served) and "
              "that OPENAI_BASE_URL has the right path, mostly /v1",
         429: "set requests_per_minute to the account's limit, or check its quota"}
     remedies |= {403: remedies[401], 413: remedies[400], 422: remedies[400]}
-    words = error.body.get("message") if isinstance(error.body, dict) else None
     other = ("redirects are not followed; name the final address in OPENAI_BASE_URL" if 300 <= status < 400 else
              "read the server's log; replies so far are kept, rerun to go on")
-    return f"got HTTP {status} ({redact(str(words or error.message))[:400]}); {remedies.get(status, other)}"
+    words = redact(str((error.body.get("message") if isinstance(error.body, dict) else None) or error.message))[:400]
+    words = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in words)  # none commands a terminal
+    return f"got HTTP {status} ({words}); {remedies.get(status, other)}"

@@ -1,41 +1,54 @@
-"""What calls cost: the tally of one call, one ledger line per call, and the sums of a step and of a run.
+"""What calls cost: the tally of one request, one JSON line per request in the ledger, and the sums of a step and of a run.
 
 A run that resumes from a checkpoint repeats the requests made since, and the recording answers them. Its ledger must still
-equal that of an uninterrupted run. So every attempt writes a ledger of its own; a reply that an earlier attempt paid for is
-entered as that call (`Attempts.paid`), and for each step the rows of the last attempt count (`merge`).
+equal that of an uninterrupted run. So every row says which attempt at the run wrote it; a reply that an earlier attempt paid
+for is entered as that call, and for each step the rows of the last attempt count (`merge`).
 """
 from __future__ import annotations
 
 import json
 import logging
 import threading
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from dyme_core.config import PRICES_USD_PER_MILLION
-from dyme_core.supervision.llm.parsing import InvalidReply, NotAsked, Reply, Request, SupervisionError
+from dyme_core.supervision.llm.completion import Reply
+from dyme_core.supervision.llm.parsing import InvalidReply, NotAsked, SupervisionError
 from dyme_core.utils import json_line, write_rows
 
-LEDGER_FILE = "ledger.jsonl"
+LEDGER_FILE, ROWS_FILE = "ledger.jsonl", "calls.jsonl"  # of a finished run, and of one that goes on
 COUNTS = ("calls", "hits", "retries", "repairs", "failures", "invalid", "refused", "tokens_in", "tokens_out", "cost_usd")
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class Tally:
-    """What one call has cost so far; tokens are None while no reply reports any."""
+    """One request and what it has cost so far; tokens are None while no reply reports any, the cost where it is unknown.
 
-    step: int = 0  # training step
-    key: str = ""  # Request.key
-    start: float = field(default_factory=time.monotonic)
-    retries: int = 0
-    repairs: int = 0
+    Attributes:
+        step: the training step.
+        key: Request.key.
+        hit: whether it was served without a call.
+        outcome: "ok", or the name of the error.
+    """
+
+    step: int
+    purpose: str
+    item: str
+    key: str
+    model: str
     tokens_in: int | None = None
     tokens_out: int | None = None
+    seconds: float = 0.0
+    hit: bool = False
+    retries: int = 0
+    repairs: int = 0
+    outcome: str = "ok"
+    cost_usd: float | None = None
 
     def add(self, reply: Reply) -> None:
         """Add the tokens that a reply reports."""
@@ -76,114 +89,74 @@ def add_up(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
 
 
 class Ledger:
-    """Records every request: a JSONL row, appended at once, and the sums. Safe for several threads; several processes may write
-    to one file.
+    """Records every request of a run: a JSON line each, appended at once, and the sums since this attempt began.
+
+    Safe for several threads. Several processes may share a folder, if all of them open it before one writes. A call that was
+    under way when its process was killed is not in it: it got no reply.
 
     Args:
-        path: the JSONL file; None keeps the sums only.
-        model: the name that rows carry.
-        usd_per_million: prices in place of config.py's.
-        paid: rows of calls by `identity`. Where the recording serves one of these requests, its row is entered once, in place
-            of a hit.
+        folder: of the run, where the rows of earlier attempts lie; None keeps the sums only.
     """
 
-    def __init__(self, path: Path | None, model: str, usd_per_million: tuple[float, float] | None = None,
-                 paid: Mapping[tuple, dict[str, Any]] | None = None) -> None:
-        self._path, self._model, self._prices, self._lock = path, model, usd_per_million, threading.Lock()
-        self._sums, self._paid = add_up([]), dict(paid or {})
-        self._under_way, self._since, self._waited_s = 0, 0.0, 0.0
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder, self._lock, self._is_over = folder, threading.Lock(), False
+        earlier = self._read()
+        self._attempt = 1 + max((row["attempt"] for row in earlier), default=-1)
+        self._paid = {identity(row): row for row in earlier if is_call(row) and row["outcome"] == "ok"}
+        self._sums = add_up([])
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
 
-    def book(self, request: Request, tally: Tally, error: SupervisionError | None = None, is_hit: bool = False) -> None:
-        """Enter how a request ended. A hit costs nothing; its tokens are those of the call that was recorded."""
-        cost = 0.0 if is_hit else cost_usd(self._model, tally.tokens_in, tally.tokens_out, self._prices)
-        row = {"step": tally.step, "purpose": request.purpose, "item": request.item, "key": tally.key, "model": self._model,
-               "tokens_in": tally.tokens_in, "tokens_out": tally.tokens_out,
-               "seconds": round(time.monotonic() - tally.start, 3), "hit": is_hit, "retries": tally.retries,
-               "repairs": tally.repairs, "outcome": "ok" if error is None else type(error).__name__, "cost_usd": cost}
+    def book(self, tally: Tally, error: SupervisionError | None = None) -> None:
+        """Enter how a request ended; a hit that an earlier attempt paid for as that call, once."""
+        row = {**asdict(tally), "outcome": "ok" if error is None else type(error).__name__}
         with self._lock:
-            if is_hit and error is None:
+            if tally.hit and error is None:
                 row = self._paid.pop(identity(row), row)
             for name, amount in add_up([row]).items():
                 self._sums[name] += amount
-            if self._path is not None:
-                with self._path.open("ab") as file:  # one write of one line
-                    file.write(json_line(row))
-
-    @contextmanager
-    def under_way(self) -> Iterator[None]:
-        """Count the time of the block as waiting; overlapping blocks count once."""
-        with self._lock:
-            self._since = self._since if self._under_way else time.monotonic()
-            self._under_way += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._under_way -= 1
-                self._waited_s += 0.0 if self._under_way else time.monotonic() - self._since
+            if self._folder is not None:
+                with (self._folder / ROWS_FILE).open("ab") as file:  # one write; an earlier one may have been torn
+                    file.write(b"\n" + json_line({**row, "attempt": self._attempt}))
 
     def sums(self) -> dict[str, float]:
-        """COUNTS and `waited_s`, seconds in which at least one call was under way."""
+        """COUNTS of this attempt."""
         with self._lock:
-            running_s = time.monotonic() - self._since if self._under_way else 0.0
-            return {**self._sums, "waited_s": self._waited_s + running_s}
-
-
-class Attempts:
-    """The ledgers of earlier attempts at a run, and the file of this one. Several processes may share it, if all of them create
-    it before one writes. A call that was under way when its process was killed is in no ledger: it got no reply.
-
-    Attributes:
-        path: of this attempt's ledger.
-        paid: calls of earlier attempts that got a reply, by `identity`.
-
-    Args:
-        folder: of the run.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._is_over, earlier = folder, False, _read_attempts(folder)
-        self.path = folder / f"attempt-{len(earlier)}.jsonl"
-        self.paid = {identity(row): row for rows in earlier for row in rows if is_call(row) and row["outcome"] == "ok"}
+            return dict(self._sums)
 
     def rows(self) -> list[dict[str, Any]]:
-        """The run's ledger up to now."""
-        return merge(_read_attempts(self._folder))
+        """The run's ledger up to now, of all attempts and processes."""
+        return merge(self._read())
 
     def write(self) -> None:
-        """Write the run's ledger, whole or not at all."""
+        """Write the ledger of a finished run, whole or not at all."""
         write_rows(self._folder / LEDGER_FILE, self.rows())
         self._is_over = True
 
     def close(self) -> None:
-        """Remove the attempts' files where the ledger is written; else the next attempt needs them."""
-        for file in _attempt_files(self._folder) if self._is_over else ():
-            file.unlink()
+        """Remove the attempts' rows where the ledger is written; else the next attempt needs them."""
+        if self._is_over:
+            (self._folder / ROWS_FILE).unlink(missing_ok=True)
+
+    def _read(self) -> list[dict[str, Any]]:
+        return [] if self._folder is None else list(_read_lines(self._folder / ROWS_FILE))
 
 
-def merge(attempts: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """One ledger of all attempts, sorted by step, purpose, item and request. For each step it has the rows of the last attempt
-    with any, and earlier calls that this attempt did not repeat: they were paid for (sampling on a GPU may differ)."""
-    last = {row["step"]: number for number, rows in enumerate(attempts) for row in rows}
-    kept = [row for number, rows in enumerate(attempts) for row in rows if last[row["step"]] == number]
+def merge(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One ledger of the rows of all attempts, sorted by step, purpose, item and request. For each step it has the rows of the
+    last attempt with any, and earlier calls that this attempt did not repeat: they were paid for (sampling on a GPU may
+    differ)."""
+    last = {row["step"]: row["attempt"] for row in sorted(rows, key=lambda row: row["attempt"])}
+    kept = [row for row in rows if row["attempt"] == last[row["step"]]]
     known = {identity(row) for row in kept if is_call(row)}
-    lost = {identity(row): row for rows in attempts for row in rows if is_call(row) and identity(row) not in known}
-    return sorted([*kept, *lost.values()], key=lambda row: (row["step"], row["purpose"], row["item"], row["key"], row["hit"]))
+    lost = {identity(row): row for row in rows if is_call(row) and identity(row) not in known}
+    in_order = sorted([*kept, *lost.values()], key=itemgetter("step", "purpose", "item", "key", "hit"))
+    return [{name: value for name, value in row.items() if name != "attempt"} for row in in_order]
 
 
-def _attempt_files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("attempt-*[0-9].jsonl"), key=lambda path: int(path.stem.rpartition("-")[2]))
-
-
-def _read_attempts(folder: Path) -> list[list[dict[str, Any]]]:
-    return [list(_read_lines(file)) for file in _attempt_files(folder)]
-
-
-def _read_lines(file: Path) -> Iterator[dict[str, Any]]:
-    for line in filter(None, file.read_text(encoding="utf-8", errors="replace").split("\n")):
+def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    for line in filter(None, path.read_bytes().split(b"\n") if path.is_file() else ()):
         try:
             yield json.loads(line)
         except ValueError:
-            logger.warning("%s: a line was torn when the run was interrupted; one call is not in the ledger", file)
+            logger.warning("%s: a line was torn when the run was interrupted; one call is not in the ledger", path)

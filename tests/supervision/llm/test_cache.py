@@ -19,7 +19,7 @@ from dyme_core.config import Endpoint
 from dyme_core.supervision.llm.cache import Recording
 from dyme_core.supervision.llm.client import Client
 from dyme_core.supervision.llm.parsing import NotAsked, Rating, Request
-from dyme_core.supervision.llm.usage import cost_usd
+from dyme_core.supervision.llm.usage import Ledger, cost_usd
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -75,7 +75,7 @@ def test_model_messages_and_schema_are_in_the_key_and_names_are_not() -> None:
 
 
 def test_a_reply_is_asked_once_and_replayed_without_a_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ledger = tmp_path / "ledger.jsonl"
+    ledger = Ledger(tmp_path)
     asked = [request("a"), request("b")]
     with ScriptedServer([answer('{"rating": "Low"}'), answer('{"rating": "high"}')]) as server:
         endpoint = Endpoint(model="m", base_url=server.base_url)
@@ -87,7 +87,7 @@ def test_a_reply_is_asked_once_and_replayed_without_a_socket(tmp_path: Path, mon
                 assert client.counts()["hits"] == 2 and client.counts()["calls"] == client.counts()["tokens_in"] == 0
             assert recording.export_jsonl(tmp_path / "export.jsonl") == 2
     assert len(server.seen) == 2
-    assert [(entry["hit"], entry["tokens_in"], entry["cost_usd"]) for entry in rows_of(ledger)] == [(True, 11, 0.0)] * 2
+    assert [(entry["hit"], entry["tokens_in"], entry["cost_usd"]) for entry in ledger.rows()] == [(True, 11, 0.0)] * 2
 
     def refuse(*arguments: object, **options: object) -> None:
         raise AssertionError("a socket was opened")
@@ -127,8 +127,8 @@ def test_an_export_is_sorted_text_and_comes_back_whole(tmp_path: Path) -> None:
             one.put({**row(key), "item": "Köln – 'x'"})
         one.export_jsonl(tmp_path / "one.jsonl")
     with Recording(tmp_path / "one.jsonl") as two:
-        assert len(two) == 3 and two.get("a") == {**row("a"), "item": "Köln – 'x'"}
-        two.export_jsonl(tmp_path / "two.jsonl")
+        assert two.get("a") == {**row("a"), "item": "Köln – 'x'"}
+        assert two.export_jsonl(tmp_path / "two.jsonl") == 3
     text = (tmp_path / "one.jsonl").read_text()
     assert text == (tmp_path / "two.jsonl").read_text() and "Köln" in text
     assert [entry["key"] for entry in rows_of(tmp_path / "one.jsonl")] == ["a", "b", "c"]
@@ -164,7 +164,7 @@ def test_two_processes_share_a_cache_and_one_killed_harms_nothing(tmp_path: Path
 
 
 def test_the_ledger_has_a_row_for_each_request(tmp_path: Path) -> None:
-    ledger = tmp_path / "new folder" / "ledger.jsonl"
+    ledger = Ledger(tmp_path / "new folder")
     script = [answer('{"rating": "low"}'), status(429), answer('{"score": 1}'), answer('{"rating": "high"}'), status(404)]
     with ScriptedServer(script) as server, Recording(tmp_path / "cache.sqlite") as recording:
         with Client(Endpoint(model="gpt-4o", base_url=server.base_url), recording, ledger=ledger) as client:
@@ -172,12 +172,12 @@ def test_the_ledger_has_a_row_for_each_request(tmp_path: Path) -> None:
             counts = client.counts()
     names = ("purpose", "item", "model", "tokens_in", "tokens_out", "hit", "retries", "repairs", "outcome")
     price = 11 * 2.50 / 1e6 + 7 * 10.00 / 1e6
-    assert [tuple(entry[name] for name in names) for entry in rows_of(ledger)] == [
+    assert [tuple(entry[name] for name in names) for entry in ledger.rows()] == [
         ("check", "a", "gpt-4o", 11, 7, False, 0, 0, "ok"), ("check", "a", "gpt-4o", 11, 7, True, 0, 0, "ok"),
         ("check", "b", "gpt-4o", 22, 14, False, 1, 1, "ok"),
         ("check", "c", "gpt-4o", None, None, False, 0, 0, "SupervisionError")]
-    assert [entry["cost_usd"] for entry in rows_of(ledger)] == [pytest.approx(price), 0.0, pytest.approx(2 * price), None]
-    assert all(0 <= entry["seconds"] < 5 for entry in rows_of(ledger))
+    assert [entry["cost_usd"] for entry in ledger.rows()] == [pytest.approx(price), 0.0, pytest.approx(2 * price), None]
+    assert all(0 <= entry["seconds"] < 5 for entry in ledger.rows())
     assert {name: counts[name] for name in ("calls", "hits", "retries", "repairs", "failures", "tokens_in", "tokens_out")} == {
         "calls": 3, "hits": 1, "retries": 1, "repairs": 1, "failures": 1, "tokens_in": 33, "tokens_out": 21}
     assert counts["cost_usd"] == pytest.approx(3 * price)

@@ -30,6 +30,7 @@ from dyme_core.config import Endpoint
 from dyme_core.supervision.llm.cache import Recording
 from dyme_core.supervision.llm.client import Client
 from dyme_core.supervision.llm.parsing import InvalidReply, NotAsked, Rating, Request, SupervisionError
+from dyme_core.supervision.llm.usage import Ledger
 
 HIGH, LOW = '{"rating": "high"}', '{"rating": "low"}'
 
@@ -42,7 +43,7 @@ def request(item: str = "chart-7", content: str | list = "Rate this.", **paramet
     return Request("check", item, [{"role": "user", "content": content}], Verdict, {"temperature": 0, **parameters})
 
 
-def client_of(server: ScriptedServer, recording: Recording | None = None, ledger: Path | None = None,
+def client_of(server: ScriptedServer, recording: Recording | None = None, ledger: Ledger | None = None,
               **settings: object) -> Client:
     defaults = {"model": "m", "total_timeout_s": 5.0, "max_tries": 3}
     return Client(Endpoint(base_url=server.base_url, **{**defaults, **settings}), recording, ledger=ledger)
@@ -259,7 +260,6 @@ def test_pictures_are_sent_as_they_are() -> None:
 def test_no_more_calls_than_allowed_are_under_way() -> None:
     with ScriptedServer([answer(HIGH, after_s=0.05)]) as server, client_of(server, max_concurrency=3) as client:
         assert len(outcomes(client, [request(str(n), f"chart {n}") for n in range(12)])) == 12
-        assert 0.15 < client.counts()["waited_s"] < 2
     assert server.most_at_once == 3
 
 
@@ -330,7 +330,7 @@ def test_the_key_is_sent_and_appears_nowhere_else(tmp_path: Path, monkeypatch: p
               garbage, garbage, long_error, answer(SECRET), answer(SECRET), answer(None, refusal=SECRET),
               status(500, message=SECRET)]
     with ScriptedServer(script) as server, Recording(tmp_path / "cache.sqlite") as recording:
-        with client_of(server, recording, tmp_path / "ledger.jsonl", max_tries=2) as client:
+        with client_of(server, recording, Ledger(tmp_path), max_tries=2) as client:
             asked = [Request("check", str(n), request(content=str(n)).messages, Reasoned) for n in range(8)]
             got = outcomes(client, asked, one_by_one=True)
             texts = [repr(client.endpoint), repr(vars(client.endpoint)), repr(client), str(client.counts()), caplog.text]

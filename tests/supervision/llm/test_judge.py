@@ -164,8 +164,7 @@ def test_no_text_breaks_out_of_the_data(hostile: str) -> None:
             (prompts.CHECK_SYSTEM, prompts.CHECK_SHOWN, ["facts", "question", "answer", "thinking"],
              prompts.check_messages([row], hostile, hostile, hostile)),
             (prompts.REFINE_SYSTEM, prompts.REFINE_SHOWN, ["facts", "question", "answer", "template", "rejected", "reasons"],
-             prompts.refine_messages([row], hostile, hostile, hostile, hostile, [hostile])),
-            (prompts.FACTS_SYSTEM, (), ["hint"], prompts.facts_messages(hostile))):
+             prompts.refine_messages([row], hostile, hostile, hostile, hostile, [hostile]))):
         first, *examples, _ = messages
         assert first == {"role": "system", "content": system}
         assert [json.loads(turn["content"]) for turn in examples] == [part for turn in shown for part in turn]
@@ -179,14 +178,14 @@ def test_no_text_breaks_out_of_the_data(hostile: str) -> None:
 def test_requests_hold_what_the_rubric_names_and_a_picture_where_there_is_one() -> None:
     with ScriptedServer(judge("high", lambda data: GOOD)) as server, client_of(server) as client:
         LLMChecker(client).judge(GOOD, ITEM)
-        LLMRefiner(client).refine(ITEM)
+        LLMRefiner(client).refine_all([RECORD])
     rows = [["2010", "FAV", 30, ""], ["2010", "UNF", 10, ""], ["2012", "FAV", 25, ""], ["2012", "UNF", 20, ""]]
     shared = {"facts": rows, "question": ITEM.question, "answer": "2010"}
     assert [asked(seen.body) for seen in server.seen] == [
         shared | {"thinking": GOOD}, shared | {"template": FIRST_TEMPLATE.text}]
     assert all(seen.body["temperature"] == 0 and seen.has_schema for seen in server.seen)
-    text, picture = prompts.facts_messages("a title", "data:image/png;base64,AAAA")[1]["content"]
-    assert json.loads(text["text"]) == {"hint": "a title"} and picture["image_url"]["url"] == "data:image/png;base64,AAAA"
+    text, picture = prompts.facts_messages("data:image/png;base64,AAAA")[1]["content"]
+    assert json.loads(text["text"]) == {"hint": ""} and picture["image_url"]["url"] == "data:image/png;base64,AAAA"
     with pytest.raises(ValueError):
         prompts.FactsReply.model_validate({"facts": [{"entity": "a", "attribute": "", "value": math.inf, "unit": ""}]})
 

@@ -8,16 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from dyme_core.supervision.llm.parsing import (
-    NoReply,
-    Rating,
-    Reply,
-    Request,
-    Unusable,
-    parse_rating,
-    read_completion,
-    read_object,
-)
+from dyme_core.supervision.llm.completion import NoReply, Reply, read_completion
+from dyme_core.supervision.llm.parsing import Rating, Request, Unusable, parse_rating, read_object
 from dyme_core.supervision.llm.prompts import CheckReply, FactsReply, RefineReply, ask_again, ask_for_json
 
 
@@ -123,7 +115,6 @@ def test_no_reply_raises_anything_but_the_typed_errors_and_its_texts_can_be_writ
 def test_words_are_put_behind_the_last_user_turn() -> None:
     system, user = {"role": "system", "content": "Judge."}, {"role": "user", "content": "This."}
     assert [m["role"] for m in ask_for_json([system, user], Verdict)] == ["system", "user"]
-    assert ask_again([system], "no", "why")[0] == system
     parts = ask_again([{"role": "user", "content": [{"type": "text", "text": "x"}]}], "no", "why")[0]["content"]
     assert parts[0] == {"type": "text", "text": "x"} and "no" in parts[1]["text"]
     assert user == {"role": "user", "content": "This."}, "the request itself is not changed"

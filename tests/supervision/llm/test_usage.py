@@ -5,15 +5,17 @@ import json
 from pathlib import Path
 
 import pytest
-from pydantic import BaseModel
 
-from dyme_core.supervision.llm.parsing import Request
-from dyme_core.supervision.llm.usage import LEDGER_FILE, Attempts, Ledger, Tally, identity, merge
+from dyme_core.supervision.llm.usage import LEDGER_FILE, ROWS_FILE, Ledger, Tally, merge
 from dyme_core.utils import read_rows
 
 
 def row(step: int, key: str, hit: bool = False, outcome: str = "ok", item: str = "a") -> dict:
     return {"step": step, "purpose": "check", "item": item, "key": key, "hit": hit, "outcome": outcome}
+
+
+def merged(*attempts: list[dict]) -> list[dict]:
+    return merge([{**one, "attempt": number} for number, rows in enumerate(attempts) for one in rows])
 
 
 WHOLE = [row(0, "x"), row(1, "y"), row(1, "y", hit=True), row(2, "x", hit=True), row(2, "z"),
@@ -28,37 +30,46 @@ WHOLE = [row(0, "x"), row(1, "y"), row(1, "y", hit=True), row(2, "x", hit=True),
     [WHOLE[:2], WHOLE],  # from the start
 ], ids=["never stopped", "between steps", "inside a step", "twice", "before any checkpoint"])
 def test_a_resumed_run_has_the_ledger_of_an_uninterrupted_one(attempts: list[list[dict]]) -> None:
-    assert merge(attempts) == merge([WHOLE])
+    assert merged(*attempts) == WHOLE
 
 
 def test_a_paid_call_stays_in_the_ledger_if_no_later_attempt_repeats_it() -> None:
-    assert merge([[row(1, "x"), row(1, "y", hit=True)], [row(1, "z")]]) == [row(1, "x"), row(1, "z")]
-    assert merge([[row(1, "x", outcome="NotAsked")], [row(1, "z")]]) == [row(1, "z")], "nobody was asked"
+    assert merged([row(1, "x"), row(1, "y", hit=True)], [row(1, "z")]) == [row(1, "x"), row(1, "z")]
+    assert merged([row(1, "x", outcome="NotAsked")], [row(1, "z")]) == [row(1, "z")], "nobody was asked"
 
 
-def test_calls_paid_by_earlier_attempts_are_known_until_the_ledger_is_written(tmp_path: Path, caplog) -> None:
-    first = Attempts(tmp_path)
-    odd = row(1, "x", item="a\u2028b")  # which str.splitlines would take for two lines
-    lines = [json.dumps(odd, ensure_ascii=False), json.dumps(row(1, "no", outcome="InvalidReply")), '{"step": 1, "pu']
-    first.path.write_text("\n".join(lines))
+def tally(key: str = "x", item: str = "a", **spent: object) -> Tally:
+    return Tally(1, "check", item, key, "m", **spent)
+
+
+def test_calls_paid_by_earlier_attempts_are_entered_as_such_once_until_the_ledger_is_written(tmp_path: Path, caplog) -> None:
+    odd = "a\u2028b\ud800"  # which str.splitlines would take for two lines, and UTF-8 does not have
+    first = Ledger(tmp_path)
+    first.book(tally(item=odd, tokens_in=11, tokens_out=7, retries=1, cost_usd=0.5, seconds=2.0))
     first.close()
-    second = Attempts(tmp_path)
-    assert second.path != first.path and second.paid == {(1, "a\u2028b", "x"): odd}
+    with (tmp_path / ROWS_FILE).open("ab") as file:
+        file.write(b'\n{"step": 1, "pu')  # torn by a kill
+    second = Ledger(tmp_path)
     assert "a line was torn" in caplog.text
-    second.path.write_text(json.dumps(odd) + "\n")
-    second.write()
-    assert read_rows(tmp_path / LEDGER_FILE) == [row(1, "no", outcome="InvalidReply"), odd]
-    second.close()
-    assert [path.name for path in tmp_path.iterdir()] == [LEDGER_FILE] and Attempts(tmp_path).paid == {}
-
-
-def test_a_recorded_reply_that_an_earlier_attempt_paid_is_booked_as_that_call_and_only_once(tmp_path: Path) -> None:
-    paid = {**row(1, "x"), "model": "m", "tokens_in": 11, "tokens_out": 7, "seconds": 2.0, "retries": 1, "repairs": 0,
-            "cost_usd": 0.5}
-    ledger = Ledger(tmp_path / "ledger.jsonl", "m", paid={identity(paid): paid})
     for _ in range(2):
-        ledger.book(Request("check", "a", [{"role": "user", "content": "?"}], BaseModel), Tally(1, "x"), is_hit=True)
-    first, second = read_rows(tmp_path / "ledger.jsonl")
-    assert first == paid and second["hit"]
-    sums = ledger.sums()
+        second.book(tally(item=odd, hit=True, cost_usd=0.0))
+    sums = second.sums()
     assert (sums["calls"], sums["hits"], sums["tokens_in"], sums["cost_usd"]) == (1, 1, 11, 0.5)
+    second.write()
+    paid, hit = read_rows(tmp_path / LEDGER_FILE)
+    assert (paid["item"], paid["tokens_out"], paid["seconds"], paid["hit"]) == (odd, 7, 2.0, False) and hit["hit"]
+    assert "attempt" not in paid and first.rows() == second.rows() == [paid, hit]
+    second.close()
+    assert [path.name for path in tmp_path.iterdir()] == [LEDGER_FILE]
+    third = Ledger(tmp_path)
+    third.book(tally(item=odd, hit=True, cost_usd=0.0))
+    assert third.sums()["calls"] == 0, "the run after a finished one has paid nothing"
+
+
+def test_rows_are_whole_lines_also_behind_a_torn_one(tmp_path: Path) -> None:
+    (tmp_path / ROWS_FILE).write_text('{"torn')
+    ledger = Ledger(tmp_path)
+    ledger.book(tally())
+    ledger.book(tally("y"))
+    assert [json.loads(line)["key"] for line in (tmp_path / ROWS_FILE).read_text().splitlines() if line.endswith("}")] == [
+        "x", "y"]
