@@ -128,19 +128,15 @@ def _question(record: Record) -> str:
     return record.question.strip().lower()
 
 
-def _digest(record: Record, known: dict[Path, bytes]) -> bytes:
-    """Of the picture's pixels; each file is read once. Its own for a picture that cannot be read."""
-    if record.image is None:
-        return b""
-    found = known.get(record.image) if isinstance(record.image, Path) else None
-    if found is None:
+def _digest(record: Record, known: dict[Any, bytes]) -> bytes:
+    """Of the picture's pixels, each file read once; a picture that cannot be read is like no other."""
+    key = record.image if isinstance(record.image, Path) else record.item
+    if key not in known:
         try:
-            found = pictures.digest(record.load_image())
+            known[key] = b"" if record.image is None else pictures.digest(record.load_image())
         except DataError:
             return record.item.encode()
-        if isinstance(record.image, Path):
-            known[record.image] = found
-    return found
+    return known[key]
 
 
 def check(record: Record, number: int) -> None:

@@ -21,9 +21,19 @@ from dyme_core.config import Profile, World
 from dyme_core.data import chart_images, chart_tables, metrics, pictures
 from dyme_core.data.bad_rows import BadRows
 from dyme_core.data.benchmarks import sources
+from dyme_core.data.benchmarks.rows import text_of
 from dyme_core.data.chart_questions import KINDS
 from dyme_core.data.prompt_format import messages
-from dyme_core.data.schema import COLUMNS, DataError, Fact, Record, item_of, known, supervision_row, write_supervision
+from dyme_core.data.schema import (
+    COLUMNS,
+    DataError,
+    Record,
+    facts_from_rows,
+    item_of,
+    known,
+    supervision_row,
+    write_supervision,
+)
 from dyme_core.utils import write_atomic
 
 logger = logging.getLogger(__name__)
@@ -305,6 +315,8 @@ def with_defaults(dataset: Any) -> Any:
 
     Args:
         dataset: a map-style or iterable data set, a dict of them, or None; one that lacks nothing is returned as it is.
+    Raises:
+        DataError: for an answer that is missing (None, NaN) or a list.
     """
     if isinstance(dataset, dict):
         return {name: with_defaults(each) for name, each in dataset.items()}
@@ -330,11 +342,9 @@ def _defaults(row: dict[str, Any], number: int) -> dict[str, Any]:
         content = prompt if isinstance(prompt, str) else prompt[-1]["content"]
         found["question"] = content if isinstance(content, str) else "".join(part.get("text") or "" for part in content)
     if "supervision" not in row:
-        facts = [Fact(str(fact["entity"]), str(fact.get("attribute") or ""), float(fact["value"]), str(fact.get("unit") or ""))
-                 for fact in row.get("facts") or ()]
-        found["supervision"] = known(facts, row.get("trace") or "")
-    if not isinstance(row.get("answer", ""), str):
-        found["answer"] = str(row["answer"])
+        found["supervision"] = known(facts_from_rows(row.get("facts") or ()), row.get("trace") or "")
+    if not isinstance(answer := row.get("answer", ""), str):
+        found["answer"] = str(answer) if isinstance(answer, bool) else text_of(row, "answer", f"row-{number}")
     if isinstance(prompt, str) and ("image" in row or "images" in row):
         found["prompt"] = [{"role": "user", "content": prompt}]
     return found

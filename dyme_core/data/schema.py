@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -153,8 +153,14 @@ def facts_to_rows(facts: tuple[Fact, ...]) -> list[dict]:
     return [asdict(fact) for fact in facts]
 
 
-def facts_from_rows(rows: list[dict]) -> tuple[Fact, ...]:
-    return tuple(Fact(str(row["entity"]), str(row["attribute"]), float(row["value"]), row.get("unit") or "") for row in rows)
+def facts_from_rows(rows: Iterable[Mapping[str, Any]]) -> tuple[Fact, ...]:
+    """Facts of rows {entity, attribute, value, unit}; no attribute and no unit are "". Names may be numbers (a year, 0)."""
+    return tuple(Fact(str(row["entity"]), _text(row.get("attribute")), float(row["value"]), _text(row.get("unit")))
+                 for row in rows)
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value)
 
 
 def write_number(value: float) -> str:

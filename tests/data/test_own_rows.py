@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 from PIL import Image
 
 from dyme_core.data import datasets, schema
@@ -51,14 +52,16 @@ def test_a_question_of_text_alone_has_no_image_and_an_answer_may_be_a_number(fol
 
 
 @pytest.mark.parametrize(("change", "reason"), [
-    ({"question": " "}, "'question', got ' '"), ({"answer": None}, "'answer'"), ({"answer": True}, "'answer', got True"),
+    ({"question": " "}, "'question', got ' '"), ({"answer": None}, "'answer'"), ({"answer": True},
+        "'answer', got True"),
     ({"answer": ["May"]}, "'answer'"), ({"answer": "<answer>May</answer>"}, "without its tag"),
     ({"image": "charts/2.png"}, "2.png.*no such file"), ({"image": "../1.png"}, "inside its folder"),
     ({"image": {"bytes": "x"}}, "a picture"), ({"fact": []}, "'fact'; rename"), ({"id": "a/b"}, "letters, digits"),
     ({"id": ".."}, "letters, digits"), ({"split": "dev"}, "train, validation, test, unseen, got 'dev'"),
     ({"facts": "May 45"}, "list in the field 'facts'"),
     ({"facts": [{"entity": "May"}]}, "number as value, .*got {'entity': 'May'}"),
-    ({"facts": [{"entity": "May", "value": "45"}]}, "number as value"), ({"facts": [{"entity": "", "value": 4}]}, "an entity"),
+    ({"facts": [{"entity": "May", "value": "45"}]}, "number as value"), ({"facts": [{"entity": "", "value": 4}]},
+        "an entity"),
     ({"facts": [{"entity": "May", "value": float("nan")}]}, "number as value"),
     ({"facts": [{"entity": "May", "value": 4, "color": "red"}]}, "no field but entity"),
     ({"trace": "May is tallest"}, "at least 4 words"),
@@ -97,3 +100,23 @@ def test_written_records_load_back(tmp_path: Path) -> None:
     assert all(pictures[record.item].load_image().tobytes() == record.image.tobytes() for record in mine[:-1])
     write = target_writer(RuleRefiner())
     assert write([record.row for record in again[:7]]) == write([record.row for record in mine[:7]])
+
+
+def test_names_of_a_fact_may_be_numbers_even_0_and_no_attribute_or_unit_is_none(folder: Path) -> None:
+    facts = [{"entity": 0, "attribute": 0, "value": 4, "unit": 0}, {"entity": 2010, "attribute": None, "value": 5,
+                                                                    "unit": None}]
+    [record] = own_records(write(folder, GOOD | {"facts": facts}))
+    assert item_of(record.row).facts == (Fact("0", "0", 4.0, "0"), Fact("2010", "", 5.0))
+    mine = Dataset.from_list([{"prompt": "Which?", "answer": "May", "facts": facts[1:]}])
+    assert item_of(datasets.with_defaults(mine)[0]).facts == (Fact("2010", "", 5.0),)
+
+
+@pytest.mark.parametrize("answer", [None, float("nan"), ["May"]])
+def test_an_answer_that_is_none_is_not_learned_as_a_word(answer: object) -> None:
+    with pytest.raises(DataError, match="row-0.*'answer'"):
+        datasets.with_defaults(Dataset.from_list([{"prompt": "Which?", "answer": answer}]))
+
+
+def test_answers_of_a_data_set_that_are_numbers_or_truth_values_become_text() -> None:
+    for answer, text in ((5, "5"), (0, "0"), (2.5, "2.5"), (True, "True")):
+        assert datasets.with_defaults(Dataset.from_list([{"prompt": "Which?", "answer": answer}]))[0]["answer"] == text

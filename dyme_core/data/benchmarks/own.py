@@ -22,7 +22,7 @@ from dyme_core.config import SPLITS
 from dyme_core.data.bad_rows import MAX_VALUE, BadRows
 from dyme_core.data.benchmarks.rows import Row, list_of, picture_of, read_json, text_of
 from dyme_core.data.prompt_format import ANSWER_CLOSE, ANSWER_OPEN, MIN_THINKING_WORDS, is_well_formed, write_response
-from dyme_core.data.schema import DataError, Fact, Item, Record, known, write_supervision
+from dyme_core.data.schema import DataError, Fact, Item, Record, facts_from_rows, write_supervision
 
 FIELDS = ("question", "answer", "image", "id", "split", "kind", "source", "facts", "trace", "item", "table_key", "supervision")
 FACT_FIELDS = ("entity", "attribute", "value", "unit")
@@ -73,17 +73,22 @@ def _record(row: Row, number: int, folder: Path) -> Record:
 def _supervision(row: Row, answer: str, where: str) -> str:
     stored = row.get("supervision")
     if stored is None:
-        return known(_facts(row, "facts", where), _trace(row, answer, where))
-    if not isinstance(stored, dict) or "facts" in row or "trace" in row:
+        stored = {name: row[name] for name in ("facts", "trace") if name in row}
+    elif not isinstance(stored, dict) or "facts" in row or "trace" in row:
         raise DataError.of(where, "supervision as an object, or else facts and trace", repr(stored)[:80], "keep one of them")
-    wrong = [name for name, value in stored.items() if name not in STORED or not isinstance(value, STORED[name])]
-    if wrong or not all(isinstance(label, str) for label in stored.get("labels", ())):
+    elif wrong := _misfit(stored):
         raise DataError.of(where, f"supervision with {', '.join(f'{name} ({kind.__name__})' for name, kind in STORED.items())}",
-                           f"{(wrong or ['labels'])[0]!r} of another name or type", "correct it or remove it")
-    facts, evidence = (tuple(_facts(stored, name, where)) for name in ("facts", "evidence"))
+                           f"{wrong!r} of another name or type", "correct it or remove it")
+    facts, evidence = (_facts(stored, name, where) for name in ("facts", "evidence"))
     return write_supervision(Item("", answer, facts, evidence, tuple(stored.get("labels", ())), stored.get("working", ""),
                                   stored.get("conclusion", ""), _trace(stored, answer, where),
                                   scoring=stored.get("scoring", {})))
+
+
+def _misfit(stored: Row) -> str | None:
+    """The first field of another name or type than STORED."""
+    wrong = [name for name, value in stored.items() if name not in STORED or not isinstance(value, STORED[name])]
+    return wrong[0] if wrong else None if all(isinstance(label, str) for label in stored.get("labels", ())) else "labels"
 
 
 def _trace(row: Row, answer: str, where: str) -> str:
@@ -91,16 +96,15 @@ def _trace(row: Row, answer: str, where: str) -> str:
     if trace and not (isinstance(trace, str) and is_well_formed(write_response(trace, answer))):
         raise DataError.of(where, f"a trace of at least {MIN_THINKING_WORDS} words without {ANSWER_OPEN}", repr(trace)[:80],
                            "rewrite it or leave it out")
-    return trace
+    return trace or ""
 
 
-def _facts(row: Row, name: str, where: str) -> list[Fact]:
-    facts = []
-    for fact in list_of(row, name, where) if row.get(name) else ():
-        wrong = not isinstance(fact, dict) or set(fact) - set(FACT_FIELDS) or not str(fact.get("entity") or "").strip()
-        value = None if wrong else fact.get("value")
+def _facts(row: Row, name: str, where: str) -> tuple[Fact, ...]:
+    facts = list_of(row, name, where) if row.get(name) else []
+    for fact in facts:
+        is_named = isinstance(fact, dict) and not set(fact) - set(FACT_FIELDS) and str(fact.get("entity", "")).strip()
+        value = fact.get("value") if is_named and fact["entity"] is not None else None
         if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= MAX_VALUE:
             raise DataError.of(where, f"{name} with an entity and a number as value, at most {MAX_VALUE:g}, and no field but "
                                f"{', '.join(FACT_FIELDS)}", repr(fact), "correct this fact or remove it")
-        facts.append(Fact(str(fact["entity"]), str(fact.get("attribute") or ""), float(value), str(fact.get("unit") or "")))
-    return facts
+    return facts_from_rows(facts)
