@@ -74,7 +74,7 @@ def preflight(records: Sequence[Record], processor: ProcessorMixin, model: PreTr
     if not records:
         raise DataError("the training set is empty; give at least one record")
     images = _check_records(records, processor)
-    _check_leakage(records, others, images)
+    _unshared(records, others, images, BadRows())
     added = _check_image_tokens(records, images, processor, model)
     targets = _targets(records, refine or target_writer(RuleRefiner()))
     rendered = [render_prompt(processor, record.question, has_image=record.image is not None) for record in records]
@@ -146,7 +146,7 @@ def without_bad_rows(records: Sequence[Record], processor: ProcessorMixin, bad: 
                      max_new_tokens: int) -> list[Record]:
     """The records that pass the checks of a single row: texts, picture, target; `bad` collects the others.
 
-    Faults between rows (a repeated question, pictures shared with another split) are left to `preflight` and always stop.
+    Faults between rows are for `BadRows.without_repeats` and `without_shared_rows`.
 
     Raises:
         DataError: under the policy "raise", or where most rows are bad.
@@ -167,19 +167,35 @@ def without_bad_rows(records: Sequence[Record], processor: ProcessorMixin, bad: 
     return kept
 
 
-def _check_leakage(records: Sequence[Record], others: Sequence[Record], images: dict[str, _Picture]) -> None:
-    known: dict[Any, str] = {}
-    for record in records:
-        known.setdefault(images[record.item].digest, record.item)
-        if record.table_key:
-            known.setdefault(record.table_key, record.item)
+def without_shared_rows(records: Sequence[Record], others: Sequence[Record], bad: BadRows) -> list[Record]:
+    """The training records that share no picture and no table with `others`; `bad` collects the rest.
+
+    Raises:
+        DataError: where most of the records are shared.
+    """
+    if bad.policy == "raise":
+        return list(records)  # the preflight finds the first of them
+    kept = _unshared(records, others, _pictures(records), bad)
+    bad.refuse_most(len(records) - len(kept), len(records))
+    return kept
+
+
+def _unshared(records: Sequence[Record], others: Sequence[Record], images: dict[str, _Picture], bad: BadRows) -> list[Record]:
+    held_out: dict[Any, tuple[str, Record]] = {}
     pictures = _pictures(others)
     for other in others:
-        shown = "question" if other.image is None else "picture"
-        for what, key in ((shown, pictures[other.item].digest), ("table", other.table_key)):
-            if key in known:
-                raise DataError.of(known[key], f"no {what} shared with the {other.split} split",
-                                   f"that of its item {other.item!r}", "remove it from one of the splits")
+        held_out.setdefault(pictures[other.item].digest, ("question" if other.image is None else "picture", other))
+        if other.table_key:
+            held_out.setdefault(other.table_key, ("table", other))
+    kept = []
+    for record in records:
+        what, other = held_out.get(images[record.item].digest) or held_out.get(record.table_key) or ("", None)
+        if other is None:
+            kept.append(record)
+        else:
+            bad.note(DataError.of(record.item, f"no {what} shared with the {other.split} split",
+                                  f"that of its item {other.item!r}", "remove it from one of the splits"))
+    return kept
 
 
 def _check_image_tokens(records: Sequence[Record], images: dict[str, _Picture], processor: ProcessorMixin,

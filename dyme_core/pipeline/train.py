@@ -29,7 +29,7 @@ from dyme_core.pipeline.estimate import check_memory, estimate_run
 from dyme_core.pipeline.evaluate import evaluate, summarise
 from dyme_core.pipeline.methods import HELD_OUT, UNSUPERVISED, Run, phase_steps
 from dyme_core.pipeline.model_card import model_card
-from dyme_core.pipeline.preflight import preflight, without_bad_rows
+from dyme_core.pipeline.preflight import preflight, without_bad_rows, without_shared_rows
 from dyme_core.pipeline.trainers import TRAINERS, Session, shared_arguments
 from dyme_core.supervision.fact_extraction import backend_of, with_facts
 from dyme_core.supervision.factory import Experts, save_bank, too_long
@@ -108,6 +108,7 @@ def load_records(run: Run, experts: Experts, model, processor) -> Session:
     records = kept(experts.with_corruption(records), _rule_targets(run, experts))
     held_out = {split: kept(datasets.of_profile(run.profile, split, run.seed, bad), no_target)
                 for split in run.profile.data.held_out}
+    records = without_shared_rows(records, [record for rest in held_out.values() for record in rest], bad)
     return Session(run, experts, model, processor, records, held_out, bad, started)
 
 

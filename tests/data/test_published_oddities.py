@@ -15,7 +15,7 @@ from dyme_core.data.bad_rows import BadRows
 from dyme_core.data.benchmarks import sources
 from dyme_core.data.schema import DataError, Record
 from dyme_core.models import tiny_onevision
-from dyme_core.pipeline.preflight import preflight
+from dyme_core.pipeline.preflight import preflight, without_shared_rows
 
 TRAINED = tuple(name for name in ROWS if name != "mathverse")  # which has no training split
 OTHER = {"geo170k": "9", "gsm8k": "7", "aokvqa": ["bowl"]}
@@ -118,3 +118,20 @@ def test_an_option_that_a_reader_has_not_is_named(name: str, tmp_path: Path) -> 
     folder_of(name, [ROWS[name]], tmp_path)
     with pytest.raises(DataError, match=rf"reader of {name} has \(images.*got languag; rename"):
         sources.load(name, tmp_path, "train" if name != "mathverse" else "test", languag="en")
+
+
+def test_training_rows_whose_picture_is_measured_on_are_left_out_where_bad_rows_are(tmp_path: Path) -> None:
+    """A drawing of Geo170K may be one of MathVerse."""
+    rows = [ROWS["geo170k"] | {"image": f"{number}.png"} for number in (1, 2, 3)]
+    folder = folder_of("geo170k", rows, tmp_path / "geo170k")
+    for number, colour in ((2, "red"), (3, "blue")):
+        Image.new("RGB", (20, 10), colour).save(folder / "images" / f"{number}.png")
+    train, test = read("geo170k", folder), read("mathverse", folder_of("mathverse", [ROWS["mathverse"]],
+        tmp_path / "mathverse"))
+    bad = BadRows("skip")
+    assert without_shared_rows(train, test, bad) == train[1:]
+    [reason] = bad.reasons
+    assert "geo170k_qa_tuning-000000" in reason and "picture shared with the test split" in reason and test[0].item in reason
+    assert without_shared_rows(train, test, BadRows()) == train, "the preflight itself stops there"
+    with pytest.raises(DataError, match="at most 50%"):
+        without_shared_rows(train[:1], test, BadRows("skip"))
