@@ -182,7 +182,7 @@ def test_a_limit_keeps_kinds_in_equal_numbers() -> None:
     assert datasets.limited(records, None) == records
     for limit in (0, -3):
         with pytest.raises(ValueError, match=f"limit must be a number of questions, at least 1: got {limit}"):
-            datasets.load_dataset("mini", limit=limit)
+            datasets.limited(records, limit)
     with pytest.raises(ValueError, match="expected one of the data sets chartqa, .*got 'somewhere'"):
         datasets.load_records("somewhere", "", "test")
     with pytest.raises(ValueError, match=r"expected a split that chartqa has \(train, validation, test\): got 'unseen'"):
