@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -208,7 +208,8 @@ class _Queue:
         """How much is done, the time left, and what each process wrote last."""
         running = [process.job for process in self.running]
         done = self._num_jobs - len(self.waiting) - len(running)
-        return (f"{done} of {self._num_jobs} done, {time_left([*running, *self.waiting])}; "
+        spent_s = sum(time.monotonic() - process.started for process in self.running)
+        return (f"{done} of {self._num_jobs} done, {time_left([*running, *self.waiting], spent_s)}; "
                 + "; ".join(job.last_line() for job in running))
 
 
@@ -220,6 +221,7 @@ class _Running:
     job: Job
     process: subprocess.Popen | None = None
     fingerprint: str = ""
+    started: float = field(default_factory=time.monotonic)
 
     def has_ended(self) -> bool:
         return self.process is None or self.process.poll() is not None
@@ -265,15 +267,19 @@ def _stamp(run: Run) -> Path:
     return run.paths.runs / run.name / "fingerprint"
 
 
-def time_left(jobs: Sequence[Job]) -> str:
-    """How long jobs take, side by side, by the pace of the finished runs of the same method and model, in words."""
-    made = read_manifests(jobs[0].paths) if jobs else []
-    seconds = [60 * fmean(BASE_MINUTES) if job.run is None else expected_s(job.run, made) for job in jobs]
+def time_left(jobs: Sequence[Job], spent_s: float = 0.0) -> str:
+    """How long jobs take, side by side, in words, by the pace of the finished runs of the same method and model: those here, or
+    else the published ones. Of it `spent_s` is over: the seconds of the jobs under way."""
+    own = read_manifests(jobs[0].paths) if jobs else []
+    published = read_manifests(replace(jobs[0].paths, is_published=True)) if jobs else []
+    seconds = [60 * fmean(BASE_MINUTES) if job.run is None else expected_s(job.run, own) or expected_s(job.run, published)
+               for job in jobs]
     known = [value for value in seconds if value is not None]
     if jobs and not known:
         return "time left unknown"
     unknown = f" and {len(seconds) - len(known)} runs of unknown length" if len(known) < len(seconds) else ""
-    return f"about {sum(known) / 3600 / PROCESSES:.1f} h left{unknown}"
+    minutes = max(sum(known) - spent_s, 0) / 60 / PROCESSES
+    return f"about {minutes / 60:.1f} h left{unknown}" if minutes >= 60 else f"about {minutes:.0f} min left{unknown}"
 
 
 def expected_s(run: Run, manifests: Sequence[Mapping[str, Any]]) -> float | None:

@@ -201,7 +201,7 @@ def test_when_the_time_is_up_nothing_is_started_and_the_list_shows_what_is_done(
     finish(run_all.tasks()[1])
     assert run_all.run_study(hours=0) == 0
     assert "1 of 3 runs are finished" in caplog.text
-    assert "the time is up: 2 not started, about 0.0 h left" in caplog.text
+    assert "the time is up: 2 not started, about 1 min left" in caplog.text
     assert not list((root / "runs").glob("*/*/output.log"))
     assert [line.split() for line in run_all.listing().splitlines()] == [
         ["one", "svlm-sft-c-s0", "to", "do"], ["one", "svlm-sft-a-s0", "finished"], ["one", "svlm-sft-b-s0", "to", "do"]]
@@ -210,11 +210,15 @@ def test_when_the_time_is_up_nothing_is_started_and_the_list_shows_what_is_done(
 def test_the_time_left_comes_from_finished_runs_of_the_same_method_and_model(root: Path, monkeypatch) -> None:
     declare(monkeypatch, point("one", "a"), point("one", "b", **{"training.steps": 200}), point("one", "c", "grpo"))
     jobs = [task.job() for task in run_all.tasks()]
-    assert scheduler.time_left(jobs) == "time left unknown" and scheduler.time_left([]) == "about 0.0 h left"
+    assert scheduler.time_left(jobs) == "time left unknown" and scheduler.time_left([]) == "about 0 min left"
     made = [{"method": "sft", "model": "svlm", "steps": 2, "seconds": 72.0}, {"method": "sft", "model": "svlm", "steps": 2}]
     monkeypatch.setattr(scheduler, "read_manifests", lambda paths: made)
     assert scheduler.time_left(jobs) == "about 1.0 h left and 1 runs of unknown length", "202 steps of 36 s by two"
-    assert scheduler.time_left([scheduler.base_job(config.paths("smoke"), "svlm", 1)]) == "about 0.2 h left"
+    assert scheduler.time_left(jobs, 720.0) == "about 55 min left and 1 runs of unknown length", "six minutes by two are over"
+    here = replace(jobs[0].paths, is_published=False)
+    monkeypatch.setattr(scheduler, "read_manifests", lambda asked: made if asked.is_published else [])
+    assert scheduler.time_left([scheduler.base_job(here, "svlm", 1), jobs[0]]) == "about 1.2 h left", "nothing has run here: the pace is the published runs'"
+    assert scheduler.time_left([scheduler.base_job(config.paths("smoke"), "svlm", 1)]) == "about 10 min left"
 
 
 def test_missing_bases_are_built_before_the_runs_that_start_from_them(root: Path, monkeypatch) -> None:
