@@ -217,8 +217,9 @@ def test_the_time_left_comes_from_finished_runs_of_the_same_method_and_model(roo
     assert scheduler.time_left(jobs, 720.0) == "about 55 min left and 1 runs of unknown length", "six minutes by two are over"
     here = replace(jobs[0].paths, is_published=False)
     monkeypatch.setattr(scheduler, "read_manifests", lambda asked: made if asked.is_published else [])
-    assert scheduler.time_left([scheduler.base_job(here, "svlm", 1), jobs[0]]) == "about 1.2 h left", "nothing has run here: the pace is the published runs'"
-    assert scheduler.time_left([scheduler.base_job(config.paths("smoke"), "svlm", 1)]) == "about 10 min left"
+    base = scheduler.base_job(here, "svlm", 1)
+    assert scheduler.time_left([base, jobs[0]]) == "about 1.2 h left", "nothing ran here: the pace is the published runs'"
+    assert scheduler.time_left([base]) == "about 10 min left"
 
 
 def test_missing_bases_are_built_before_the_runs_that_start_from_them(root: Path, monkeypatch) -> None:
