@@ -18,7 +18,7 @@ import datasets
 from PIL import Image
 
 from dyme_core.config import Profile, World
-from dyme_core.data import chart_images, chart_tables, metrics, pictures
+from dyme_core.data import chart_images, chart_tables, pictures
 from dyme_core.data.bad_rows import BadRows
 from dyme_core.data.benchmarks import sources
 from dyme_core.data.benchmarks.rows import text_of
@@ -242,11 +242,6 @@ def load_records(name: str, source: str, split: str, bad: BadRows | None = None,
 def task_of(name: str) -> str:
     """The rules that a data set is scored by, a key of `metrics.SCORERS`."""
     return sources.KNOWN[name].task if name in sources.KNOWN else "chartqa"
-
-
-def accuracy_of(name: str) -> Callable[..., list[float]]:
-    """The accuracy that is trained on, as a TRL reward function."""
-    return metrics.accuracy_of(task_of(name))
 
 
 def of_profile(profile: Profile, split: str, seed: int, bad: BadRows | None = None) -> list[Record]:

@@ -8,10 +8,12 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import repeat
 from typing import Any
 
 from dyme_core.data.prompt_format import Completion, completion_text, split_response
-from dyme_core.data.schema import item_of
+from dyme_core.data.schema import NO_SUPERVISION, item_of
 
 Scores = dict[str, float | None]
 Row = Mapping[str, Any]
@@ -53,7 +55,9 @@ def strict_accuracy(prediction: str, target: str) -> float:
 
 def year_exact_accuracy(prediction: str, target: str) -> float:
     """Score by the common rule, but with tolerance 0 where the target is a year (2008 is not 2010)."""
-    return relaxed_accuracy(prediction, target, STRICT_TOLERANCE if _is_year(target) else RELAXED_TOLERANCE)
+    text = target.strip()
+    is_year = len(text) == 4 and text.isdecimal() and int(text) in YEARS
+    return relaxed_accuracy(prediction, target, STRICT_TOLERANCE if is_year else RELAXED_TOLERANCE)
 
 
 def lenient_accuracy(prediction: str, target: str, tolerance: float = RELAXED_TOLERANCE) -> float:
@@ -86,15 +90,10 @@ def score_answer(prediction: str | None, target: str, task: str = "chartqa") -> 
 
 
 def chartqa_scores(prediction: str | None, row: Row, task: str = "chartqa") -> Scores:
-    """relaxed (the common rule), strict and year_exact, and beside them lenient."""
+    """relaxed (the common rule), strict and year_exact, as `score_answer` gives them, and beside them lenient."""
     answer = row["answer"]
     lenient = 0.0 if prediction is None else lenient_accuracy(prediction, answer)
     return {**score_answer(prediction, answer, task), "lenient": lenient}
-
-
-def own_scores(prediction: str | None, row: Row) -> Scores:
-    """As chartqa_scores, but equal texts are equal."""
-    return chartqa_scores(prediction, row, "own")
 
 
 def aokvqa_scores(prediction: str | None, row: Row) -> Scores:
@@ -154,8 +153,8 @@ def geometry_scores(prediction: str | None, row: Row) -> Scores:
 
 
 SCORERS: dict[str, Callable[[str | None, Row], Scores]] = {
-    "chartqa": chartqa_scores, "own": own_scores, "aokvqa": aokvqa_scores, "gsm8k": gsm8k_scores, "slake": slake_scores,
-    "geometry": geometry_scores}
+    "chartqa": chartqa_scores, "own": partial(chartqa_scores, task="own"), "aokvqa": aokvqa_scores, "gsm8k": gsm8k_scores,
+    "slake": slake_scores, "geometry": geometry_scores}
 
 
 def score_response(task: str, response: str, row: Row) -> Scores:
@@ -182,17 +181,6 @@ def training_accuracy(task: str, answer: str | None, row: Row) -> float:
     return float(SCORERS[task](answer, row)[{"aokvqa": "multiple_choice", "geometry": "rule_accuracy"}[task]])
 
 
-def accuracy_reward(completions: Sequence[Completion], answer: Sequence[str], **kwargs: Any) -> list[float]:
-    """Give 1.0 to each completion whose parsed answer equals the target strictly, else 0.0 (also where none is parsed).
-
-    Args:
-        completions: one per rollout.
-        answer: the data column of targets, repeated by TRL to one per rollout.
-    """
-    return [training_accuracy("own", split_response(completion_text(completion))[1], {"answer": target})
-            for completion, target in zip(completions, answer, strict=True)]
-
-
 def accuracy_of(task: str) -> Callable[..., list[float]]:
     """The accuracy reward of a task, as a TRL reward function for `rewards.dyme_rewards`.
 
@@ -202,19 +190,18 @@ def accuracy_of(task: str) -> Callable[..., list[float]]:
     if task not in SCORERS:
         raise ValueError(f"expected one of the tasks {', '.join(SCORERS)}: got {task!r}")
 
-    if task in ("chartqa", "own"):
-        return accuracy_reward
-
-    def task_accuracy(completions: Sequence[Completion], answer: Sequence[str], kind: Sequence[str],
-                      supervision: Sequence[str], **kwargs: Any) -> list[float]:
+    def accuracy_reward(completions: Sequence[Completion], answer: Sequence[str], kind: Sequence[str] | None = None,
+                        supervision: Sequence[str] | None = None, **kwargs: Any) -> list[float]:
         """Give each completion the training accuracy of its parsed answer; TRL repeats the columns, one value per rollout."""
-        rows = [dict(zip(("answer", "kind", "supervision"), values, strict=True))
-                for values in zip(answer, kind, supervision, strict=True)]
+        columns = zip(answer, kind or repeat(""), supervision or repeat(NO_SUPERVISION), strict=False)
+        rows = [dict(zip(("answer", "kind", "supervision"), values, strict=True)) for values in columns]
         return [training_accuracy(task, split_response(completion_text(completion))[1], row)
                 for completion, row in zip(completions, rows, strict=True)]
 
-    task_accuracy.__name__ = accuracy_reward.__name__  # TRL names its metrics by it
-    return task_accuracy
+    return accuracy_reward
+
+
+accuracy_reward = accuracy_of("own")  # of charts and of your own data: 1.0 for an equal text or number, else 0.0
 
 
 def _matches(prediction: str | None, row: Row) -> int:
@@ -275,11 +262,6 @@ def _to_float(text: str) -> float | None:
         return float(text.rstrip("%")) / 100.0 if text.endswith("%") else float(text)
     except ValueError:
         return None
-
-
-def _is_year(target: str) -> bool:
-    text = target.strip()
-    return len(text) == 4 and text.isdecimal() and int(text) in YEARS
 
 
 def _parse_lenient(text: str) -> tuple[str, str]:

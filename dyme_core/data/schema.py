@@ -148,8 +148,7 @@ def _parsed(question: str, answer: str, supervision: str) -> Item:
                 tuple(stored.get("labels", ())), *texts, stored.get("scoring", {}))
 
 
-def facts_to_rows(facts: tuple[Fact, ...]) -> list[dict]:
-    """Facts as plain rows (JSON, data sets); `facts_from_rows` reads them back."""
+def facts_to_rows(facts: Iterable[Fact]) -> list[dict[str, Any]]:
     return [asdict(fact) for fact in facts]
 
 

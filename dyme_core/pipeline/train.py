@@ -16,7 +16,7 @@ import torch
 from transformers import PrinterCallback
 
 from dyme_core import ranks, utils
-from dyme_core.data import datasets
+from dyme_core.data import datasets, metrics
 from dyme_core.data.bad_rows import BadRows
 from dyme_core.data.datasets import Refine, no_target
 from dyme_core.data.schema import DataError, Record, item_of
@@ -70,7 +70,7 @@ def execute(run: Run, names: tuple[str, ...] = HELD_OUT, keep_policy: bool = Tru
         torch.set_num_threads(1)
     model, processor = load_start(run)
     objection = too_long(processors.tokenizer_of(processor), run.profile.training.max_completion_tokens)
-    accuracy = datasets.accuracy_of(run.profile.data.name)
+    accuracy = metrics.accuracy_of(datasets.task_of(run.profile.data.name))
     with writing(run.folder), Experts(methods.supervision_of(run), run.paths, run.folder, objection, accuracy) as experts:
         session = load_records(run, experts, model, processor)
         check_start(session)

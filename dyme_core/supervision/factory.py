@@ -44,7 +44,7 @@ class Experts(AbstractContextManager):
         paths: of the profile; the recording is in its `runs` folder unless another is named.
         folder: of the run, for the ledger of calls.
         objection: what is wrong with a drafted response, None where nothing is (see `too_long`).
-        accuracy: the accuracy that is trained on (`datasets.accuracy_of`).
+        accuracy: the accuracy that is trained on (`metrics.accuracy_of`).
     """
 
     def __init__(self, settings: config.Supervision, paths: config.Paths, folder: Path,

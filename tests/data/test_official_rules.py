@@ -78,7 +78,7 @@ def test_the_lenient_rule_forgives_what_it_says_and_nothing_else() -> None:
 def test_own_data_takes_equal_texts_as_equal_and_else_the_common_rule() -> None:
     for prediction, target in itertools.product(ANSWERS, repeat=2):
         same = prediction.strip().lower() == target.strip().lower()
-        scores = metrics.own_scores(prediction, row(target))
+        scores = metrics.SCORERS["own"](prediction, row(target))
         assert scores["strict"] == (same or common_rule(prediction.strip(), target.strip(), 0.0)), (prediction, target)
         assert scores["strict"] <= scores["year_exact"] <= scores["relaxed"] <= scores["lenient"]
         assert metrics.training_accuracy("own", prediction, row(target)) == scores["strict"]
