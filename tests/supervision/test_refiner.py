@@ -76,3 +76,10 @@ def test_a_trace_of_the_data_set_is_the_target_where_a_response_can_hold_it() ->
     stored = ("First add 2 and 3.", "", "Too short here", "It says <answer>5</answer> on the label")
     records = [{"answer": "5", "supervision": schema.known(trace=trace)} for trace in stored]
     assert TraceRefiner().refine_all(records) == ["First add 2 and 3.", None, None, None]
+
+
+def test_a_trace_that_states_a_part_twice_is_no_template() -> None:
+    item, bank = dataclasses.replace(ITEM, answer="yes", conclusion="the answer is yes"), TemplateBank()
+    once = GOOD.replace(ITEM.conclusion, item.conclusion)
+    assert not bank.observe(f"{once} So the answer is yes.", item), "the second one would conclude for every other question"
+    assert bank == TemplateBank() and bank.observe(once, item)

@@ -99,7 +99,7 @@ def _first_choice(completion: dict[str, Any]) -> dict[str, Any]:
     choices = completion.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
     has_failed = str(choice.get("finish_reason")).lower() in FAILED
-    is_error = "choices" not in completion and ("message" in completion or "detail" in completion)
+    is_error = "choices" not in completion and (isinstance(completion.get("message"), str) or "detail" in completion)
     error = completion.get("error") or choice.get("error") or has_failed and choice or is_error and completion
     if error:
         raise NoReply(f"an error in its body: {_shown(error)}", _status_in(error))

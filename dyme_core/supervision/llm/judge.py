@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from dyme_core.config import POLICIES
+from dyme_core.config import POLICIES, Supervision
 from dyme_core.data.schema import Fact, Item, item_of
 from dyme_core.supervision.checker import Judgement, RuleChecker
 from dyme_core.supervision.llm.client import Client
@@ -24,7 +24,7 @@ from dyme_core.supervision.llm.parsing import Request, SupervisionError
 from dyme_core.supervision.llm.prompts import CheckReply, FactRow, check_messages
 
 logger = logging.getLogger(__name__)
-PARAMETERS = {"temperature": 0.0, "max_tokens": 400}
+PARAMETERS = Supervision().parameters
 
 
 class Expert:

@@ -93,6 +93,8 @@ FAULTS: dict[str, tuple[list[Act], str | type[SupervisionError], int]] = {  # sc
     "an unknown key with status 200": ([body('{"error": {"type": "authentication_error"}}')], SupervisionError, 1),
     "400 with status 200 for ever, with and without schema": ([body('{"object": "error", "message": "no", "code": 400}')],
                                                               SupervisionError, 2),
+    "no model with status 200 for ever, with and without schema": ([body('{"error": "model m not found"}')],
+                                                                   SupervisionError, 2),
     "no error": ([body(completion(HIGH).decode().replace('"id": "x"', '"error": null'))], "high", 1),
     "a list of parts": ([answer([{"type": "thinking", "thinking": [{"type": "text", "text": LOW}]},
                                  {"type": "text", "text": HIGH}])], "high", 1),
@@ -140,6 +142,7 @@ NO_REPLIES: dict[str, tuple[Act, str]] = {  # what is no reply of a model, and w
     "a piece of a stream": (body('{"choices": [{"delta": {"content": "high"}}]}'), "a choice without a message"),
     "another field": (answer(None, reasoning="high"), "the model's text stands in 'reasoning'; turn off the server's parser"),
     "a call of a tool": (answer(None, tool_calls=[{"function": {"arguments": HIGH}}]), "stands in 'tool_calls'"),
+    "another protocol": (body('{"message": {"role": "assistant", "content": "high"}, "done": true}'), "no choices in its body"),
     "a number": (body("7"), "no choices in its body"), "a number as text": (answer(7), "a content that is no text")}
 
 

@@ -26,6 +26,7 @@ def test_a_good_draft_is_the_target_word_for_word() -> None:
     (GOOD.replace("is in 2010", "is in 2012"), "closes on '2012', not on the answer '2010'"),
     (GOOD.replace(", 2012 has 25 and 20", ""), "leaves out 2012 has 25 and 20"),
     (f"{GOOD}\n<answer>2010</answer>", "plain prose"), (f"<image> {GOOD}", "plain prose"), ("", "plain prose"),
+    (f"{GOOD}\0", "plain prose"), (f"\u202e{GOOD}", "plain prose"), (f"[THINK] {GOOD}", "plain prose"),
     ("So long. " * 50 + GOOD, "be shorter"),
 ])
 def test_a_faulty_draft_is_asked_for_once_more_with_the_reasons_then_replaced(draft: str, reason: str) -> None:
