@@ -1,15 +1,17 @@
-"""Generation: records -> prompts, pictures and generated texts, in batches."""
+"""Generation: records -> prompts, pictures and generated texts, in batches; rollouts reported as they end."""
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby, islice
 from typing import Any
 
 import torch
-from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
+from transformers import BatchFeature, PreTrainedModel, ProcessorMixin, StoppingCriteria, StoppingCriteriaList
 
 from dyme_core.data.prompt_format import CAPTION_INSTRUCTION, THINK_INSTRUCTION, messages
 from dyme_core.data.schema import Record, item_of, write_facts
@@ -120,3 +122,41 @@ def _read(tokenizer: Any, ids: list[int], ends: Sequence[int]) -> Decoded:
     end = next((place for place, token_id in enumerate(ids) if token_id in ends), None)
     text = tokenizer.decode(ids[:end], skip_special_tokens=True)
     return Decoded(text, len(ids) if end is None else end + 1, end is None)
+
+
+class Watcher(StoppingCriteria):
+    """Stops nothing: `generate` calls a stopping criterion after every token.
+
+    Args:
+        report: called with the rollouts that have just ended: token ids, end token included, by their row in the batch. Each
+            is reported once; one that the length limit cuts never is.
+        end_tokens: ids that end a rollout.
+    """
+
+    def __init__(self, report: Callable[[dict[int, list[int]]], None], end_tokens: Sequence[int]) -> None:
+        self.report, self.end_tokens = report, torch.tensor(sorted(end_tokens))
+        self._start: int | None = None  # where the rollouts begin, after their prompts
+        self._ended: set[int] = set()
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        if self._start is None:
+            self._start = input_ids.shape[1] - 1
+        is_end = torch.isin(input_ids[:, -1].cpu(), self.end_tokens).nonzero().flatten().tolist()
+        new = [row for row in is_end if row not in self._ended]  # padding may be an end token
+        self._ended.update(new)
+        if new:
+            self.report({row: input_ids[row, self._start:].tolist() for row in new})
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+@contextmanager
+def watching(model: PreTrainedModel, watcher: Watcher) -> Iterator[None]:
+    """Within the block `model.generate` calls the watcher; it samples the same tokens."""
+    own = vars(model).get("generate")
+    model.generate = partial(model.generate, stopping_criteria=StoppingCriteriaList([watcher]))
+    try:
+        yield
+    finally:
+        del model.generate
+        if own is not None:
+            model.generate = own

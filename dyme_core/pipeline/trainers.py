@@ -14,6 +14,7 @@ from dyme_core import config, ranks
 from dyme_core.data.bad_rows import BadRows
 from dyme_core.data.datasets import fill_step, sft_dataset, to_dataset
 from dyme_core.data.schema import Record
+from dyme_core.models.resuming import ResumableSFTTrainer
 from dyme_core.pipeline.methods import Run
 from dyme_core.supervision.checker import RuleChecker
 from dyme_core.supervision.factory import Experts
@@ -21,7 +22,6 @@ from dyme_core.supervision.refiner import LearningChecker
 from dyme_core.trainer.config import DyMEConfig
 from dyme_core.trainer.dyme_trainer import DyMETrainer
 from dyme_core.trainer.grpo_trainer import MeasuredGRPOTrainer
-from dyme_core.trainer.resuming import ResumableSFTTrainer
 from dyme_core.trainer.rewards import dyme_rewards
 
 

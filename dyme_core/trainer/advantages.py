@@ -69,9 +69,10 @@ class StepRewards:
     @classmethod
     def of(cls, matrix: Tensor, roles: Sequence[str]) -> StepRewards:
         """From TRL's (B, F) matrix and the role of each of its columns (`rewards.roles_of`)."""
-        columns = dict(zip(roles, matrix.unbind(dim=1), strict=True))
-        others = tuple(column for column, role in zip(matrix.unbind(dim=1), roles, strict=True) if role == "other")
-        return cls(columns["accuracy"], columns.get("format"), columns.get("thinking"), others)
+        columns = list(zip(roles, matrix.unbind(dim=1), strict=True))
+        by_role = dict(columns)
+        others = tuple(column for role, column in columns if role == "other")
+        return cls(by_role["accuracy"], by_role.get("format"), by_role.get("thinking"), others)
 
     def is_correct(self, needs_format: bool = True) -> Tensor:
         """(B,) booleans; with `needs_format` a rollout that fails the format reward is not correct."""
@@ -80,14 +81,11 @@ class StepRewards:
 
     def total(self, group_size: int, gate: str = "sum", thinking_weight: float = 1.0) -> Tensor:
         """(B,) sums of all rewards, thinking weighted; gate "gated" gives 0 where the format fails, "sum" ignores that."""
-        weighted = [(self.format, 1.0), (self.accuracy, 1.0), (self.thinking, thinking_weight),
-                    *((other, 1.0) for other in self.others)]
-        given = [(reward, weight) for reward, weight in weighted if reward is not None]
-        matrix = fill_unknown(torch.stack([reward for reward, _ in given], dim=1), group_size)
-        total = (matrix * matrix.new_tensor([weight for _, weight in given])).sum(dim=1)
-        if gate == "sum" or self.format is None:
-            return total
-        return torch.where(self.format > 0.5, total, torch.zeros_like(total))
+        given = [reward for reward in (self.format, self.accuracy, self.thinking, *self.others) if reward is not None]
+        weights = [thinking_weight if reward is self.thinking else 1.0 for reward in given]
+        matrix = fill_unknown(torch.stack(given, dim=1), group_size)
+        total = (matrix * matrix.new_tensor(weights)).sum(dim=1)
+        return total if gate == "sum" or self.format is None else torch.where(self.format > 0.5, total, 0.0)
 
     def best(self, thinking_weight: float = 1.0) -> float:
         """The total of a rollout for which every reward is 1: that of a target."""

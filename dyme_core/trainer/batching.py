@@ -72,6 +72,12 @@ def write_completion(batch: Batch, row: int, ids: Sequence[int], pad_id: int) ->
             batch[name][row, : len(ids)] = torch.tensor(values, dtype=batch[name].dtype, device=batch[name].device)
 
 
+def spread_advantages(batch: Batch) -> Tensor:
+    """The batch's advantages, from now on (B, C): each token has its row's."""
+    batch["advantages"] = batch["advantages"][:, None].repeat(1, batch["completion_ids"].shape[1])
+    return batch["advantages"]
+
+
 def busy_rows(batch: Batch) -> list[int]:
     """The rows whose advantages are not all 0; the others add nothing to the loss but cost as much."""
     return (batch["advantages"] != 0).reshape(len(batch["advantages"]), -1).any(dim=1).nonzero().flatten().tolist()

@@ -19,12 +19,12 @@ from transformers import PreTrainedModel
 
 from dyme_core.data.datasets import Refine
 from dyme_core.models import prefix_sharing
+from dyme_core.models.generation import Watcher, watching
 from dyme_core.models.processors import target_ids
 from dyme_core.supervision.refiner import VisualRefiner, target_writer
 from dyme_core.trainer import batching, switches
 from dyme_core.trainer.config import DyMEConfig
 from dyme_core.trainer.grpo_trainer import MeasuredGRPOTrainer
-from dyme_core.trainer.streaming import Watcher, watching
 
 logger = logging.getLogger(__name__)
 VISUAL = ("pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes", "num_tiles", "image_sizes",
@@ -108,7 +108,8 @@ class DyMETrainer(MeasuredGRPOTrainer):
 
     def _draw_hints(self, inputs: list[dict[str, Any]]) -> list[list[int]]:
         share = self.switch.hint(self.progress, self.switch.value)
-        ids = [self._ids(target)[:-1] if target is not None else [] for target in self.refine(inputs)]
+        targets = self.refine(inputs)
+        ids = [[] if target is None else target_ids(self.processing_class, target)[:-1] for target in targets]
         return [row[: round(share * len(row))] for row in ids]
 
     def _generate_single_turn(self, prompt_ids, images, fields, *args, **kwargs):
@@ -148,12 +149,14 @@ class DyMETrainer(MeasuredGRPOTrainer):
         first = self.accelerator.process_index * len(inputs)
         batch["advantages"] = decision.advantages.flatten()[first: first + len(inputs)].to(batch["advantages"])
         self._logs["advantages"].extend(decision.advantages.flatten().tolist())  # in place of GRPO's: as long as the step
+        if not decision.advantages.any() and not decision.targets.any():
+            logger.info("step %d: nothing to learn from this batch: in %d of %d groups every rollout is correct, in the others "
+                        "all rollouts earn the same reward", self.state.global_step, int((groups.pass_rate == 1).sum()),
+                        len(groups.pass_rate))
         targets = [(group * size - first, weight) for group, weight in enumerate(decision.targets.tolist()) if weight]
         batch = self._memorize(inputs, batch, [(row, weight) for row, weight in targets if 0 <= row < len(inputs)], decision)
         if any(self._hints):
             self._weigh_hints(batch)
-        if not decision.advantages.any() and not decision.targets.any():
-            logger.info("step %d: nothing to learn from this batch: %s", self.state.global_step, self._why_nothing(groups))
         if args.probe_every and self.state.global_step % args.probe_every == 0:
             self._probe(batch, len(inputs))
         batch = self._fit_rows(batch)
@@ -179,48 +182,40 @@ class DyMETrainer(MeasuredGRPOTrainer):
         num_missing = torch.tensor([texts.count(None)], device=batch["advantages"].device)
         self._metrics["train"]["without_target"].append(self.accelerator.gather(num_missing).sum().item())
         batch["is_target"] = torch.zeros(len(inputs), dtype=torch.bool, device=batch["advantages"].device)
+        idle = [target for target in found if not decision.hold and batch["advantages"][target[0]] == 0]
+        new = [self._target_row(batch, *target) for target in found if target not in idle]
         if decision.hold:
-            self.held += [self._target_rows(batch, [target]) for target in found]
-            if len(self.held) < decision.hold:
-                return batch
-            released, self.held = self.held, []
-            return batching.join([batch, *released], self._tokenizer.pad_token_id)
-        idle = [target for target in found if batch["advantages"][target[0]] == 0]
-        if len(idle) < len(found):
-            batch = batching.join([batch, self._target_rows(batch, [target for target in found if target not in idle])],
-                                  self._tokenizer.pad_token_id)
-        for row, weight, text in idle:
-            batching.write_completion(batch, row, self._ids(text), self._tokenizer.pad_token_id)
-            batch["advantages"][row], batch["is_target"][row] = weight, True
+            self.held += new
+            new, self.held = (self.held, []) if len(self.held) >= decision.hold else ([], self.held)
+        if new:
+            batch = batching.join([batch, *new], self._tokenizer.pad_token_id)
+        for target in idle:
+            self._write_target(batch, *target)
         if decision.token_weight is not None and found:
             self._weigh_tokens(batch, decision.token_weight)
         return batch
 
-    def _target_rows(self, batch: batching.Batch, targets: list[tuple[int, float, str]]) -> batching.Batch:
-        """New rows: the prompts of these rows with their targets (row, weight, text)."""
-        rows = batching.take_rows(batch, [row for row, _, _ in targets])
-        for place, (_, weight, text) in enumerate(targets):
-            batching.write_completion(rows, place, self._ids(text), self._tokenizer.pad_token_id)
-            rows["advantages"][place], rows["is_target"][place] = weight, True
-        return rows
+    def _target_row(self, batch: batching.Batch, row: int, weight: float, text: str) -> batching.Batch:
+        """A batch of one row: the prompt of this one with its target."""
+        new = batching.take_rows(batch, [row])
+        self._write_target(new, 0, weight, text)
+        return new
 
-    def _ids(self, target: str) -> list[int]:
-        return target_ids(self.processing_class, target)
+    def _write_target(self, batch: batching.Batch, row: int, weight: float, text: str) -> None:
+        batching.write_completion(batch, row, target_ids(self.processing_class, text), self._tokenizer.pad_token_id)
+        batch["advantages"][row], batch["is_target"][row] = weight, True
 
     @torch.no_grad()
     def _weigh_tokens(self, batch: batching.Batch, token_weight: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        """Give each token of a target its own weight, from its probability under the policy; advantages become (B, C)."""
+        """Give each token of a target its own weight, from its probability under the policy."""
         places = batch["is_target"].nonzero().flatten().tolist()
-        advantages = batch["advantages"][:, None].repeat(1, batch["completion_ids"].shape[1])
-        advantages[places] *= token_weight(self._log_probs(batching.take_rows(batch, places)).exp())
-        batch["advantages"] = advantages
+        batching.spread_advantages(batch)[places] *= token_weight(self._log_probs(batching.take_rows(batch, places)).exp())
 
     def _weigh_hints(self, batch: batching.Batch) -> None:
         """Give the tokens of a hint the weight of a target, shared among the rows of its group."""
-        advantages = batch["advantages"][:, None].repeat(1, batch["completion_ids"].shape[1])
+        advantages = batching.spread_advantages(batch)
         for row, hint in enumerate(self._hints):
             advantages[row, : len(hint)] = self.memorize_advantage / self.num_generations
-        batch["advantages"] = advantages
 
     def _log_probs(self, batch: batching.Batch) -> torch.Tensor:
         """(B, C) log-probabilities of the completions' tokens, as TRL computes them."""
@@ -243,9 +238,3 @@ class DyMETrainer(MeasuredGRPOTrainer):
             self._metrics["train"][name].append(norm.item())
         if norms[0] > 0 and norms[1] > 0:  # else one of the two teaches nothing in this batch
             self._metrics["train"]["cosine"].append((found[0] @ found[1] / (norms[0] * norms[1])).item())
-
-    def _why_nothing(self, groups: switches.Groups) -> str:
-        mastered = int((groups.pass_rate == 1).sum())
-        flat = len(groups.pass_rate) - mastered
-        return (f"in {mastered} of {len(groups.pass_rate)} groups every rollout is correct"
-                + (f", in {flat} all rollouts earn the same reward" if flat else ""))

@@ -18,8 +18,8 @@ from dyme_core.data.datasets import fill_step, with_defaults
 from dyme_core.data.prompt_format import completion_text, split_response
 from dyme_core.models.loading import load_policy
 from dyme_core.models.processors import end_ids, processor_of, set_end_ids, suppressed_ids
+from dyme_core.models.resuming import ExactResume
 from dyme_core.trainer.advantages import StepRewards, fill_unknown, group_modes
-from dyme_core.trainer.resuming import ExactResume
 from dyme_core.trainer.rewards import roles_of
 
 logger = logging.getLogger(__name__)
@@ -28,14 +28,13 @@ NEVER = -100.0  # added to a logit: vLLM has no list of suppressed ids
 
 
 class MeasuredGRPOTrainer(ExactResume, GRPOTrainer):
-    """TRL's GRPO, unchanged, with what a reader of a run needs logged at each step.
+    """TRL's GRPO, unchanged but that special tokens which do not end a rollout are never sampled: a sampled <image> would break
+    the next forward pass.
 
-    Logged: groups by mode (memorize / explore / mastered: none, some, all of a prompt's rollouts correct; plain GRPO only
-    counts them), mean format / accuracy / thinking (of those rewards that are given) / correct, share of zero-variance groups,
-    thinking length in tokens, share of truncated rollouts and of those that repeat one token, seconds to generate, to score
+    Logs in addition: groups by mode (memorize, explore, mastered: none, some, all of a prompt's rollouts correct; plain GRPO
+    only counts them), means of format, accuracy, thinking (of those rewards that are given) and correct, share of zero-variance
+    groups, thinking length in tokens, shares of rollouts that are truncated or repeat one token, seconds to generate, to score
     and to update.
-
-    Special tokens that do not end a rollout are never sampled: a sampled <image> would break the next forward pass.
 
     Args:
         model: a loaded model, trained as it is; or a folder or hub id, loaded by `load_policy` with its vision tower frozen.
@@ -78,19 +77,6 @@ class MeasuredGRPOTrainer(ExactResume, GRPOTrainer):
         """(B_global,) booleans for the rollouts scored last, all processes."""
         return self._rewards.is_correct(self.correct_needs_format)
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train, as Trainer does.
-
-        Raises:
-            ValueError: where the data set ended before one whole step, as a stream may.
-        """
-        output = super().train(*args, **kwargs)
-        if not self.state.global_step and self.state.max_steps > 0:
-            prompts = self.args.generation_batch_size // self.num_generations
-            raise ValueError(f"no step was taken: it needs {prompts} prompts, and the data set has fewer; give more rows, or "
-                             "lower per_device_train_batch_size or gradient_accumulation_steps")
-        return output
-
     def state_dict(self) -> dict[str, Any]:
         is_used_up = self._step % (self.args.steps_per_generation * self.num_iterations) == 0
         return {**super().state_dict(), "step": self._step, "rollouts": None if is_used_up else self._buffered_inputs}
@@ -124,26 +110,24 @@ class MeasuredGRPOTrainer(ExactResume, GRPOTrainer):
         return matrix
 
     def _log_rollouts(self, matrix: torch.Tensor, completions, completion_ids_list) -> None:
-        metrics = self._metrics["train" if self.model.training else "eval"]
-        group_size = self.num_generations if self.model.training else self.num_generations_eval
-        modes = group_modes(self.is_correct(), group_size)
-        for mode, name in enumerate(("memorize", "explore", "mastered")):
-            metrics[name].append((modes == mode).sum().item())
-        for name in ("format", "accuracy", "thinking"):
-            if (reward := getattr(self._rewards, name)) is not None:
-                metrics[name].append(reward.nanmean().item())
-        metrics["correct"].append(self.is_correct().float().mean().item())
+        mode, group_size = ("train", self.num_generations) if self.model.training else ("eval", self.num_generations_eval)
+        is_correct, modes = self.is_correct(), group_modes(self.is_correct(), group_size)
+        logged = {name: (modes == number).sum() for number, name in enumerate(("memorize", "explore", "mastered"))}
+        logged |= {name: reward.nanmean() for name in ("format", "accuracy", "thinking")
+                   if (reward := getattr(self._rewards, name)) is not None}
         weights = self.reward_weights.to(matrix.device)  # a reward of weight 0 is measured, not learned from
         totals = (fill_unknown(matrix, group_size) * weights).sum(dim=1).reshape(-1, group_size)
-        metrics["zero_variance"].append((totals == totals[:, :1]).all(dim=1).float().mean().item())
+        logged |= {"correct": is_correct.float().mean(),
+                   "zero_variance": (totals == totals[:, :1]).all(dim=1).float().mean()}
         thinking = [split_response(completion_text(completion))[0] for completion in completions]
         lengths = [len(ids) for ids in self._tokenizer(thinking, add_special_tokens=False)["input_ids"]]
         truncated = [ids[-1] not in self.eos_token_ids for ids in completion_ids_list]
         repeated = [_is_one_token(ids) for ids in completion_ids_list]
         local = torch.tensor([lengths, truncated, repeated], dtype=torch.float32, device=self.accelerator.device).mean(dim=1)
-        for name, mean in zip(("thinking_tokens", "truncated", "repeated"), self.accelerator.gather(local[None]).mean(dim=0),
-                              strict=True):
-            metrics[name].append(mean.item())
+        means = self.accelerator.gather(local[None]).mean(dim=0)
+        logged |= zip(("thinking_tokens", "truncated", "repeated"), means, strict=True)
+        for name, value in logged.items():
+            self._metrics[mode][name].append(value.item())
 
     def _generate_and_score_completions(self, inputs):
         start = time.perf_counter()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
@@ -89,49 +88,42 @@ class ThinkingReward:
         return end
 
 
-@dataclass(eq=False)
-class _Group:
-    """The rollouts of one prompt in this process: which of those that have ended are correct, and the thinking for which no
-    rating was requested yet, both by place."""
-
-    size: int
-    is_correct: dict[int, bool] = field(default_factory=dict)
-    waiting: dict[int, str] = field(default_factory=dict)
-
-
 class _Rollouts:
-    """The rollouts of a batch, which end one after another, and the thinking that is certain to be rated."""
+    """The rollouts of a batch, which end one after another, and the thinking that is certain to be rated; all by place."""
 
     def __init__(self, reward: ThinkingReward, records: Sequence[dict[str, Any]]) -> None:
-        self.reward, self.records, self.group_of = reward, records, []
+        self.reward, self.records = reward, records
+        self.is_correct: dict[int, bool] = {}  # of those that have ended
+        self.waiting: dict[int, str] = {}  # thinking for which no rating was requested yet
+        self.group_of: list[range] = []
         for _, same in groupby(records, key=lambda record: record.get("item")):
             size = len(list(same))
-            self.group_of += [_Group(size)] * size
+            self.group_of += [range(len(self.group_of), len(self.group_of) + size)] * size
 
     def end(self, texts: dict[int, str]) -> dict[int, str]:
-        """Take the texts of rollouts that have ended, by place; each is parsed and scored once, here.
+        """Take the texts of rollouts that have ended; each is parsed and scored once, here.
 
         Returns:
-            the thinking, by place, that will be scored whatever the other rollouts are: all of a group that is now known to be
-            mixed. The hook gets the records of prompts that are now known to be all wrong.
+            the thinking that will be scored whatever the other rollouts are: all of a group that is now known to be mixed. The
+            hook gets the records of prompts that are now known to be all wrong.
         """
-        reward, thinking = self.reward, {place: prompt_format.split_response(text)[0] for place, text in texts.items()
-                                         if prompt_format.is_well_formed(text)}
+        reward = self.reward
+        thinking = {place: prompt_format.split_response(text)[0] for place, text in texts.items()
+                    if prompt_format.is_well_formed(text)}
         if reward.group_size is None:
             return thinking
+        self.waiting |= thinking
         columns = {name: [self.records[place][name] for place in texts] for name in self.records[0]}
         for place, score in zip(texts, reward.accuracy(list(texts.values()), **columns), strict=True):
-            group = self.group_of[place]
-            group.is_correct[place] = score > 0.5 and (place in thinking or not reward.correct_needs_format)
-            group.waiting |= {place: thinking[place]} if place in thinking else {}
+            self.is_correct[place] = score > 0.5 and (place in thinking or not reward.correct_needs_format)
         certain, all_wrong = {}, []
         for group in dict.fromkeys(self.group_of[place] for place in sorted(texts)):
-            are_correct, is_whole = group.is_correct.values(), group.size == reward.group_size
-            if is_whole and len(are_correct) == group.size and not any(are_correct):
-                all_wrong.append(self.records[min(group.is_correct)])
-            if not is_whole or any(are_correct) and (reward.mastered == "explore" or not all(are_correct)):
-                certain |= group.waiting
-                group.waiting = {}
+            known = [self.is_correct[place] for place in group if place in self.is_correct]
+            is_whole = len(group) == reward.group_size
+            if is_whole and len(known) == len(group) and not any(known):
+                all_wrong.append(self.records[group[0]])
+            if not is_whole or any(known) and (reward.mastered == "explore" or not all(known)):
+                certain |= {place: self.waiting.pop(place) for place in group if place in self.waiting}
         if all_wrong:
             reward.on_all_wrong(all_wrong)
         return certain
@@ -150,29 +142,28 @@ def dyme_rewards(checker: VisualChecker, accuracy: Callable[..., list[float]] = 
 
 
 def roles_of(functions: Sequence[Any], names: Sequence[str], correct_reward: str | None = None) -> list[str]:
-    """What each reward function scores: "format", "accuracy" (exactly one: it says which rollouts are correct), "thinking" or
-    "other". A function says so in its attribute `role`, as ours do; the accuracy that a ThinkingReward knows is ours, too.
+    """What each reward function scores: "format", "accuracy", "thinking" or "other"; only "other" may occur twice.
 
-    Args:
-        functions: any TRL takes.
-        names: TRL's names of them.
-        correct_reward: name of the function that says what is correct; None: our accuracy reward where there is one, else the
-            first function that scores neither format nor thinking.
+    A function says so in its attribute `role`, as ours do; the accuracy that a ThinkingReward knows is ours, too. The one of
+    role "accuracy" says which rollouts are correct: the function named `correct_reward`, else our accuracy, else the first that
+    scores neither format nor thinking.
+
     Raises:
         ValueError: if there is no function of that name, or none that could say what is correct.
     """
-    accuracies = [function.accuracy for function in functions if isinstance(function, ThinkingReward)]
-    roles = ["accuracy" if function in accuracies else getattr(function, "role", "other") for function in functions]
-    if correct_reward is not None and correct_reward not in names:
-        raise ValueError(f"correct_reward must name one of the reward functions {list(names)}: got {correct_reward!r}")
-    candidates = [roles.index(role) for role in ("accuracy", "other") if role in roles]
-    if correct_reward is None and not candidates:
+    own = [function.accuracy for function in functions if isinstance(function, ThinkingReward)]
+    roles = ["accuracy" if function in own else getattr(function, "role", "other") for function in functions]
+    known = [roles.index(role) for role in ("accuracy", "other") if role in roles]
+    if correct_reward is not None:
+        if correct_reward not in names:
+            raise ValueError(f"correct_reward must name one of the reward functions {list(names)}: got {correct_reward!r}")
+        known = [names.index(correct_reward)]
+    if not known:
         raise ValueError(f"a reward function must say which rollouts are correct: got {list(names)}; add one that scores "
                          "answers, or name one of these as correct_reward")
-    correct = candidates[0] if correct_reward is None else names.index(correct_reward)
     roles = ["other" if role == "accuracy" else role for role in roles]
-    roles[correct] = "accuracy"
-    return [role if roles.index(role) == place else "other" for place, role in enumerate(roles)]  # one function a role
+    roles[known[0]] = "accuracy"
+    return [role if roles.index(role) == place else "other" for place, role in enumerate(roles)]
 
 
 def _records(columns: Mapping[str, Any], count: int) -> list[dict[str, Any]]:

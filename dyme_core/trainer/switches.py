@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -84,20 +84,17 @@ def threshold(groups: Groups, value: float) -> Decision:
 def grounded(groups: Groups, value: float | None = None) -> Decision:
     """Ours: a lucky guess is no success. `binary`, but memorize where no rollout is both correct and grounded."""
     memorizes = ~(groups.is_correct & groups.is_grounded).any(dim=1)
-    decision = binary(groups)
-    return Decision(torch.where(memorizes[:, None], 0.0, decision.advantages), groups.weight * memorizes)
+    return Decision(torch.where(memorizes[:, None], 0.0, binary(groups).advantages), groups.weight * memorizes)
 
 
 def explore(groups: Groups, value: float | None = None) -> Decision:
     """Ablation without memorize: `binary` whose all-wrong groups teach nothing."""
-    decision = binary(groups)
-    return Decision(decision.advantages, torch.zeros_like(decision.targets))
+    return replace(binary(groups), targets=torch.zeros_like(groups.pass_rate))
 
 
 def memorize(groups: Groups, value: float | None = None) -> Decision:
     """Ablation without explore: `binary` whose mixed groups teach nothing."""
-    decision = binary(groups)
-    return Decision(torch.zeros_like(decision.advantages), decision.targets)
+    return replace(binary(groups), advantages=torch.zeros_like(groups.rewards))
 
 
 def cosine(groups: Groups, value: float | None = None) -> Decision:
@@ -143,13 +140,8 @@ def hint_share(progress: float, value: float) -> float:
 
 @dataclass(frozen=True)
 class Switch:
-    """A switch with its number.
-
-    Attributes:
-        decide: (groups, value) -> Decision.
-        value: default of its number; None where it has none.
-        hint: (progress, value) -> share of the target that rollouts continue; None: no hint.
-    """
+    """A rule (groups, value) -> Decision, the default of its number (None: it has none), and for rollouts that continue a hint
+    (progress, value) -> its share of the target."""
 
     decide: Callable[[Groups, float], Decision]
     value: float | None = None
@@ -176,4 +168,4 @@ def named(name: str, value: float | None = None) -> Switch:
     if switch.value is None or value <= 0:
         wanted = "no number" if switch.value is None else "a number above 0"
         raise ValueError(f"switch {name!r} takes {wanted}: got switch_value={value!r}")
-    return Switch(switch.decide, value, switch.hint)
+    return replace(switch, value=value)

@@ -58,7 +58,7 @@ def test_a_target_is_closed_as_the_chat_template_closes_an_answer(tmp_path: Path
     trainer, _ = step(tmp_path / "run", family, policy, processor, [WRONG] * 2 * G)
     tokenizer, end = processors.tokenizer_of(processor), END.get(family, "<|im_end|>")
     target = refine([records_for(family)[0].row])[0]
-    assert tokenizer.decode(trainer._ids(target)) == target + end
+    assert tokenizer.decode(processors.target_ids(processor, target)) == target + end
     assert tokenizer.pad_token not in (None, end, tokenizer.eos_token), "else the closing token is masked with the padding"
     assert {*trainer.eos_token_ids} == {*processors.end_ids(policy, processor)}
     settings = SFTConfig(str(tmp_path / "sft"), use_cpu=True, bf16=False, report_to="none", max_length=None,

@@ -23,12 +23,12 @@ from transformers import Trainer
 from dyme_core import config
 from dyme_core.data import datasets
 from dyme_core.models import loading
+from dyme_core.models.resuming import ExactResume
 from dyme_core.pipeline import callbacks, checkpointing, methods, train
 from dyme_core.pipeline.checkpointing import CHECKSUMS, Keeper
 from dyme_core.supervision.llm import cache, usage
 from dyme_core.supervision.llm.usage import LEDGER_FILE, ROWS_FILE
 from dyme_core.trainer.dyme_trainer import DyMETrainer
-from dyme_core.trainer.resuming import ExactResume
 from dyme_core.utils import read_rows
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,12 +13,12 @@ from dyme_core import config
 from dyme_core.data import datasets
 from dyme_core.data.schema import item_of
 from dyme_core.models import generation, loading, processors
+from dyme_core.models.generation import Watcher, watching
 from dyme_core.pipeline.trainers import supervise_online
 from dyme_core.supervision.factory import Experts
 from dyme_core.supervision.refiner import RuleRefiner
 from dyme_core.trainer.config import DyMEConfig
 from dyme_core.trainer.dyme_trainer import DyMETrainer
-from dyme_core.trainer.streaming import Watcher, watching
 
 BASE = Path(__file__).resolve().parents[2] / "bases" / "svlm-s0"
 RECORDS = datasets.mini_records("train", 8, seed=0)

@@ -14,12 +14,12 @@ from transformers.trainer_utils import IntervalStrategy
 from trl import GRPOConfig, SFTConfig
 
 from dyme_core.models.loading import load_policy
+from dyme_core.models.resuming import STATE, ResumableSFTTrainer
 from dyme_core.supervision.checker import RuleChecker
 from dyme_core.supervision.refiner import LearningChecker, RuleRefiner, TemplateBank
 from dyme_core.trainer.config import DyMEConfig
 from dyme_core.trainer.dyme_trainer import DyMETrainer
 from dyme_core.trainer.grpo_trainer import MeasuredGRPOTrainer
-from dyme_core.trainer.resuming import STATE, ResumableSFTTrainer
 from dyme_core.trainer.rewards import ThinkingReward
 
 G, STEPS = 2, 6  # two prompts a step of four prompts: an epoch is two steps

@@ -35,11 +35,16 @@ class ExactResume:
             resume_from_checkpoint: a checkpoint's folder, or True for the newest complete one in `output_dir`. One of the last
                 step is read and nothing trained.
         Raises:
-            ValueError: where there is no complete checkpoint, or it is of a later step than the last one to train.
+            ValueError: where there is no complete checkpoint, it is of a later step than the last one to train, or the data
+                set has too few rows for one step.
         """
         if resume_from_checkpoint in (None, False):
             self.epochs_done = 0
-            return super().train(None, *args, **kwargs)
+            output = super().train(None, *args, **kwargs)
+            if not self.state.global_step and self.state.max_steps > 0:  # a stream, whose length nobody knows
+                raise ValueError("no step was taken: the data set ended before the prompts of one; give more rows, or lower "
+                                 "per_device_train_batch_size or gradient_accumulation_steps")
+            return output
         folder = self._newest() if resume_from_checkpoint is True else Path(resume_from_checkpoint)
         if missing := self._missing(folder):
             raise ValueError(f"expected a complete checkpoint in {folder}: it has no {', '.join(missing)}; take another one, "
