@@ -22,6 +22,7 @@ from transformers.utils import is_torchvision_available
 
 PADS = ("<|endoftext|>", "<|fim_pad|>", "<pad>", "<|pad|>")  # padding tokens to try, in this order
 NEW_PAD = "<|pad|>"
+NEVER = -100.0  # added to a logit
 
 
 def without_video(plain: type[ProcessorMixin]) -> type[ProcessorMixin]:
@@ -148,6 +149,16 @@ def suppressed_ids(model: PreTrainedModel, processor: ProcessorMixin | PreTraine
     special = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
     placeholders = {getattr(processor, name, None) for name in ("image_token_id", "video_token_id")} - {None}
     return sorted((special | placeholders | set(tokenizer.all_special_ids)) - {*end_ids(model, processor)})
+
+
+def generation_kwargs(model: PreTrainedModel, processor: ProcessorMixin | PreTrainedTokenizerBase, use_vllm: bool,
+                      given: dict[str, Any] | None = None) -> dict[str, Any]:
+    """TRL's `generation_kwargs`, the given ones first, under which no special token is sampled but those that end a rollout."""
+    given, forbidden = given or {}, suppressed_ids(model, processor)
+    if use_vllm:  # it has no list of suppressed ids
+        return {**given, "logit_bias": {**given.get("logit_bias", {}), **dict.fromkeys(forbidden, NEVER)},
+                "stop_token_ids": end_ids(model, processor)}
+    return {**given, "suppress_tokens": sorted({*(given.get("suppress_tokens") or ()), *forbidden})}
 
 
 def _processor_class(source: Path | str) -> str | None:

@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import TrainOutput
-from trl import SFTTrainer
+from trl import GRPOTrainer, SFTTrainer
 
 from dyme_core.models.loading import load_weights
 
@@ -130,3 +130,21 @@ class ExactResume:
 
 class ResumableSFTTrainer(ExactResume, SFTTrainer):
     """TRL's SFTTrainer, which resumes exactly."""
+
+
+class ResumableGRPOTrainer(ExactResume, GRPOTrainer):
+    """TRL's GRPOTrainer, which resumes exactly, also past an epoch and between two updates of one generation."""
+
+    def state_dict(self) -> dict[str, Any]:
+        is_used_up = self._step % (self.args.steps_per_generation * self.num_iterations) == 0
+        return {**super().state_dict(), "step": self._step, "rollouts": None if is_used_up else self._buffered_inputs}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self._step, self._buffered_inputs = state["step"], state["rollouts"]
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        sampler = super()._get_train_sampler(dataset)
+        for _ in range(self.epochs_done if sampler.shuffle else 0):  # it draws the order of each epoch after that of the last
+            torch.randperm(sampler.num_samples, generator=sampler.generator)
+        return sampler

@@ -33,14 +33,8 @@ def group_advantages(rewards: Tensor, group_size: int) -> Tensor:
 
 
 def group_modes(is_correct: Tensor, group_size: int) -> Tensor:
-    """The mode of each group: MEMORIZE where no rollout is correct, MASTERED where all are, else EXPLORE.
-
-    Args:
-        is_correct: (B,) booleans.
-        group_size: G.
-    Returns:
-        (B / G,) integers.
-    """
+    """(B / G,) the mode of each group, from (B,) booleans: MEMORIZE where no rollout is correct, MASTERED where all are, else
+    EXPLORE."""
     num_correct = _grouped(is_correct, group_size).sum(dim=1)
     modes = torch.full_like(num_correct, EXPLORE)
     modes[num_correct == 0] = MEMORIZE
@@ -69,9 +63,8 @@ class StepRewards:
     @classmethod
     def of(cls, matrix: Tensor, roles: Sequence[str]) -> StepRewards:
         """From TRL's (B, F) matrix and the role of each of its columns (`rewards.roles_of`)."""
-        columns = list(zip(roles, matrix.unbind(dim=1), strict=True))
-        by_role = dict(columns)
-        others = tuple(column for role, column in columns if role == "other")
+        by_role = dict(zip(roles, matrix.unbind(dim=1), strict=True))
+        others = tuple(matrix[:, place] for place, role in enumerate(roles) if role == "other")
         return cls(by_role["accuracy"], by_role.get("format"), by_role.get("thinking"), others)
 
     def is_correct(self, needs_format: bool = True) -> Tensor:
@@ -93,14 +86,10 @@ class StepRewards:
 
 
 def fill_unknown(rewards: Tensor, group_size: int) -> Tensor:
-    """Put the mean of its group's known scores in place of each NaN, 0 where the group has none.
+    """(B, F) rewards with the mean of its group's known scores in place of each NaN, 0 where the group has none.
 
     A 0 would be a bad mark. The group's mean neither lifts nor lowers a rollout against the others: only its other rewards
     then count.
-
-    Args:
-        rewards: (B, F), one column per reward.
-        group_size: G.
     """
     groups = _grouped(rewards, group_size)
     means = groups.nanmean(dim=1, keepdim=True).nan_to_num(0.0)

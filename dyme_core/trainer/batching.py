@@ -16,22 +16,18 @@ from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_b
 Batch = dict[str, Any]
 PROMPT, COMPLETION, BOTH = (True, False), (False, True), (True, True)  # padding of a field, (left, right)
 SPANS = {"prompt_ids": PROMPT, "prompt_mask": PROMPT, "completion_ids": COMPLETION, "completion_mask": COMPLETION,
-         "importance_sampling_ratio": COMPLETION,
-         "token_type_ids": BOTH, "mm_token_type_ids": BOTH}
+         "importance_sampling_ratio": COMPLETION, "token_type_ids": BOTH, "mm_token_type_ids": BOTH}
 IDS = ("prompt_ids", "completion_ids")
 
 
 def take_rows(batch: Batch, rows: Sequence[int]) -> Batch:
     """The batch of these rows, in this order; a row may be taken twice."""
-    size = len(batch["prompt_ids"])
-    taken = {}
-    for name, values in split_pixel_values_by_grid(batch).items():
+    size, taken = len(batch["prompt_ids"]), dict(split_pixel_values_by_grid(batch))
+    for name, values in taken.items():
         if isinstance(values, Tensor) and values.ndim and len(values) == size:
             taken[name] = values[list(rows)]
         elif isinstance(values, list) and len(values) == size:
             taken[name] = [values[row] for row in rows]
-        else:
-            taken[name] = values
     return unsplit_pixel_values_by_grid(taken)
 
 
@@ -52,9 +48,8 @@ def with_own_log_probs(batch: Batch) -> Batch:
     """The batch without log-probs of the rollouts, which targets lack: TRL then takes those of the step itself, which are the
     same, one step following each generation. vLLM's importance ratios stay, (B, C) also where they are a row's."""
     kept = {name: value for name, value in batch.items() if name not in ("old_per_token_logps", "sampling_per_token_logps")}
-    if "importance_sampling_ratio" in kept:
-        kept["importance_sampling_ratio"] = kept["importance_sampling_ratio"].repeat(
-            1, batch["completion_ids"].shape[1] // kept["importance_sampling_ratio"].shape[1])
+    if (ratio := kept.get("importance_sampling_ratio")) is not None:
+        kept["importance_sampling_ratio"] = ratio.repeat(1, batch["completion_ids"].shape[1] // ratio.shape[1])
     return kept
 
 
@@ -64,12 +59,10 @@ def write_completion(batch: Batch, row: int, ids: Sequence[int], pad_id: int) ->
     No engine sampled them: where the batch has importance ratios (`with_own_log_probs`) theirs are 1.
     """
     batch.update(_widen(batch, batch["prompt_ids"].shape[1], max(batch["completion_ids"].shape[1], len(ids)), pad_id))
-    ones = [1] * len(ids)
-    for name, fill, values in (("completion_ids", pad_id, ids), ("completion_mask", 0, ones),
-                               ("importance_sampling_ratio", 0, ones)):
-        if name in batch:
-            batch[name][row] = fill
-            batch[name][row, : len(ids)] = torch.tensor(values, dtype=batch[name].dtype, device=batch[name].device)
+    new = {"completion_ids": torch.tensor(ids), "completion_mask": 1, "importance_sampling_ratio": 1}
+    for name in new.keys() & batch.keys():
+        batch[name][row] = pad_id if name in IDS else 0
+        batch[name][row, : len(ids)] = new[name]
 
 
 def spread_advantages(batch: Batch) -> Tensor:

@@ -34,8 +34,8 @@ VISUAL = ("pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask"
 class DyMETrainer(MeasuredGRPOTrainer):
     """GRPO that memorizes a refined target where the switch says so: DyME's own where every rollout of a prompt failed.
 
-    Logs in addition: without_target, prompts to memorize without a target; rows, those in the update;
-    every `probe_every` steps memorize_norm, explore_norm and cosine of the gradients of targets and of rollouts.
+    Logs in addition: without_target, prompts to memorize without a target; rows, those in the update; every `probe_every` steps
+    memorize_norm, explore_norm and cosine of the gradients of targets and of rollouts.
 
     Args:
         model, reward_funcs, train_dataset, eval_dataset, processing_class: as for MeasuredGRPOTrainer.
@@ -172,7 +172,7 @@ class DyMETrainer(MeasuredGRPOTrainer):
         needed = batching.busy_rows(batch) if self.args.drop_idle_rows else list(range(len(batch["advantages"])))
         most = self.accelerator.gather(torch.tensor([len(needed)], device=batch["advantages"].device)).max().item()
         parts = self.args.steps_per_generation
-        return batching.fit_rows(batch, needed, -(-max(1, most) // parts) * parts)
+        return batching.fit_rows(batch, needed, math.ceil(max(1, most) / parts) * parts)
 
     def _memorize(self, inputs, batch: batching.Batch, rows: list[tuple[int, float]], decision: switches.Decision
                   ) -> batching.Batch:
@@ -232,9 +232,10 @@ class DyMETrainer(MeasuredGRPOTrainer):
             part = {**batch, "advantages": batch["advantages"] * kept * (len(is_kept) / size)}
             gradient = torch.autograd.grad(self._compute_loss(self.model, part), parameters)
             found.append(self.accelerator.reduce(torch.cat([each.flatten() for each in gradient]), "mean"))  # of all processes
-        norms = [each.norm() for each in found]
         self._metrics = metrics
-        for name, norm in zip(("memorize_norm", "explore_norm"), norms, strict=True):
-            self._metrics["train"][name].append(norm.item())
-        if norms[0] > 0 and norms[1] > 0:  # else one of the two teaches nothing in this batch
-            self._metrics["train"]["cosine"].append((found[0] @ found[1] / (norms[0] * norms[1])).item())
+        memorize, explore = found
+        measured = {"memorize_norm": memorize.norm(), "explore_norm": explore.norm()}
+        if memorize.norm() > 0 and explore.norm() > 0:  # else one of the two teaches nothing in this batch
+            measured["cosine"] = memorize @ explore / (memorize.norm() * explore.norm())
+        for name, value in measured.items():
+            self._metrics["train"][name].append(value.item())

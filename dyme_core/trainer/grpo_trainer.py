@@ -6,28 +6,27 @@ import functools
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOConfig
 
 from dyme_core.data.datasets import fill_step, with_defaults
 from dyme_core.data.prompt_format import completion_text, split_response
 from dyme_core.models.loading import load_policy
-from dyme_core.models.processors import end_ids, processor_of, set_end_ids, suppressed_ids
-from dyme_core.models.resuming import ExactResume
+from dyme_core.models.processors import generation_kwargs, processor_of, set_end_ids
+from dyme_core.models.resuming import ResumableGRPOTrainer
 from dyme_core.trainer.advantages import StepRewards, fill_unknown, group_modes
 from dyme_core.trainer.rewards import roles_of
 
 logger = logging.getLogger(__name__)
 CACHE_STEP = 512  # tokens by which a cache of fixed size grows
-NEVER = -100.0  # added to a logit: vLLM has no list of suppressed ids
 
 
-class MeasuredGRPOTrainer(ExactResume, GRPOTrainer):
+class MeasuredGRPOTrainer(ResumableGRPOTrainer):
     """TRL's GRPO, unchanged but that special tokens which do not end a rollout are never sampled: a sampled <image> would break
     the next forward pass.
 
@@ -61,7 +60,8 @@ class MeasuredGRPOTrainer(ExactResume, GRPOTrainer):
         if any(weight.requires_grad and weight.dtype in (torch.bfloat16, torch.float16) for weight in model.parameters()):
             logger.warning("trained weights have 16 bits, in which an update of a small learning rate rounds to nothing; load "
                            "the model in float32 (bf16=True computes in 16 bits all the same)")
-        args = _without_special_tokens(args, model, processing_class)
+        args = copy.copy(args) if args is not None else GRPOConfig(f"{model.config.name_or_path.split('/')[-1]}-GRPO")
+        args.generation_kwargs = generation_kwargs(model, processing_class, args.use_vllm, args.generation_kwargs)
         rows = fill_step(with_defaults(train_dataset), args.generation_batch_size // args.num_generations)
         super().__init__(model, reward_funcs=reward_funcs, args=args, train_dataset=rows,
                          eval_dataset=with_defaults(eval_dataset), processing_class=processing_class, **kwargs)
@@ -76,20 +76,6 @@ class MeasuredGRPOTrainer(ExactResume, GRPOTrainer):
     def is_correct(self) -> torch.Tensor:
         """(B_global,) booleans for the rollouts scored last, all processes."""
         return self._rewards.is_correct(self.correct_needs_format)
-
-    def state_dict(self) -> dict[str, Any]:
-        is_used_up = self._step % (self.args.steps_per_generation * self.num_iterations) == 0
-        return {**super().state_dict(), "step": self._step, "rollouts": None if is_used_up else self._buffered_inputs}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self._step, self._buffered_inputs = state["step"], state["rollouts"]
-
-    def _get_train_sampler(self, dataset=None):
-        sampler = super()._get_train_sampler(dataset)
-        for _ in range(self.epochs_done if sampler.shuffle else 0):  # it draws the order of each epoch after that of the last
-            torch.randperm(sampler.num_samples, generator=sampler.generator)
-        return sampler
 
     def _is_compiled(self) -> bool:
         return self.args.cache_implementation == "static" and not self.use_vllm
@@ -122,7 +108,7 @@ class MeasuredGRPOTrainer(ExactResume, GRPOTrainer):
         thinking = [split_response(completion_text(completion))[0] for completion in completions]
         lengths = [len(ids) for ids in self._tokenizer(thinking, add_special_tokens=False)["input_ids"]]
         truncated = [ids[-1] not in self.eos_token_ids for ids in completion_ids_list]
-        repeated = [_is_one_token(ids) for ids in completion_ids_list]
+        repeated = [len(ids) >= 8 and max(Counter(ids).values()) > len(ids) / 2 for ids in completion_ids_list]  # one token
         local = torch.tensor([lengths, truncated, repeated], dtype=torch.float32, device=self.accelerator.device).mean(dim=1)
         means = self.accelerator.gather(local[None]).mean(dim=0)
         logged |= zip(("thinking_tokens", "truncated", "repeated"), means, strict=True)
@@ -154,20 +140,3 @@ def _one_picture_each(log_probs: Callable[..., Any]) -> Callable[..., Any]:
         return log_probs(*args, **kwargs)
 
     return call
-
-
-def _without_special_tokens(args: GRPOConfig | None, model: PreTrainedModel, processor: Any) -> GRPOConfig:
-    """A copy of the settings under which no special token is sampled but those that end a rollout, whichever engine samples."""
-    args = copy.copy(args) if args is not None else GRPOConfig(f"{model.config.name_or_path.split('/')[-1]}-GRPO")
-    given, forbidden = args.generation_kwargs or {}, suppressed_ids(model, processor)
-    own = {"suppress_tokens": sorted({*(given.get("suppress_tokens") or ()), *forbidden})}
-    if args.use_vllm:
-        own = {"logit_bias": {**given.get("logit_bias", {}), **dict.fromkeys(forbidden, NEVER)},
-               "stop_token_ids": end_ids(model, processor)}
-    args.generation_kwargs = {**given, **own}
-    return args
-
-
-def _is_one_token(ids: Sequence[int]) -> bool:
-    """True where one token makes up most of a rollout; short ones say nothing."""
-    return len(ids) >= 8 and Counter(ids).most_common(1)[0][1] > len(ids) / 2

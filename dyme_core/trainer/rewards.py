@@ -1,8 +1,5 @@
 """The rewards of a rollout as TRL reward functions: format, accuracy and thinking, each in [0, 1], and the role of each
-reward that a user gives.
-
-The thinking reward knows the format contract (`prompt_format`) and is built around any checker.
-"""
+reward that a user gives."""
 from __future__ import annotations
 
 import math
@@ -131,13 +128,8 @@ class _Rollouts:
 
 def dyme_rewards(checker: VisualChecker, accuracy: Callable[..., list[float]] = accuracy_reward, **options: Any
                  ) -> list[Callable[..., list[float]]]:
-    """Give the three reward functions of DyME in the order [format, accuracy, thinking].
-
-    Args:
-        checker: scores the thinking.
-        accuracy: the task's (`metrics.accuracy_of`); ChartQA's, tolerance 0, by default.
-        options: as for ThinkingReward.
-    """
+    """Give the three reward functions of DyME in the order [format, accuracy, thinking]: `accuracy` is the task's
+    (`metrics.accuracy_of`), ChartQA's with tolerance 0 by default; `options` are ThinkingReward's."""
     return [format_reward, accuracy, ThinkingReward(checker, accuracy=accuracy, **options)]
 
 

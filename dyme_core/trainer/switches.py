@@ -163,9 +163,7 @@ def named(name: str, value: float | None = None) -> Switch:
     if name not in SWITCHES:
         raise ValueError(f"switch must be one of {tuple(SWITCHES)}: got {name!r}")
     switch = SWITCHES[name]
-    if value is None:
-        return switch
-    if switch.value is None or value <= 0:
+    if value is not None and (switch.value is None or value <= 0):
         wanted = "no number" if switch.value is None else "a number above 0"
         raise ValueError(f"switch {name!r} takes {wanted}: got switch_value={value!r}")
-    return replace(switch, value=value)
+    return switch if value is None else replace(switch, value=value)

@@ -20,7 +20,8 @@ import dyme_core
 from dyme_core import DyMEConfig, DyMETrainer, RuleRefiner, dyme_rewards, load_dataset
 from dyme_core.data.datasets import mini_records, with_defaults
 from dyme_core.data.schema import item_of
-from dyme_core.models.processors import load_processor, suppressed_ids
+from dyme_core.models.loading import load_policy
+from dyme_core.models.processors import generation_kwargs, load_processor, suppressed_ids
 from dyme_core.supervision.checker import RuleChecker
 from dyme_core.supervision.refiner import target_writer
 from dyme_core.trainer.grpo_trainer import MeasuredGRPOTrainer
@@ -128,14 +129,12 @@ def test_grpo_samples_no_special_token_either_and_takes_a_folder_and_a_reporter(
     assert trainer.train_dataset[1]["item"] == "row-1" and trainer.train_dataset[1]["question"] == "3 + 1?"
 
 
-def test_settings_of_ones_own_reach_vllm_beside_what_must_not_be_sampled(monkeypatch) -> None:
-    from dyme_core.trainer import grpo_trainer
-    monkeypatch.setattr(grpo_trainer, "suppressed_ids", lambda model, processor: [7])
-    monkeypatch.setattr(grpo_trainer, "end_ids", lambda model, processor: [8, 9])
-    arguments = GRPOConfig("out", use_cpu=True, bf16=False, generation_kwargs={"logit_bias": {3: 1.0}})
-    arguments.use_vllm = True
-    made = grpo_trainer._without_special_tokens(arguments, None, None)
-    assert made.generation_kwargs == {"logit_bias": {3: 1.0, 7: grpo_trainer.NEVER}, "stop_token_ids": [8, 9]}
+def test_settings_of_ones_own_reach_vllm_beside_what_must_not_be_sampled(tmp_path: Path) -> None:
+    model, tokenizer = load_policy(make_checkpoint("qwen2", tmp_path / "hub"))
+    made = generation_kwargs(model, tokenizer, use_vllm=True, given={"logit_bias": {3: 1.0}, "top_k": 5})
+    forbidden = dict.fromkeys(suppressed_ids(model, tokenizer), -100.0)
+    ends = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    assert made == {"logit_bias": {3: 1.0, **forbidden}, "top_k": 5, "stop_token_ids": ends} and len(forbidden) == 4
 
 
 @pytest.mark.parametrize("refiner", [None, RuleRefiner(), lambda rows: ["written"] * len(rows)])
