@@ -33,8 +33,7 @@ def group_advantages(rewards: Tensor, group_size: int) -> Tensor:
 
 
 def group_modes(is_correct: Tensor, group_size: int) -> Tensor:
-    """(B / G,) the mode of each group, from (B,) booleans: MEMORIZE where no rollout is correct, MASTERED where all are, else
-    EXPLORE."""
+    """(B / G,) the mode of each group, from (B,) booleans: none correct MEMORIZE, all MASTERED, else EXPLORE."""
     num_correct = _grouped(is_correct, group_size).sum(dim=1)
     modes = torch.full_like(num_correct, EXPLORE)
     modes[num_correct == 0] = MEMORIZE

@@ -54,10 +54,8 @@ def with_own_log_probs(batch: Batch) -> Batch:
 
 
 def write_completion(batch: Batch, row: int, ids: Sequence[int], pad_id: int) -> None:
-    """Put `ids` in place of a row's completion, widening every row of the batch where it is longer.
-
-    No engine sampled them: where the batch has importance ratios (`with_own_log_probs`) theirs are 1.
-    """
+    """Put `ids` in place of a row's completion, widening every row of the batch where it is longer; no engine sampled them, so
+    that their importance ratios (`with_own_log_probs`) are 1."""
     batch.update(_widen(batch, batch["prompt_ids"].shape[1], max(batch["completion_ids"].shape[1], len(ids)), pad_id))
     new = {"completion_ids": torch.tensor(ids), "completion_mask": 1, "importance_sampling_ratio": 1}
     for name in new.keys() & batch.keys():

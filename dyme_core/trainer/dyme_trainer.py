@@ -38,7 +38,7 @@ class DyMETrainer(MeasuredGRPOTrainer):
     memorize_norm, explore_norm and cosine of the gradients of targets and of rollouts.
 
     Args:
-        model, reward_funcs, train_dataset, eval_dataset, processing_class: as for MeasuredGRPOTrainer.
+        model, reward_funcs, train_dataset, **kwargs: as for MeasuredGRPOTrainer.
         args: a DyMEConfig.
         refiner: writes the targets: an object with `refine_all(records)` (RuleRefiner, LLMRefiner, ...) that gives the
             thinking for data rows, to which the answer line is added; or a function from data rows (dicts of columns) to whole
@@ -48,7 +48,6 @@ class DyMETrainer(MeasuredGRPOTrainer):
             rollouts as they end, by row (rewards.ThinkingReward.watch). Not used with vLLM or a hint.
         on_scored: called in every process when the rollouts of a step are scored, before targets are written
             (Experts.share_bank).
-        **kwargs: as for GRPOTrainer.
     """
 
     def __init__(self, model: PreTrainedModel | Path | str, reward_funcs: Any = None, args: DyMEConfig | None = None,
@@ -108,8 +107,7 @@ class DyMETrainer(MeasuredGRPOTrainer):
 
     def _draw_hints(self, inputs: list[dict[str, Any]]) -> list[list[int]]:
         share = self.switch.hint(self.progress, self.switch.value)
-        targets = self.refine(inputs)
-        ids = [[] if target is None else target_ids(self.processing_class, target)[:-1] for target in targets]
+        ids = [[] if target is None else target_ids(self.processing_class, target)[:-1] for target in self.refine(inputs)]
         return [row[: round(share * len(row))] for row in ids]
 
     def _generate_single_turn(self, prompt_ids, images, fields, *args, **kwargs):
@@ -155,8 +153,10 @@ class DyMETrainer(MeasuredGRPOTrainer):
                         len(groups.pass_rate))
         targets = [(group * size - first, weight) for group, weight in enumerate(decision.targets.tolist()) if weight]
         batch = self._memorize(inputs, batch, [(row, weight) for row, weight in targets if 0 <= row < len(inputs)], decision)
-        if any(self._hints):
-            self._weigh_hints(batch)
+        if any(self._hints):  # the tokens of a hint have the weight of a target, shared among the rows of its group
+            advantages = batching.spread_advantages(batch)
+            for row, hint in enumerate(self._hints):
+                advantages[row, : len(hint)] = self.memorize_advantage / size
         if args.probe_every and self.state.global_step % args.probe_every == 0:
             self._probe(batch, len(inputs))
         batch = self._fit_rows(batch)
@@ -210,12 +210,6 @@ class DyMETrainer(MeasuredGRPOTrainer):
         """Give each token of a target its own weight, from its probability under the policy."""
         places = batch["is_target"].nonzero().flatten().tolist()
         batching.spread_advantages(batch)[places] *= token_weight(self._log_probs(batching.take_rows(batch, places)).exp())
-
-    def _weigh_hints(self, batch: batching.Batch) -> None:
-        """Give the tokens of a hint the weight of a target, shared among the rows of its group."""
-        advantages = batching.spread_advantages(batch)
-        for row, hint in enumerate(self._hints):
-            advantages[row, : len(hint)] = self.memorize_advantage / self.num_generations
 
     def _log_probs(self, batch: batching.Batch) -> torch.Tensor:
         """(B, C) log-probabilities of the completions' tokens, as TRL computes them."""

@@ -68,11 +68,9 @@ class ThinkingReward:
         return scores
 
     def watch(self, records: Sequence[dict[str, Any]]) -> Callable[[dict[int, str]], None]:
-        """Start on thinking that is certain to be rated, while a batch of rollouts is still being written.
+        """Start on thinking that is certain to be rated, while the rollouts of these records are still being written: with the
+        checker's `prefetch`, which takes the arguments of `score_all`, starts and returns at once.
 
-        Args:
-            records: the data record of every rollout of the batch. The checker must have `prefetch`, with the arguments of
-                `score_all`, that starts on traces and returns at once.
         Returns:
             a function that takes the texts of rollouts that have just ended, by their place in the batch; each once.
         """
