@@ -60,6 +60,13 @@ def test_the_gate_drops_what_has_no_format() -> None:
     assert step_of(rewards).total(3, thinking_weight=0.0).tolist() == [2.0, 1.0, 0.0]
 
 
+def test_more_than_half_of_a_reward_makes_a_rollout_correct() -> None:
+    """A-OKVQA scores an answer in thirds."""
+    step = step_of(tensor([[1.0, 1 / 3, 0.0], [1.0, 0.5, 1.0], [1.0, 2 / 3, 0.0], [0.5, 1.0, 0.0], [0.0, 1.0, 0.0]]))
+    assert step.is_correct().tolist() == [False, False, True, False, False]
+    assert step.is_correct(needs_format=False).tolist() == [False, False, True, True, True]
+
+
 def test_an_unknown_score_is_the_mean_of_its_own_groups_known_ones() -> None:
     # Known thinking scores 1, 0.5 and 0 (malformed): mean 0.5. The second group's 1 must not leak into the first.
     rewards = tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 0.5], [0.0, 0.0, 0.0], [1.0, 1.0, math.nan],
