@@ -177,11 +177,14 @@ def card(
 
 
 @app.command()
-def doctor() -> None:
+def doctor(gpu: Annotated[bool, typer.Option("--gpu", help="measure the CUDA card into results/gpu (docs/gpu.md)")] = False
+           ) -> None:
     """Say what this machine can run, and which command to type next."""
-    from study.doctor import examine
+    from study.doctor import examine, measure_card
 
     sys.stdout.write(examine(config.paths(config.DEFAULT)))
+    if gpu:
+        raise typer.Exit(measure_card(config.paths("gpu").root))
 
 
 def _show_version(is_asked: bool) -> None:

@@ -5,7 +5,9 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 from importlib import metadata, util
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import psutil
@@ -32,6 +34,18 @@ def examine(paths: config.Paths) -> str:
                for name, needs in EXTRAS.items()},
             "endpoint": _endpoint(), "published results": _published(paths), "next": _next(paths, card, unsloth)}
     return "".join(f"{name:19}{value}\n" for name, value in told.items())
+
+
+def measure_card(root: Path) -> int:
+    """Run the stages of benchmarks/gpu (docs/gpu.md) in a process of their own; its exit code.
+
+    Raises:
+        FileNotFoundError: where the package was installed without the repository.
+    """
+    if not (root / "benchmarks" / "gpu").is_dir():
+        raise FileNotFoundError(f"no folder benchmarks/gpu in {root}: the stages are no part of the package; clone the "
+                                "repository and start this there")
+    return subprocess.run([sys.executable, "-m", "benchmarks.gpu"], cwd=root).returncode
 
 
 def _card() -> tuple[str, float] | None:
