@@ -93,7 +93,8 @@ def _failure(found: dict[str, Any]) -> str:
 
 
 def _generation(result: dict[str, Any]) -> str:
-    heading = f"On a CPU ({result['cpu']}, one thread, {_versions(result)}; a model of 8 layers of 256):\n\n"
+    heading = (f"On a CPU ({result['cpu']}, one thread, {_versions(result)}; seconds of CPU time; a model of 8 layers of "
+               "256):\n\n")
     return heading + _numbers(result, GENERATION).rstrip("\n")
 
 
