@@ -21,7 +21,7 @@ from study.cli import app
 ROOT = Path(__file__).resolve().parents[1]
 SHOWN = {name: shows for name, (shows, _) in command.STAGES.items()}
 QUICK = {  # parts of the fast suite
-    "memorize gradient, 32 bits", "cache and prefixes, sdpa", "out of memory", "pictures, vLLM", "text, continuous batching",
+    "memorize gradient, 32 bits", "cache and prefixes, sdpa", "out of memory", "text, vLLM", "text, continuous batching",
     "LLaVA-OneVision-0.5B, DyME, LoRA, checkpointing", "Qwen2.5-VL-3B, DyME, LoRA, checkpointing",
     "pictures, eager, shared prefixes", "pictures, cache of fixed size"}
 exhaustive = pytest.mark.exhaustive

@@ -50,7 +50,7 @@ def parts(is_dry: bool = False) -> dict[str, Part]:
             "compiled": {"cache": "static", "is_compiled": True}}
     found = {f"pictures, {way}": partial(transformers_way, "llava_onevision", **options) for way, options in ways.items()}
     found |= {f"text, {way}": partial(transformers_way, "qwen2", **options) for way, options in ways.items()}
-    found |= {"text, continuous batching": continuous_batching, "pictures, vLLM": vllm}
+    found |= {"text, continuous batching": continuous_batching, "text, vLLM": vllm}
     return {name: part for name, part in found.items() if not is_dry or not name.startswith("text, c") or "contin" in name}
 
 
@@ -89,7 +89,7 @@ def continuous_batching(setting: Setting) -> dict[str, Any]:
 
 
 def vllm(setting: Setting) -> dict[str, Any]:
-    """vLLM on random weights of LLaVA-OneVision, text prompts: its pace, not its pictures."""
+    """vLLM on random weights of the text model, prompts of 5,000 tokens: its pace, not its pictures."""
     if not util.find_spec("vllm"):
         raise NotHere("vLLM is not installed")
     import tempfile
