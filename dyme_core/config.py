@@ -435,17 +435,17 @@ def read_setting(text: str) -> tuple[str, Any]:
         return key.strip(), value
 
 
-def _override(settings: Any, key: str, value: Any) -> Any:
-    """A copy of `settings` with one field changed; "part.field" reaches into a part."""
+def _override(settings: Any, key: str, value: Any, part: str = "") -> Any:
+    """A copy of `settings` (of `part`, "" or ending in a dot) with one field changed; "part.field" reaches into a part."""
     name, _, rest = key.partition(".")
     is_table = isinstance(settings, dict)
     known = list(settings) if is_table else [each.name for each in dataclasses.fields(settings)]
     if name not in known or is_table and rest:
-        raise ValueError(f"unknown setting {key!r}; known: {', '.join(known)}")
+        raise ValueError(f"unknown setting {part + key!r}; known: {', '.join(known)}")
     old = settings[name] if is_table else getattr(settings, name)
     if rest and not (isinstance(old, dict) or dataclasses.is_dataclass(old)):
-        raise ValueError(f"unknown setting {key!r}: {name!r} has no parts; known: {', '.join(known)}")
-    new = _override(old, rest, value) if rest else value
+        raise ValueError(f"unknown setting {part + key!r}: {name!r} has no parts; known: {', '.join(known)}")
+    new = _override(old, rest, value, f"{part}{name}.") if rest else value
     return {**settings, name: new} if is_table else dataclasses.replace(settings, **{name: new})
 
 

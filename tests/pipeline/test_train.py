@@ -270,6 +270,17 @@ def test_grpo_is_measured_on_thinking_but_learns_nothing_from_it(root: Path, mon
     assert torch.equal(trainer.reward_weights, torch.tensor([1.0, 1.0, 0.0]))
 
 
+@pytest.fixture
+def own_root(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository like `root`, of one test alone."""
+    folder = tmp_path / "repository"
+    for name in ("dyme_core", "bases"):
+        shutil.copytree(root / name, folder / name)
+    (folder / "pyproject.toml").touch()
+    monkeypatch.setenv("DYME_ROOT", str(folder))
+    return folder
+
+
 def stub_training(root: Path, source: str) -> None:
     """Let a run's process execute this in place of training, without loading torch."""
     (root / "dyme_core" / "pipeline" / "train.py").write_text(source)
@@ -286,21 +297,21 @@ def execute(run, *_, **__):
 """
 
 
-def test_a_run_is_finished_until_a_setting_or_the_base_changes(root: Path) -> None:
-    stub_training(root, FINISHES)
+def test_a_run_is_finished_until_a_setting_or_the_base_changes(own_root: Path) -> None:
+    stub_training(own_root, FINISHES)
     run = smoke("base", **{"training.max_completion_tokens": 24})
     assert not scheduler.is_finished(run)
     assert scheduler.run_all([run]) == [run.name]
     assert scheduler.is_finished(run) and scheduler.run_all([run]) == []
     assert not scheduler.is_finished(smoke("base", **{"training.max_completion_tokens": 32}))
-    rows = root / "results" / "local" / "smoke" / "rows" / f"{run.name}.jsonl.xz"
-    for path in (root / "bases" / "svlm-s0" / "config.json", rows):
+    rows = own_root / "results" / "local" / "smoke" / "rows" / f"{run.name}.jsonl.xz"
+    for path in (own_root / "bases" / "svlm-s0" / "config.json", rows):
         stored = path.read_bytes()
         path.write_bytes(stored + b"\n") if path != rows else path.unlink()
         assert not scheduler.is_finished(run), path.name
         path.write_bytes(stored)
         assert scheduler.is_finished(run)
-    (root / "dyme_core" / "trainer" / "rewards.py").write_text("")
+    (own_root / "dyme_core" / "trainer" / "rewards.py").write_text("")
     assert scheduler.is_finished(run), "changed code that gives the same rows makes no run stale; RESULTS_VERSION does"
 
 
@@ -312,10 +323,10 @@ time.sleep(300)
 """
 
 
-def test_a_failing_run_shows_the_end_of_its_output_and_ends_the_others(root: Path, monkeypatch) -> None:
+def test_a_failing_run_shows_the_end_of_its_output_and_ends_the_others(own_root: Path, monkeypatch) -> None:
     processes, popen = [], subprocess.Popen
     monkeypatch.setattr(subprocess, "Popen", lambda *args, **kwargs: processes.append(popen(*args, **kwargs)) or processes[-1])
-    stub_training(root, FAILS)
+    stub_training(own_root, FAILS)
     runs, start = [smoke("full_dyme"), smoke("grpo"), smoke("sft")], time.monotonic()
     with pytest.raises(scheduler.RunFailed) as caught:
         scheduler.run_all(runs)

@@ -177,7 +177,7 @@ def test_a_response_too_long_for_the_policy_is_objected_to() -> None:
 @pytest.mark.parametrize(("change", "said"), [
     ({"supervision.backend": "llm"}, "supervision.backend must be 'rule', 'api' or 'replay': got 'llm'"),
     ({"supervision.policy": "zero"}, "supervision.policy must be 'rule', 'raise' or 'skip': got 'zero'"),
-    ({"supervision.key": "x"}, "unknown setting 'key' of Supervision"),
+    ({"supervision.key": "x"}, "unknown setting 'supervision.key'; known: model, base_url"),
 ])
 def test_an_unknown_supervision_setting_is_an_error(change: dict, said: str) -> None:
     with pytest.raises(ValueError, match=said):
