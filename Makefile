@@ -30,8 +30,8 @@ help: ## list these targets
 	@echo "make TARGET [PROFILE=smoke|mini|gpu|paper] [ARGS='...'] [PYTHON=python3.12]"
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "  %-16s%s\n", $$1, $$2 }'
 
-paper: $(READY) ## run all notebooks into results/local and compare with what is published (mini: 12 min on two cores; smoke: 2)
-	@echo "Running the notebooks of profile '$(PROFILE)' into results/local/$(PROFILE): finished ones are skipped (mini: 12 minutes, smoke 2)."
+paper: $(READY) ## run all notebooks into results/local and compare with what is published (mini: 15 min on two cores; smoke: 2)
+	@echo "Running the notebooks of profile '$(PROFILE)' into results/local/$(PROFILE): finished ones are skipped (mini: 15 minutes, smoke 2)."
 	@$(VENV_PYTHON) -m study paper --profile "$(PROFILE)" $(ARGS)
 
 study: $(READY) ## run every experiment with every seed (about 5.5 h on two cores; stop it at any time, it resumes; ARGS='--hours 2')
@@ -39,7 +39,7 @@ study: $(READY) ## run every experiment with every seed (about 5.5 h on two core
 	@$(VENV_PYTHON) -m study study $(ARGS)
 
 publish: $(READY) ## a maintainer's: run the notebooks where the published results are, then draw every table and figure again
-	@echo "Publishing profile '$(PROFILE)' into results/$(PROFILE) and paper_figures (about 10 minutes; git shows what changed)."
+	@echo "Publishing profile '$(PROFILE)' into results/$(PROFILE) and paper_figures (about 15 minutes; git shows what changed)."
 	@$(VENV_PYTHON) -m study publish --profile "$(PROFILE)" $(ARGS)
 
 figures: $(READY) ## draw the study's tables and figures again from its rows, into results/local (under a minute)
@@ -50,12 +50,12 @@ base: $(READY) ## build both base checkpoints again from nothing (about 12 min)
 	@echo "Pre-training both base models from nothing into bases/ (about 12 minutes)."
 	@$(VENV_PYTHON) -m study base $(ARGS)
 
-test: $(READY) ## run the tests but the exhaustive ones, on two cores (about 10 min)
-	@echo "Running the tests on two cores (about 10 minutes); make test-all adds the exhaustive ones: kills, several processes, bad inputs."
+test: $(READY) ## run the tests but the exhaustive ones, on two cores (6 min)
+	@echo "Running the tests on two cores (6 minutes); make test-all adds the exhaustive ones: kills, several processes, bad inputs."
 	@$(VENV_PYTHON) -m pytest -q -n 2 --dist worksteal -m "not exhaustive" $(ARGS)
 
-test-all: $(READY) ## run every test, on two cores (19 min)
-	@echo "Running every test on two cores (19 minutes)."
+test-all: $(READY) ## run every test, on two cores (20 min)
+	@echo "Running every test on two cores (20 minutes)."
 	@$(VENV_PYTHON) -m pytest -q -n 2 --dist worksteal $(ARGS)
 
 test-unsloth: $(UNSLOTH_READY) ## run the tests on Unsloth itself, without a GPU, in an environment of its own (4 to 8 min)
@@ -63,8 +63,8 @@ test-unsloth: $(UNSLOTH_READY) ## run the tests on Unsloth itself, without a GPU
 	@DYME_UNSLOTH=1 .venv-unsloth/bin/python -m pytest -q tests/with_unsloth/test_vision.py $(ARGS)
 	@DYME_UNSLOTH=1 .venv-unsloth/bin/python -m pytest -q tests/with_unsloth/test_text.py $(ARGS)
 
-reliability: $(READY) ## run the tests that inject faults and write results/RELIABILITY.md (about 12 min)
-	@echo "Running the tests that inject faults, into results/RELIABILITY.md (about 12 minutes)."
+reliability: $(READY) ## run the tests that inject faults and write results/RELIABILITY.md (about 14 min)
+	@echo "Running the tests that inject faults, into results/RELIABILITY.md (about 14 minutes)."
 	@$(VENV_PYTHON) -m pytest -q -m promise --reliability=results/RELIABILITY.md $(ARGS)
 
 test-gpu: $(READY) ## on a machine with a CUDA card: six stages of at most 8 minutes, into results/gpu (without a card: exit code 2)

@@ -98,7 +98,7 @@ def evaluate(
 
 @app.command()
 def paper(profile: Profile = config.DEFAULT, only: Only = None, settings: Settings = None, force: Force = False) -> None:
-    """Run the notebooks into results/local and compare with what is published (mini: 12 minutes on two cores; smoke: 2)."""
+    """Run the notebooks into results/local and compare with what is published (mini: 15 minutes on two cores; smoke: 2)."""
     raise typer.Exit(_run_notebooks(profile, only, settings, force))
 
 
