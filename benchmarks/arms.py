@@ -163,13 +163,13 @@ def _own_tokens(inputs: dict[str, Any], through: int) -> int:
 def policy(shape: Shape, savings: Sequence[str]) -> tuple[torch.nn.Module, Any]:
     """The model of a shape with some savings: the committed base, or one with fresh weights."""
     if shape.tokens is None:
-        return loading.load_policy(ROOT / "bases" / f"{shape.model}-s0", vision_cache="looks" in savings,
-                                   prefix_sharing="prefixes" in savings)
-    pixels = shape.side * tiny_onevision.PATCH
-    processor = tiny_onevision.build_processor(pixels)
-    tiny_onevision.SIZES.setdefault("wide", WIDE)
-    model = tiny_onevision.build_model(shape.model, processor, 0, pixels)
-    loading.freeze_vision(model)
+        model, processor = loading.load_policy(ROOT / "bases" / f"{shape.model}-s0", engine=False)
+    else:
+        pixels = shape.side * tiny_onevision.PATCH
+        processor = tiny_onevision.build_processor(pixels)
+        tiny_onevision.SIZES.setdefault("wide", WIDE)
+        model = tiny_onevision.build_model(shape.model, processor, 0, pixels)
+        loading.freeze_vision(model)
     if "looks" in savings:
         vision_cache.cache_vision_features(model, processor)
     if "prefixes" in savings:

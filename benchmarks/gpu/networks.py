@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from benchmarks.gpu.stages import ROOT
 from dyme_core.data.datasets import mini_records
 from dyme_core.data.schema import Record
-from dyme_core.models import loading, prefix_sharing, processors, vision_cache
+from dyme_core.models import engine, loading, processors
 from dyme_core.models.generation import prompt_inputs
 from dyme_core.pipeline.estimate import Shape
 
@@ -115,8 +115,7 @@ def build(family: str, device: torch.device, *, is_tiny: bool = False, dtype: to
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     loading.freeze_vision(model)
     if savings:
-        vision_cache.cache_vision_features(model, processor)
-        prefix_sharing.share_prefixes(model)
+        engine.with_engine(model, processor)
     if lora_rank:
         model = get_peft_model(model, LoraConfig(r=lora_rank, lora_alpha=lora_rank, task_type="CAUSAL_LM",
                                                  target_modules=loading.language_layers(model)))

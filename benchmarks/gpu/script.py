@@ -70,7 +70,7 @@ class Gradients(TrainerCallback):
 
 def policy(device: torch.device, *, savings: bool = True, attention: str = "sdpa") -> tuple[Any, Any]:
     """The mini base and its processor, with or without vision cache and prefix sharing."""
-    model, processor = loading.load_policy(BASE, vision_cache=savings, prefix_sharing=savings)
+    model, processor = loading.load_policy(BASE, engine=savings)
     model.set_attn_implementation(attention)
     return model.to(device), processor
 

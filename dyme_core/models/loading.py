@@ -15,9 +15,8 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel, ProcessorMixin
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from dyme_core.models.prefix_sharing import share_prefixes
+from dyme_core.models.engine import with_engine
 from dyme_core.models.processors import load_processor, set_end_ids, set_padding, tokenizer_of
-from dyme_core.models.vision_cache import cache_vision_features
 from dyme_core.utils import PART_SUFFIX
 
 
@@ -41,9 +40,9 @@ LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 UNSLOTH_RANK = 16  # as in Unsloth's official recipe for vision models
 
 
-def load_policy(source: Path | str, backend: str = "transformers", *, vision_cache: bool = True,
-                prefix_sharing: bool = True, lora_rank: int | None = None, lora_alpha: int | None = None,
-                load_in_4bit: bool = False, dtype: torch.dtype | None = None) -> tuple[torch.nn.Module, ProcessorMixin]:
+def load_policy(source: Path | str, backend: str = "transformers", *, engine: bool = True, lora_rank: int | None = None,
+                lora_alpha: int | None = None, load_in_4bit: bool = False, dtype: torch.dtype | None = None
+                ) -> tuple[torch.nn.Module, ProcessorMixin]:
     """Load a policy and its processor, vision tower frozen: (model, processor); of a text model (model, tokenizer).
 
     Code that a checkpoint brings along is never run, and only safetensors are read.
@@ -51,9 +50,7 @@ def load_policy(source: Path | str, backend: str = "transformers", *, vision_cac
     Args:
         source: a local folder (`save_policy`'s, or a hub checkpoint's) or a hub id.
         backend: "transformers", or "unsloth", which needs a CUDA GPU.
-        vision_cache: with "transformers", process and encode each picture once (LLaVA-OneVision only).
-        prefix_sharing: with "transformers", go once through a prompt that rows of a batch share (LLaVA-OneVision and Qwen2
-            only).
+        engine: with "transformers", save what rows of a batch that share a picture or a prompt need only once (`with_engine`).
         lora_rank: of LoRA on attention and MLP of the language model, all else frozen; 0 trains all of it and the projector;
             None: 16 with Unsloth, else 0.
         lora_alpha: LoRA's scale times its rank; None: the rank.
@@ -92,10 +89,8 @@ def load_policy(source: Path | str, backend: str = "transformers", *, vision_cac
     set_end_ids(model, processor)
     freeze_vision(model)
     if backend == "transformers":
-        if vision_cache:
-            cache_vision_features(model, processor)
-        if prefix_sharing:
-            share_prefixes(model)
+        if engine:
+            with_engine(model, processor)
         if rank:
             model = get_peft_model(model, LoraConfig(r=rank, lora_alpha=alpha, target_modules=language_layers(model),
                                                      task_type="CAUSAL_LM"))

@@ -87,9 +87,8 @@ def load_start(run: Run) -> tuple[Any, Any]:
     profile, engine = run.profile, run.profile.engine
     source = methods.base_folder(run.paths, run.model, run.seed) if profile.model == "mini" else profile.model
     is_whole = not ranks.deals_weights()  # FSDP moves weights in memory: nothing computed from them may be kept
-    model, processor = loading.load_policy(source, profile.backend, vision_cache=is_whole, prefix_sharing=is_whole,
-                                           lora_rank=engine.lora_rank or 0, lora_alpha=engine.lora_alpha,
-                                           load_in_4bit=engine.load_in_4bit)
+    model, processor = loading.load_policy(source, profile.backend, engine=is_whole, lora_rank=engine.lora_rank or 0,
+                                           lora_alpha=engine.lora_alpha, load_in_4bit=engine.load_in_4bit)
     return model if model.device.type != "cpu" else model.to(ranks.device()), processor
 
 

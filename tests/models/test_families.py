@@ -95,7 +95,7 @@ def test_pictures_and_prompts_are_shared_by_the_families_that_can(tmp_path: Path
     shared = [part for part in (policy.model, *policy.model.children()) if isinstance(
         getattr(part.forward, "__self__", None), vision_cache._Tower)]
     assert bool(shared) == (family == "llava_onevision")
-    plain, _ = loading.load_policy(tmp_path / "hub", vision_cache=False, prefix_sharing=False)
+    plain, _ = loading.load_policy(tmp_path / "hub", engine=False)
     assert answers(plain, processor, family) == answers(policy, processor, family)
 
 

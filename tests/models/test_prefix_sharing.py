@@ -230,7 +230,7 @@ def test_names_signature_and_copies_are_the_plain_models(tmp_path: Path) -> None
 @pytest.mark.parametrize("shares", [True, False])
 def test_a_loaded_policy_shares_unless_told_not_to(shares: bool, tmp_path: Path) -> None:
     loading.save_policy(pair(torch.float32)[0], PROCESSOR, tmp_path / "policy")
-    policy, _ = loading.load_policy(tmp_path / "policy", prefix_sharing=shares)
+    policy, _ = loading.load_policy(tmp_path / "policy", engine=shares)
     counts, inputs = seen_by_text_model(policy), prompts([0, 0], torch.float32)
     policy(**with_completions(inputs)[0])
     assert (counts[0] < 2 * (inputs["input_ids"].shape[1] + LENGTH)) == shares

@@ -178,7 +178,7 @@ def test_saving_writes_the_same_bytes(tmp_path: Path) -> None:
 def test_a_loaded_policy_shares_unless_told_not_to(shares: bool, tmp_path: Path) -> None:
     processor = tiny_onevision.build_processor()
     loading.save_policy(tiny_onevision.build_model("svlm", processor, 0), processor, tmp_path / "policy")
-    policy, loaded = loading.load_policy(tmp_path / "policy", vision_cache=shares, prefix_sharing=False)
+    policy, loaded = loading.load_policy(tmp_path / "policy", engine=shares)
     views = count_views(policy)
     for _ in range(2):
         generation.decode(policy, loaded, ROWS, max_new_tokens=2)

@@ -49,7 +49,7 @@ class Scripted(DyMETrainer):
 
 def train(folder: Path, saves: bool, num_processes: int = 1, accumulation: int = 1) -> dict:
     torch.set_num_threads(1)
-    model, processor = loading.load_policy(BASE, vision_cache=saves, prefix_sharing=saves)
+    model, processor = loading.load_policy(BASE, engine=saves)
     arguments = DyMEConfig(str(folder), per_device_train_batch_size=PROMPTS * G // num_processes // accumulation,
                            gradient_accumulation_steps=accumulation, num_generations=G, max_completion_length=70,
                            max_steps=STEPS, learning_rate=0.1, use_cpu=True, bf16=False, report_to="none", save_strategy="no",
