@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -11,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import arms
 import judged
 import long_run
+import time_to_accuracy
 
 SHAPE = arms.Shape(side=2, generations=4, prompts=2, tokens=6)
 
@@ -49,3 +51,46 @@ def test_a_long_run_is_measured_after_it_has_settled() -> None:
     found = long_run.measure(8, settled=4)
     assert found["steps"] == 8 and len(found["mib"]) == 8 and min(found["mib"]) > 100
     assert found["step_s_first_quarter"] > 0 and found["step_s_last_quarter"] > 0 and found["templates"] > 0
+
+
+def test_the_learning_rate_warms_up_and_falls_to_zero_over_the_cpu_seconds_of_each_phase() -> None:
+    spent, control, optimizer = [], SimpleNamespace(), SimpleNamespace(param_groups=[{}])
+    budget = time_to_accuracy.Budget(SimpleNamespace(spent=lambda: (0.0, spent[-1])), marks=[])
+    for seconds, warmup_steps in ((10.0, 0), (30.0, 4)):
+        budget.start_phase(seconds, warmup_steps)
+    for at, step, rate in ((10, 2, 0.5), (10, 4, 1.0), (25, 9, 0.5), (40, 9, 0.0), (41, 9, 0.0)):  # of 10 to 40 s
+        spent.append(float(at))
+        budget.on_step_begin(SimpleNamespace(learning_rate=2.0), SimpleNamespace(global_step=step), control, optimizer)
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(2 * rate)
+        budget.on_step_end(None, None, control)
+        assert control.should_training_stop == (at >= 40)
+
+
+def test_the_time_to_an_accuracy_is_read_between_evaluations_and_is_none_where_it_is_never_reached() -> None:
+    curve = pd.Series([0.1, 0.2, 0.4, 0.3], index=[0, 10, 20, 30])
+    assert [time_to_accuracy.seconds_to(target, curve) for target in (0.05, 0.2, 0.3, 0.5)] == [0, 10, 15, None]
+
+
+def test_the_summary_counts_to_nine_tenths_of_what_grpo_ends_with() -> None:
+    def run(name: str, seed: int, last: float) -> dict:
+        points = [{"cpu_s": 100.0 * mark, "step": mark, "correct": last * mark, "has_format": 1.0, "groundedness": None}
+                  for mark in time_to_accuracy.MARKS]  # the accuracy grows evenly
+        return {"arm": name, "method": time_to_accuracy.ARMS[name][0], "seed": seed, "budget_s": 100.0, "curve": points}
+
+    found = time_to_accuracy.summarise([run("GRPO", 0, 0.3), run("GRPO", 1, 0.5), run("Pure DyME", 0, 0.6)])
+    grpo, dyme = found["lines"]
+    assert found["target_accuracy"] == 0.36 and grpo["seeds"] == [0, 1]
+    assert grpo["seconds_to_target"] == 90 and grpo["seconds_to_target_by_seed"] == [None, 72]
+    assert dyme["seconds_to_target"] == 60 and dyme["accuracy_at_20_s"] == {"mean": 0.12, "by_seed": [0.12]}
+
+
+@pytest.mark.exhaustive
+def test_a_run_of_two_phases_stops_at_its_budget_and_is_not_made_twice(tmp_path, monkeypatch) -> None:
+    few = {"world.train_questions": 32}
+    monkeypatch.setitem(time_to_accuracy.ARMS, "SFT then GRPO", ("sft_grpo", few))
+    given = ("SFT then GRPO", 1, 2.0, 4, tmp_path)
+    assert not time_to_accuracy.is_finished(*given)
+    curve = time_to_accuracy.train_one(*given)["curve"]
+    assert curve[0]["cpu_s"] == 0 and curve[-1]["cpu_s"] >= 2 and curve[-1]["step"] >= 2
+    assert time_to_accuracy.is_finished(*given) and not time_to_accuracy.is_finished(*given[:2], 3.0, 4, tmp_path)
+    assert [run["arm"] for run in time_to_accuracy.on_file(2.0, 4, tmp_path)] == ["SFT then GRPO"]
