@@ -71,8 +71,8 @@ test-gpu: $(READY) ## on a machine with a CUDA card: six stages of at most 8 min
 	@echo "Measuring a CUDA card into results/gpu: six stages of at most 8 minutes each; the same command goes on with the rest."
 	@$(VENV_PYTHON) -m benchmarks.gpu $(ARGS)
 
-bench: $(READY) ## measure what a step costs, into results/bench (about 35 min, on an idle machine)
-	@echo "Timing steps of TRL's GRPO and of DyME by turns, into results/bench (about 35 minutes; leave the machine alone)."
+bench: $(READY) ## measure what a step costs, into results/bench (about 25 min, on an idle machine)
+	@echo "Timing steps of TRL's GRPO and of DyME by turns, into results/bench (about 25 minutes; leave the machine alone)."
 	@$(VENV_PYTHON) benchmarks/step_cost.py $(ARGS)
 
 doctor: $(READY) ## what this machine can run, and which command to type next

@@ -12,23 +12,30 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean, median
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, Trainer, TrainerCallback
+from transformers import PrinterCallback, StoppingCriteria, StoppingCriteriaList, Trainer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from dyme_core import config
 from dyme_core.data.datasets import mini_records, to_dataset
-from dyme_core.models import loading, prefix_sharing, processors, tiny_onevision, vision_cache
+from dyme_core.models import loading, processors, tiny_onevision
+from dyme_core.models.engine import with_engine
+from dyme_core.models.vision_cache import cache_vision_features
 from dyme_core.pipeline import methods, trainers
 from dyme_core.supervision.factory import Experts
 from dyme_core.trainer.config import DyMEConfig
 from dyme_core.trainer.dyme_trainer import DyMETrainer
 
 ROOT = Path(__file__).resolve().parents[1]
-SAVINGS = ("rows", "looks", "prefixes")
-WIDE = dict(hidden_size=512, intermediate_size=1536, num_hidden_layers=8, num_attention_heads=8)
+ENGINE = ("pictures", "prompts")
+SAVINGS = (*ENGINE, "rows")
+SIZES = {  # of text models with fresh weights, beside tiny_onevision's; in millions of the whole model's weights: 10, 30, 135
+    "10m": dict(hidden_size=320, intermediate_size=960, num_hidden_layers=6, num_attention_heads=5),
+    "30m": dict(hidden_size=512, intermediate_size=1536, num_hidden_layers=8, num_attention_heads=8),
+    "135m": dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=14, num_attention_heads=12)}
 NATURAL_TOKENS = 56  # the mini profile's limit
 PHASES = ("generate", "score", "refine", "prepare", "update")
 
@@ -38,12 +45,12 @@ class Shape:
     """The work of every arm of a comparison.
 
     Attributes:
-        model: "svlm", "large" or "wide".
+        model: "svlm", "large" or one of SIZES.
         side: patches a side of a view; a picture then has 2 * side^2 + side tokens.
         generations: G; `prompts` a step.
         all_wrong: share of a step's groups in which no rollout is right.
-        tokens: length of every rollout and target, by a model with fresh weights; None: the base's own rollouts.
-        micro_batches: parts of a step's update (gradient accumulation).
+        tokens: length of every rollout, by a model with fresh weights; None: the base's own rollouts, of about 11 tokens.
+        shortest: of a group's rollouts, whose lengths then lie evenly up to `tokens`; None: all have `tokens`.
     """
 
     model: str = "svlm"
@@ -52,25 +59,60 @@ class Shape:
     prompts: int = 4
     all_wrong: float = 0.5
     tokens: int | None = None
-    micro_batches: int = 1
+    shortest: int | None = None
 
     @property
     def image_tokens(self) -> int:
         return 2 * self.side**2 + self.side
 
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of a group's rollouts, end token included; of fixed or scripted length alone."""
+        least = self.shortest or self.tokens
+        return [round(least + (self.tokens - least) * place / (self.generations - 1)) for place in range(self.generations)]
+
 
 @dataclass(frozen=True)
 class Arm:
-    """A trainer: TRL's own GRPO (`is_dyme` false) or DyME, with some of SAVINGS."""
+    """A trainer: TRL's own GRPO (`is_dyme` false) or DyME, with some of SAVINGS; "rows" is DyME's `drop_idle_rows`."""
 
     name: str
     is_dyme: bool
     savings: tuple[str, ...] = ()
 
 
-STOCK, PLAIN, FULL = Arm("TRL GRPO", False), Arm("DyME, no savings", True), Arm("DyME", True, SAVINGS)
-ALONE = [Arm(f"only {name}", True, (name,)) for name in SAVINGS]
-WITHOUT = [Arm(f"without {name}", True, tuple(other for other in SAVINGS if other != name)) for name in SAVINGS]
+STOCK, WITH_ENGINE = Arm("TRL GRPO", False), Arm("TRL GRPO + engine", False, ENGINE)
+NO_ENGINE, FULL = Arm("DyME, no engine", True, ("rows",)), Arm("DyME", True, SAVINGS)
+RACE = (STOCK, WITH_ENGINE, NO_ENGINE, FULL)
+PICTURES, KEPT = Arm("TRL GRPO + pictures once", False, ("pictures",)), Arm("DyME, idle rows kept", True, ENGINE)
+CHAIN = (STOCK, PICTURES, WITH_ENGINE, KEPT, FULL, NO_ENGINE)  # from stock TRL to DyME, a saving at a time; then beside it
+
+
+class ScriptedEnd(StoppingCriteria):
+    """Ends row i of a batch after lengths[i] tokens by writing the end token in the place of what was sampled.
+
+    A stopping criterion sees every row at its place in the batch in any decoding loop, whichever rows have ended.
+    """
+
+    def __init__(self, lengths: Sequence[int], prompt_width: int, end_id: int) -> None:
+        self.widths, self.end_id = torch.tensor(lengths) + prompt_width, end_id
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        ends = self.widths == input_ids.shape[1]
+        input_ids[ends, -1] = self.end_id
+        return ends
+
+
+def script_ends(model: torch.nn.Module, shape: Shape, end_id: int) -> None:
+    """Let `model.generate` write rollouts of the shape's lengths."""
+    plain = model.generate
+
+    def generate(**inputs: Any) -> Any:
+        lengths = shape.lengths * (len(inputs["input_ids"]) // shape.generations)
+        return plain(**inputs, stopping_criteria=StoppingCriteriaList(
+            [ScriptedEnd(lengths, inputs["input_ids"].shape[1], end_id)]))
+
+    model.generate = generate
 
 
 class Turn(TrainerCallback):
@@ -109,7 +151,8 @@ class Clock:
 
     def __init__(self, trainer: GRPOTrainer) -> None:
         self.spent: dict[str, float] = {}
-        self.rows = self.tokens = self.through = self.padding = 0
+        self.lengths: list[int] = []  # of the rollouts
+        self.rows = self.through = self.padding = 0
         for method, phase in (("_generate", "generate"), ("_calculate_rewards", "score"), ("refine", "refine"),
                               ("_generate_and_score_completions", "before")):
             if hasattr(trainer, method):
@@ -132,7 +175,7 @@ class Clock:
     def _timed(self, method: Callable, phase: str) -> Callable:
         def timed(*args, **kwargs):
             if phase == "score":
-                self.tokens += sum(map(len, args[3]))
+                self.lengths += map(len, args[3])
             start = time.perf_counter()
             try:
                 return method(*args, **kwargs)
@@ -145,8 +188,9 @@ class Clock:
         spent, before = self.spent, self.spent.get("before", 0.0)
         inner = {phase: spent.get(phase, 0.0) for phase in ("generate", "score", "refine")}
         row = {**inner, "prepare": before - sum(inner.values()), "update": seconds - before, "rows": self.rows,
-               "tokens": self.tokens, "through": self.through, "padding": self.padding / max(1, self.through)}
-        self.spent, self.rows, self.tokens, self.through, self.padding = {}, 0, 0, 0, 0
+               "tokens": sum(self.lengths), "tokens_a_rollout": median(self.lengths or [0]), "through": self.through,
+               "padding": self.padding / max(1, self.through)}
+        self.spent, self.lengths, self.rows, self.through, self.padding = {}, [], 0, 0, 0
         return row
 
 
@@ -167,13 +211,15 @@ def policy(shape: Shape, savings: Sequence[str]) -> tuple[torch.nn.Module, Any]:
     else:
         pixels = shape.side * tiny_onevision.PATCH
         processor = tiny_onevision.build_processor(pixels)
-        tiny_onevision.SIZES.setdefault("wide", WIDE)
+        tiny_onevision.SIZES.update(SIZES)
         model = tiny_onevision.build_model(shape.model, processor, 0, pixels)
         loading.freeze_vision(model)
-    if "looks" in savings:
-        vision_cache.cache_vision_features(model, processor)
-    if "prefixes" in savings:
-        prefix_sharing.share_prefixes(model)
+    if set(ENGINE) <= set(savings):
+        with_engine(model, processor)
+    elif "pictures" in savings:
+        cache_vision_features(model, processor)
+    if shape.shortest:
+        script_ends(model, shape, processor.tokenizer.eos_token_id)
     return model, processor
 
 
@@ -188,9 +234,8 @@ def build(arm: Arm, shape: Shape, steps: int, reward_funcs: Sequence[Callable] |
     never_ends = processors.end_ids(model, processor) if shape.tokens else []
     settings = {**trainers.grpo_arguments(run),
                 "generation_kwargs": {"suppress_tokens": [*processors.suppressed_ids(model, processor), *never_ends]}}
-    settings["per_device_train_batch_size"] //= shape.micro_batches
     arguments = {**trainers.shared_arguments(run, steps, learning_rate, ROOT / "runs" / "bench"), **settings,
-                 "gradient_accumulation_steps": shape.micro_batches, "save_strategy": "no"}
+                 "save_strategy": "no"}
     records = mini_records("train", questions, 0)
     shared = dict(train_dataset=to_dataset(records), processing_class=processor,
                   reward_funcs=list(reward_funcs or scripted_rewards(shape)))
@@ -222,9 +267,10 @@ def scripted_rewards(shape: Shape) -> list[Callable]:
 
 
 def scripted_refine(shape: Shape, records: Sequence) -> Callable:
-    """Targets: the rule refiner's, or with fixed lengths as many words as a rollout has tokens, the end token among them."""
+    """Targets: the rule refiner's, or with fixed lengths as many words as a rollout has tokens on average, the end token among
+    them."""
     if shape.tokens:
-        return lambda rows: [" ".join(["value"] * (shape.tokens - 1))] * len(rows)
+        return lambda rows: [" ".join(["value"] * (round(mean(shape.lengths)) - 1))] * len(rows)
     return Experts(config.Supervision(), config.Paths(ROOT, "mini"), ROOT / "runs" / "bench").offline(records)
 
 
@@ -251,7 +297,7 @@ def race(arms: Sequence[Arm], shape: Shape, steps: int, warm_up: int = 2,
 
     Returns:
         One row per arm and step after the warm-up: arm, step, seconds and cpu_s (of the whole process, while the other arms
-        wait), PHASES in seconds, rows of the update, tokens generated, tokens that go
+        wait), PHASES in seconds, rows of the update, tokens generated, the median of a rollout's, tokens that go
         through the model in the update, and the share of those that is padding.
     """
     trainers = [build_arm(arm, shape, steps + warm_up) for arm in arms]

@@ -1,53 +1,90 @@
-"""Operations done in a step against those that the same gradient needs: the roofline note of `step_cost`."""
+"""The roofline of a step, by phase: operations done, operations that the same gradient needs, and their pace."""
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from arms import Arm, Clock, Shape, build
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from transformers import Trainer
 
 logger = logging.getLogger(__name__)
-FORWARD, UPDATE = 1, 3  # a backward pass costs two forward passes
+BACKWARD_TOO = 3  # a backward pass costs two forward passes
+ATTENTION = {  # sdpa's kernels on a CPU, which torch does not count by itself
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
+        lambda query, key, value, *_, **__: sdpa_flop_count(query, key, value),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward:
+        lambda grad, query, key, value, *_, **__: sdpa_backward_flop_count(grad, query, key, value)}
+
+
+class Calls(TorchDispatchMode):
+    """Counts the operators that are called; on a CPU each costs microseconds before it computes anything."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **(kwargs or {}))
 
 
 def operations(arms: Sequence[Arm], shape: Shape) -> list[dict[str, Any]]:
-    """One line per arm: operations (two a multiply-add) counted in a step, and needed, in 10^9.
+    """One line per arm and phase ("generate": rollouts; "update": the rest of a step).
 
-    Counted by torch in matrix products, convolutions and (eager) attention of the second step, when pictures of the first may
-    be known; needed: every picture once ever (so none here), every prompt once in generation and once in the update, where a
-    group teaches, every token generated once, every completion that teaches once; backward passes twice their forward.
+    gflop is 10^9 operations, two a multiply-add, counted by torch in matrix products, convolutions and attention in a step
+    when pictures of an earlier one may be known. Needed: every picture once ever (so none here), every prompt once in
+    generation and once in the update, where a group teaches, every token generated once, every completion that teaches once;
+    backward passes twice their forward. cpu_s is of the same step without counting.
     """
     lines, peak = [], matrix_peak()
     for arm in arms:
         trainer, batches = build(arm, shape, 1, questions=shape.prompts), []
-        trainer.model.set_attn_implementation("eager")  # torch counts no other attention on a CPU
         trainer.train()  # pictures are known from here on; the gradient and optimiser exist
-        loss = trainer._compute_loss
+        clock, loss = Clock(trainer), trainer._compute_loss
         trainer._compute_loss = lambda model, inputs, loss=loss, seen=batches: seen.append(inputs) or loss(model, inputs)
-        torch.manual_seed(0)
-        through = []
-        hook = trainer.model.model.language_model.layers[0].register_forward_pre_hook(
-            lambda module, inputs, through=through: through.append(inputs[0].shape[:2].numel()))
-        clock, counter, start = Clock(trainer), FlopCounterMode(display=False), time.process_time()
-        with counter:
-            trainer.train()
-        cpu_s, counted = time.process_time() - start, counter.get_total_flops() / 1e9
-        hook.remove()
-        need = needed(trainer.model, shape, batches[-1], clock.tokens) / 1e9
-        lines.append({"arm": arm.name, "image_tokens": shape.image_tokens, "counted_gflop": round(counted, 2),
-                      "needed_gflop": round(need, 2), "share_needed": round(need / counted, 3),
-                      "tokens_through": sum(through), "cpu_s_counted": round(cpu_s, 3),
-                      "matrix_peak_gflop_per_s": round(peak, 1)})
-        logger.info("  %-18s %d image tokens: %.1f GFLOP counted, %.1f needed", arm.name, shape.image_tokens, counted, need)
+        cpu_s, counts = by_phase(trainer, time.process_time), clock.take(0.0)
+        with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
+            counted = by_phase(trainer, counter.get_total_flops)
+        with Calls() as calls:
+            called = by_phase(trainer, lambda calls=calls: calls.count)
+        need = needed(trainer.model, shape, batches[0], counts["tokens"])
+        for phase in cpu_s:
+            pace = counted[phase] / cpu_s[phase] / 1e9
+            lines.append({"arm": arm.name, "phase": phase, "image_tokens": shape.image_tokens,
+                          "tokens_a_rollout": counts["tokens_a_rollout"], "counted_gflop": round(counted[phase] / 1e9, 2),
+                          "needed_gflop": round(need[phase] / 1e9, 2), "share_needed": round(need[phase] / counted[phase], 3),
+                          "cpu_s": round(cpu_s[phase], 3), "gflop_per_s": round(pace, 1),
+                          "matrix_peak_gflop_per_s": round(peak, 1), "share_of_peak": round(pace / peak, 3),
+                          "calls": called[phase],
+                          "microseconds_a_call": round(1e6 * cpu_s[phase] / called[phase], 1)})
+            logger.info("  %-18s %-8s %.2f GFLOP counted, %.2f needed; %.1f GFLOP/s of %.1f; %d calls of %.0f us", arm.name,
+                        phase, counted[phase] / 1e9, need[phase] / 1e9, pace, peak, called[phase],
+                        lines[-1]["microseconds_a_call"])
     return lines
 
 
-def needed(model: torch.nn.Module, shape: Shape, batch: dict[str, Any], tokens: int) -> float:
-    """The operations that a step needs, by the sizes of the language model; it generated `tokens`."""
+def by_phase(trainer: Trainer, read: Callable[[], float]) -> dict[str, float]:
+    """Train once more with the same seed: how much a counter grows in each phase of the training step."""
+    methods, grown = {name: getattr(trainer, name) for name in ("_generate", "training_step")}, {}
+    for name, method in methods.items():
+        def counted(*args, name=name, method=method, **kwargs):
+            before = read()
+            found = method(*args, **kwargs)
+            grown[name] = read() - before
+            return found
+        setattr(trainer, name, counted)
+    torch.manual_seed(0)
+    trainer.train()
+    for name, method in methods.items():
+        setattr(trainer, name, method)
+    return {"generate": grown["_generate"], "update": grown["training_step"] - grown["_generate"]}
+
+
+def needed(model: torch.nn.Module, shape: Shape, batch: dict[str, Any], tokens: int) -> dict[str, float]:
+    """The operations that each phase needs, by the sizes of the language model; the step generated `tokens`."""
     config, layers = model.config.get_text_config(), model.model.language_model.layers
     weights = sum(weight.numel() for weight in layers.parameters() if weight.ndim == 2)
     prompt = batch["prompt_mask"].sum(dim=1).float().mean().item()
@@ -63,8 +100,8 @@ def needed(model: torch.nn.Module, shape: Shape, batch: dict[str, Any], tokens: 
                 + 2 * config.hidden_size * config.vocab_size * completions * length)
 
     rollouts = shape.prompts * shape.generations
-    return (FORWARD * through(shape.prompts, rollouts, tokens / rollouts)
-            + UPDATE * through(len(asked), len(lengths), lengths.float().mean().item()))
+    return {"generate": through(shape.prompts, rollouts, tokens / rollouts),
+            "update": BACKWARD_TOO * through(len(asked), len(lengths), lengths.float().mean().item())}
 
 
 def matrix_peak(size: int = 1024, times: int = 5) -> float:

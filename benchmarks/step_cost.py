@@ -1,10 +1,11 @@
-"""What an optimisation step costs: TRL's GRPO, DyME without its savings, with all of them, and with each one alone on or off.
+"""What an optimisation step costs: TRL's GRPO and DyME, each without and with the engine, on the same rollouts.
 
-    make bench                         # every section, into results/bench/, and the figure; 35 min on an idle machine
-    make bench ARGS='--only savings'   # some sections
+    make bench                          # every section, into results/bench/, and the figure; 25 min on an idle machine
+    make bench ARGS='--only headline'   # some sections
 
 Times of a section are interleaved steps in one process on one thread, so their ratios hold even if the machine's pace changes;
-memory is each arm's own process.
+memory is each arm's own process. A line's `ratio` is to stock TRL GRPO, its `ratio_same_engine` to TRL GRPO with the engine,
+which any trainer can have.
 """
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -23,7 +24,8 @@ import numpy as np
 import pandas as pd
 import psutil
 import torch
-from arms import ALONE, FULL, PHASES, PLAIN, ROOT, STOCK, WITHOUT, Arm, Shape, build, policy, race
+from arms import CHAIN, FULL, PHASES, RACE, ROOT, STOCK, WITH_ENGINE, Arm, Shape, build, policy, race
+from attribution import attribute
 from evaluation import evaluation
 from judged import judged
 from operations import operations
@@ -32,50 +34,48 @@ from dyme_core import utils
 
 logger = logging.getLogger(__name__)
 FOLDER = ROOT / "results" / "bench"
-LONG = Shape(side=17, tokens=48)  # 595 image tokens
-SWEEPS: dict[str, tuple[list[Shape], int]] = {  # shapes and steps of each
-    "all_wrong": ([Shape(all_wrong=share) for share in (0, 0.25, 0.5, 0.75, 1)], 8),
-    "generations": ([Shape(generations=size) for size in (4, 8, 16)], 8),
-    "model": ([Shape(model=name, tokens=48) for name in ("svlm", "large", "wide")], 5),
-    "micro_batches": ([Shape(micro_batches=count) for count in (1, 2, 4)], 8),
-    "image_tokens": ([Shape(side=side, tokens=48) for side in (2, 4, 8, 12, 17)], 5),
-    "tokens": ([Shape(tokens=length) for length in (32, 64, 128, 256)], 5)}
-EXPONENTS = {"generations": "generations", "image_tokens": "image_tokens", "tokens": "tokens"}  # section: x
+COUNTS = ("rows", "tokens", "tokens_a_rollout", "through", "padding")
+FIXED, LONG = Shape(tokens=96), Shape(side=12, tokens=96)  # 36 and 300 image tokens
+UNEVEN, LONG_UNEVEN = Shape(tokens=128, shortest=60), Shape(side=12, tokens=128, shortest=60)
+WIDTHS = ("svlm", "10m", "30m", "135m")
+RACES: dict[str, list[tuple[Shape, tuple[Arm, ...], int]]] = {  # shape, arms and steps of each race of a section
+    "headline": [(Shape(), CHAIN, 16), (FIXED, CHAIN, 8), (LONG, CHAIN, 4), (UNEVEN, RACE, 8), (LONG_UNEVEN, RACE, 4)],
+    "all_wrong": [(Shape(all_wrong=share, tokens=96), RACE, 4) for share in (0, 0.5, 1)],
+    "generations": [(Shape(generations=size, tokens=48), RACE, 4) for size in (4, 8, 16)],
+    "image_tokens": [(Shape(side=side, tokens=48), RACE, 3) for side in (2, 4, 8, 12, 17)],
+    "tokens": [(Shape(tokens=length), RACE, 4) for length in (16, 32, 64, 128)],
+    "model": [(Shape(model=name, prompts=2, generations=4, tokens=16), RACE, 2) for name in WIDTHS]}
+EXPONENTS = {"generations": "generations", "image_tokens": "image_tokens", "tokens": "tokens", "model": "millions"}  # x
+REFERENCES = {"ratio": STOCK, "ratio_same_engine": WITH_ENGINE}
 
 
-def compare(arms: list[Arm], shape: Shape, steps: int) -> list[dict[str, Any]]:
-    """One line per arm: medians of a step, and its ratio to the first arm's in the same round (median, quartiles)."""
-    frame = pd.DataFrame(race(arms, shape, steps))
+def compare(arms: Sequence[Arm], shape: Shape, steps: int) -> list[dict[str, Any]]:
+    """One line per arm: medians of a step, and its ratios to two references in the same round (median, quartiles)."""
+    frame = pd.DataFrame(race(arms, shape, steps, warm_up=1))
     lines, millions = [], sum(weight.numel() for weight in policy(shape, ())[0].parameters()) / 1e6
-    base = frame[frame["arm"] == arms[0].name].set_index("step")
+    of = {arm.name: frame[frame["arm"] == arm.name].set_index("step") for arm in arms}
     for arm in arms:
-        own = frame[frame["arm"] == arm.name].set_index("step")
-        ratios, cpu_ratios = own["seconds"] / base["seconds"], own["cpu_s"] / base["cpu_s"]
-        low, middle, high = np.percentile(ratios, (25, 50, 75))
-        line = {**asdict(shape), "image_tokens": shape.image_tokens, "millions": round(millions, 1),
-                "arm": arm.name, "savings": list(arm.savings),
-                "steps": len(own), "ratio": middle, "ratio_low": low, "ratio_high": high, "cpu_ratio": cpu_ratios.median(),
-                "generated": own["tokens"].median(), "tokens_per_s": (own["tokens"] / own["seconds"]).median(),
-                **{name: own[name].median() for name in ("seconds", "cpu_s", *PHASES, "rows", "through", "padding")}}
-        lines.append({name: round(value, 4) if isinstance(value, float) else value for name, value in line.items()})
-        logger.info("  %-18s %.3f s a step (%.3f s CPU), %.2f of %s", arm.name, line["seconds"], line["cpu_s"], middle,
-                    arms[0].name)
+        own, line = of[arm.name], {**asdict(shape), "image_tokens": shape.image_tokens, "millions": round(millions, 1),
+                                   "arm": arm.name, "savings": list(arm.savings), "steps": len(of[arm.name])}
+        for name, reference in REFERENCES.items():
+            ratios = own["seconds"] / of[reference.name]["seconds"]
+            line[name], line[f"{name}_low"], line[f"{name}_high"] = np.percentile(ratios, (50, 25, 75))
+            line[f"cpu_{name}"] = (own["cpu_s"] / of[reference.name]["cpu_s"]).median()
+        line |= {"tokens_per_s": (own["tokens"] / own["seconds"]).median(),
+                 **{name: own[name].median() for name in ("seconds", "cpu_s", *PHASES, *COUNTS)}}
+        lines.append({name: round(float(value), 4) if isinstance(value, float) else value for name, value in line.items()})
+        logger.info("  %-24s %.3f s a step (%.3f s CPU), %.2f of %s, %.2f with its engine", arm.name, line["seconds"],
+                    line["cpu_s"], line["ratio"], STOCK.name, line["ratio_same_engine"])
     return lines
 
 
-def savings() -> list[dict[str, Any]]:
-    """Every arm on the mini model, half of the groups all wrong."""
-    return compare([STOCK, PLAIN, FULL, *ALONE, *WITHOUT], Shape(), 20)
-
-
-def sweep(name: str) -> Callable[[], list[dict[str, Any]]]:
-    """Three arms along one number."""
+def races(name: str) -> Callable[[], list[dict[str, Any]]]:
+    """The races of a section."""
     def made() -> list[dict[str, Any]]:
-        shapes, steps = SWEEPS[name]
         lines = []
-        for number, shape in enumerate(shapes, 1):
-            logger.info(" %s, shape %d of %d: %s", name, number, len(shapes), shape)
-            lines += compare([STOCK, PLAIN, FULL], shape, steps)
+        for number, (shape, arms, steps) in enumerate(RACES[name], 1):
+            logger.info(" %s, shape %d of %d: %s", name, number, len(RACES[name]), shape)
+            lines += compare(arms, shape, steps)
         return lines
     return made
 
@@ -84,12 +84,12 @@ def memory() -> list[dict[str, Any]]:
     """Peak resident memory of three steps of an arm, in a process of its own, beside that before the model was loaded."""
     lines = []
     for shape in (Shape(), LONG):
-        for arm in (STOCK, PLAIN, FULL):
+        for arm in RACE:
             command = [sys.executable, __file__, "--one", json.dumps([arm.name, arm.is_dyme, arm.savings, asdict(shape)])]
             done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
             lines.append({"arm": arm.name, **asdict(shape), "image_tokens": shape.image_tokens,
                           **json.loads(done.stdout.splitlines()[-1])})
-            logger.info("  %-18s %d image tokens: peak %.0f MiB, %.0f before", arm.name, shape.image_tokens,
+            logger.info("  %-24s %d image tokens: peak %.0f MiB, %.0f before", arm.name, shape.image_tokens,
                         lines[-1]["peak_mib"], lines[-1]["before_mib"])
     return lines
 
@@ -112,8 +112,8 @@ def peak_memory(arm: Arm, shape: Shape) -> dict[str, float]:
 
 
 SECTIONS: dict[str, Callable[[], list[dict[str, Any]]]] = {
-    "savings": savings, **{name: sweep(name) for name in SWEEPS}, "memory": memory,
-    "operations": lambda: [line for shape in (Shape(), LONG) for line in operations([STOCK, PLAIN, FULL], shape)],
+    **{name: races(name) for name in RACES}, "memory": memory,
+    "operations": lambda: [line for shape in (Shape(), FIXED) for line in operations((STOCK, WITH_ENGINE, FULL), shape)],
     "judged": judged, "evaluation": evaluation}
 
 
@@ -145,6 +145,8 @@ def main(arguments: list[str] | None = None) -> None:
             result["exponents"] = exponents(lines, EXPONENTS[name])
         utils.write_json(FOLDER / f"{name}.json", result)
     from step_figure import draw
+    if len(options.only) == len(SECTIONS):
+        attribute(FOLDER)
     logger.info("%.0f s; figure in %s", time.monotonic() - start, draw(FOLDER))
 
 

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pandas as pd
-from arms import PHASES
+from arms import FULL, NO_ENGINE, PHASES, WITH_ENGINE
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
@@ -17,16 +17,18 @@ CURVES = {  # section: the column on the x axis, its label
     "model": ("millions", "parameters (millions)"), "image_tokens": ("image_tokens", "image tokens"),
     "tokens": ("tokens", "tokens a rollout")}
 COLORS = dict(zip(PHASES, (PALETTE[0], PALETTE[8], PALETTE[4], PALETTE[2], PALETTE[1]), strict=True))
-STYLES = {"DyME, no savings": (PALETTE[3], "o", (0, (4, 1.5))), "DyME": (PALETTE[0], "s", "solid")}
+STYLES = {WITH_ENGINE.name: (PALETTE[2], "D", (0, (5, 1.2, 1, 1.2))), NO_ENGINE.name: (PALETTE[3], "o", (0, (4, 1.5))),
+          FULL.name: (PALETTE[0], "s", "solid")}
+BARS = {"side": 4, "tokens": 96}  # the shape of "headline" whose phases are shown
 CAPTION = ("What a step costs on one CPU thread, all in one process by turns, same rollouts. Left above: median seconds by "
-           "phase, half of the groups all wrong. Else: the median ratio to a step of TRL's GRPO in the same round, bars: "
-           "quartiles. Rewards are scripted; where image tokens, tokens or the model vary, weights are fresh and every rollout "
-           "has the same length.")
+           "phase, rollouts of 96 tokens, half of the groups all wrong. Else: the median ratio to a step of TRL's GRPO in the "
+           "same round, bars: quartiles. Rewards are scripted, weights are fresh. Tokens a rollout: 96 (all wrong), 48 (G, "
+           "image tokens), 16 (parameters, 2 prompts x 4).")
 
 
 def draw(folder: Path) -> Path:
     """Draw from the JSON files of `step_cost`; returns the PNG's path."""
-    lines = {name: json.loads((folder / f"{name}.json").read_text())["lines"] for name in ("savings", *CURVES)}
+    lines = {name: json.loads((folder / f"{name}.json").read_text())["lines"] for name in ("headline", *CURVES)}
     return save_figure(_figure(lines), "step_cost", folder)["png"]
 
 
@@ -35,7 +37,9 @@ def _figure(lines: dict[str, list[dict]]) -> Figure:
     frames = {name: pd.DataFrame(found) for name, found in lines.items()}
     figure, axes = panels(2, 3, PAGE, 3.9)
     places = [place for row in axes for place in row]
-    _bars(places[0], frames["savings"])
+    headline = frames["headline"]
+    is_shown = headline["shortest"].isna() & (headline[list(BARS)] == pd.Series(BARS)).all(axis=1)
+    _bars(places[0], headline[is_shown].reset_index(drop=True))
     for place, (section, (column, label)) in zip(places[1:], CURVES.items(), strict=True):
         _curve(place, frames[section], column, label)
     places[1].legend(loc="upper left", frameon=False, fontsize=SMALL)
