@@ -152,7 +152,7 @@ class Clock:
     def __init__(self, trainer: GRPOTrainer) -> None:
         self.spent: dict[str, float] = {}
         self.lengths: list[int] = []  # of the rollouts
-        self.rows = self.through = self.padding = 0
+        self.rows = 0
         for method, phase in (("_generate", "generate"), ("_calculate_rewards", "score"), ("refine", "refine"),
                               ("_generate_and_score_completions", "before")):
             if hasattr(trainer, method):
@@ -161,14 +161,7 @@ class Clock:
 
         def counted(model, inputs):
             self.rows += len(inputs["completion_ids"])
-            seen = []
-            hook = trainer.model.model.language_model.layers[0].register_forward_pre_hook(
-                lambda module, taken: seen.append(taken[0].shape[:2].numel()))
-            loss = forward(model, inputs)
-            hook.remove()
-            self.through += sum(seen)
-            self.padding += sum(seen) - _own_tokens(inputs, sum(seen))
-            return loss
+            return forward(model, inputs)
 
         trainer._compute_loss = counted
 
@@ -188,20 +181,9 @@ class Clock:
         spent, before = self.spent, self.spent.get("before", 0.0)
         inner = {phase: spent.get(phase, 0.0) for phase in ("generate", "score", "refine")}
         row = {**inner, "prepare": before - sum(inner.values()), "update": seconds - before, "rows": self.rows,
-               "tokens": sum(self.lengths), "tokens_a_rollout": median(self.lengths or [0]), "through": self.through,
-               "padding": self.padding / max(1, self.through)}
-        self.spent, self.lengths, self.rows, self.through, self.padding = {}, [], 0, 0, 0
+               "generated": sum(self.lengths), "tokens_a_rollout": median(self.lengths or [0])}
+        self.spent, self.lengths, self.rows = {}, [], 0
         return row
-
-
-def _own_tokens(inputs: dict[str, Any], through: int) -> int:
-    """Tokens of a micro-batch that are not padding; prompts that rows share count once where they were computed once."""
-    prompts, completions = inputs["prompt_mask"].sum(dim=1), inputs["completion_mask"].sum()
-    own = int(prompts.sum() + completions)
-    if through >= own:
-        return own
-    return int(completions) + sum({tuple(ids): int(length) for ids, length in zip(inputs["prompt_ids"].tolist(), prompts,
-                                                                                  strict=True)}.values())
 
 
 def policy(shape: Shape, savings: Sequence[str]) -> tuple[torch.nn.Module, Any]:
@@ -297,8 +279,7 @@ def race(arms: Sequence[Arm], shape: Shape, steps: int, warm_up: int = 2,
 
     Returns:
         One row per arm and step after the warm-up: arm, step, seconds and cpu_s (of the whole process, while the other arms
-        wait), PHASES in seconds, rows of the update, tokens generated, the median of a rollout's, tokens that go
-        through the model in the update, and the share of those that is padding.
+        wait), PHASES in seconds, rows of the update, tokens generated, and the median of a rollout's.
     """
     trainers = [build_arm(arm, shape, steps + warm_up) for arm in arms]
     clocks, rows = [Clock(trainer) for trainer in trainers], []

@@ -53,8 +53,9 @@ def shares(race: pd.DataFrame) -> dict[str, Any]:
     changes = {"pictures encoded once": pictures["ratio"] - 1, "prompts once, own decoding loop (generation)": generation,
                "prompts once, no padding (update)": engine["ratio"] - pictures["ratio"] - generation,
                "DyME's switch and targets": kept["ratio"] - engine["ratio"], "idle rows dropped": full["ratio"] - kept["ratio"]}
-    return {"tokens_a_rollout": float(stock["tokens_a_rollout"]), "image_tokens": int(stock["image_tokens"]),
-            "stock_s": float(stock["seconds"]), "changes": {name: round(float(value), 3) for name, value in changes.items()},
+    return {"mean_tokens": round(stock["generated"] / (stock["prompts"] * stock["generations"])),
+            "image_tokens": int(stock["image_tokens"]), "stock_s": float(stock["seconds"]),
+            "changes": {name: round(float(value), 3) for name, value in changes.items()},
             "engine": float(engine["ratio"]), "dyme": float(full["ratio"]),
             "dyme_same_engine": float(full["ratio_same_engine"])}
 
@@ -74,7 +75,7 @@ def tables(result: dict[str, Any]) -> str:
         return [name, *(form.format(value) for value in values)]
 
     changes = [row(name, "{:+.2f}", [line["changes"][name] for line in steps]) for name in steps[0]["changes"]]
-    heading = [f"{line['tokens_a_rollout']:g} tokens, {line['image_tokens']} image tokens" for line in steps]
+    heading = [f"{line['mean_tokens']} tokens, {line['image_tokens']} image tokens" for line in steps]
     owed = [["in steps of TRL GRPO", *heading],
             row(STOCK.name, "1 ({:.2f} s)", [line["stock_s"] for line in steps]), *changes[:3],
             row(f"**{WITH_ENGINE.name}**", "**{:.2f}**", [line["engine"] for line in steps]), *changes[3:],
@@ -84,7 +85,7 @@ def tables(result: dict[str, Any]) -> str:
              *([f"{line['race']}, {line['image_tokens']} image tokens", f"{line['rollouts_a_step']}",
                 f"{line['calls_a_step']:g}", f"{line['ratio_to_pure']:.2f}"] for line in result["judge"])]
     roofline = [["", "operations (10^9)", "needed", "pace / matrix peak", "operator calls", "µs a call"],
-                *([f"{line['arm']}, {line['phase']}, {line['tokens_a_rollout']:g} tokens", f"{line['counted_gflop']:.1f}",
+                *([f"{line['arm']}, {line['phase']}, {line['mean_tokens']} tokens", f"{line['counted_gflop']:.1f}",
                    f"{line['share_needed']:.0%}", f"{line['share_of_peak']:.0%}", f"{line['calls']:,}",
                    f"{line['microseconds_a_call']:.0f}"] for line in result["roofline"])]
     grown = [["seconds a step grow with the power", "G", "image tokens", "tokens a rollout", "parameters"],

@@ -50,11 +50,12 @@ def operations(arms: Sequence[Arm], shape: Shape) -> list[dict[str, Any]]:
             counted = by_phase(trainer, counter.get_total_flops)
         with Calls() as calls:
             called = by_phase(trainer, lambda calls=calls: calls.count)
-        need = needed(trainer.model, shape, batches[0], counts["tokens"])
+        need = needed(trainer.model, shape, batches[0], counts["generated"])
         for phase in cpu_s:
             pace = counted[phase] / cpu_s[phase] / 1e9
             lines.append({"arm": arm.name, "phase": phase, "image_tokens": shape.image_tokens,
-                          "tokens_a_rollout": counts["tokens_a_rollout"], "counted_gflop": round(counted[phase] / 1e9, 2),
+                          "mean_tokens": round(counts["generated"] / (shape.prompts * shape.generations)),
+                          "counted_gflop": round(counted[phase] / 1e9, 2),
                           "needed_gflop": round(need[phase] / 1e9, 2), "share_needed": round(need[phase] / counted[phase], 3),
                           "cpu_s": round(cpu_s[phase], 3), "gflop_per_s": round(pace, 1),
                           "matrix_peak_gflop_per_s": round(peak, 1), "share_of_peak": round(pace / peak, 3),

@@ -34,7 +34,7 @@ from dyme_core import utils
 
 logger = logging.getLogger(__name__)
 FOLDER = ROOT / "results" / "bench"
-COUNTS = ("rows", "tokens", "tokens_a_rollout", "through", "padding")
+COUNTS = ("rows", "generated", "tokens_a_rollout")
 FIXED, LONG = Shape(tokens=96), Shape(side=12, tokens=96)  # 36 and 300 image tokens
 UNEVEN, LONG_UNEVEN = Shape(tokens=128, shortest=60), Shape(side=12, tokens=128, shortest=60)
 WIDTHS = ("svlm", "10m", "30m", "135m")
@@ -61,7 +61,7 @@ def compare(arms: Sequence[Arm], shape: Shape, steps: int) -> list[dict[str, Any
             ratios = own["seconds"] / of[reference.name]["seconds"]
             line[name], line[f"{name}_low"], line[f"{name}_high"] = np.percentile(ratios, (50, 25, 75))
             line[f"cpu_{name}"] = (own["cpu_s"] / of[reference.name]["cpu_s"]).median()
-        line |= {"tokens_per_s": (own["tokens"] / own["seconds"]).median(),
+        line |= {"tokens_per_s": (own["generated"] / own["seconds"]).median(),
                  **{name: own[name].median() for name in ("seconds", "cpu_s", *PHASES, *COUNTS)}}
         lines.append({name: round(float(value), 4) if isinstance(value, float) else value for name, value in line.items()})
         logger.info("  %-24s %.3f s a step (%.3f s CPU), %.2f of %s, %.2f with its engine", arm.name, line["seconds"],

@@ -19,7 +19,7 @@ CURVES = {  # section: the column on the x axis, its label
 COLORS = dict(zip(PHASES, (PALETTE[0], PALETTE[8], PALETTE[4], PALETTE[2], PALETTE[1]), strict=True))
 STYLES = {WITH_ENGINE.name: (PALETTE[2], "D", (0, (5, 1.2, 1, 1.2))), NO_ENGINE.name: (PALETTE[3], "o", (0, (4, 1.5))),
           FULL.name: (PALETTE[0], "s", "solid")}
-BARS = {"side": 4, "tokens": 96}  # the shape of "headline" whose phases are shown
+BARS = "side == 4 and tokens == 96"  # the shape of "headline" whose phases are shown
 CAPTION = ("What a step costs on one CPU thread, all in one process by turns, same rollouts. Left above: median seconds by "
            "phase, rollouts of 96 tokens, half of the groups all wrong. Else: the median ratio to a step of TRL's GRPO in the "
            "same round, bars: quartiles. Rewards are scripted, weights are fresh. Tokens a rollout: 96 (all wrong), 48 (G, "
@@ -37,9 +37,7 @@ def _figure(lines: dict[str, list[dict]]) -> Figure:
     frames = {name: pd.DataFrame(found) for name, found in lines.items()}
     figure, axes = panels(2, 3, PAGE, 3.9)
     places = [place for row in axes for place in row]
-    headline = frames["headline"]
-    is_shown = headline["shortest"].isna() & (headline[list(BARS)] == pd.Series(BARS)).all(axis=1)
-    _bars(places[0], headline[is_shown].reset_index(drop=True))
+    _bars(places[0], frames["headline"].query(BARS).reset_index(drop=True))
     for place, (section, (column, label)) in zip(places[1:], CURVES.items(), strict=True):
         _curve(place, frames[section], column, label)
     places[1].legend(loc="upper left", frameon=False, fontsize=SMALL)

@@ -23,7 +23,7 @@ SHAPE = arms.Shape(side=2, generations=4, prompts=2, tokens=6)
 def test_every_arm_makes_the_same_rollouts_and_dyme_leaves_out_rows() -> None:
     frame = pd.DataFrame(arms.race(arms.CHAIN, SHAPE, steps=1, warm_up=1))
     assert frame["arm"].tolist().count("DyME") == 1
-    assert set(frame["tokens"]) == {2 * 4 * 6} and set(frame["tokens_a_rollout"]) == {6}
+    assert set(frame["generated"]) == {2 * 4 * 6} and set(frame["tokens_a_rollout"]) == {6}
     rows = frame.groupby("arm")["rows"].agg(set)
     assert rows["TRL GRPO"] == rows["TRL GRPO + engine"] == rows["DyME, idle rows kept"] == {8}
     assert rows["DyME"] == rows["DyME, no engine"] == {1 + 4}  # a target, and the mixed group
@@ -33,7 +33,7 @@ def test_every_arm_makes_the_same_rollouts_and_dyme_leaves_out_rows() -> None:
 
 def test_rollouts_of_a_group_end_at_scripted_lengths_in_every_arm() -> None:
     frame = pd.DataFrame(arms.race(arms.RACE, replace(SHAPE, shortest=3, tokens=9), steps=1, warm_up=0))
-    assert set(frame["tokens"]) == {2 * (3 + 5 + 7 + 9)} and set(frame["tokens_a_rollout"]) == {6}
+    assert set(frame["generated"]) == {2 * (3 + 5 + 7 + 9)} and set(frame["tokens_a_rollout"]) == {6}
 
 
 def test_a_failing_arm_ends_the_race_with_its_error() -> None:
@@ -50,11 +50,12 @@ def test_each_saving_is_the_ratio_of_its_arm_less_that_of_the_arm_before_it() ->
     ratios = {arms.STOCK: 1.0, arms.PICTURES: 0.9, arms.WITH_ENGINE: 0.5, arms.KEPT: 0.6, arms.FULL: 0.4}
     generate = {arms.STOCK: 1.0, arms.PICTURES: 1.0, arms.WITH_ENGINE: 0.4, arms.KEPT: 0.4, arms.FULL: 0.4}
     race = pd.DataFrame([{"arm": arm.name, "ratio": ratio, "ratio_same_engine": ratio / 0.5, "seconds": 2 * ratio,
-                          "generate": generate[arm], "tokens_a_rollout": 96.0, "image_tokens": 36}
+                          "generate": generate[arm], "generated": 32 * 11.0, "prompts": 4, "generations": 8, "image_tokens": 36}
                          for arm, ratio in ratios.items()]).set_index("arm")
     found = attribution.shares(race)
     assert list(found["changes"].values()) == [-0.1, -0.3, -0.1, 0.1, -0.2]  # they sum to DyME's ratio less 1
     assert found["engine"] == 0.5 and found["dyme"] == 0.4 and found["dyme_same_engine"] == 0.8
+    assert found["mean_tokens"] == 11
 
 
 def test_the_page_shows_the_attribution_on_file() -> None:
