@@ -1,206 +1,188 @@
-"""One prefill per prompt: rows of a batch that share a prompt and its picture go through the prompt's tokens once.
+"""An update that computes a prompt once: rows of a batch that share a prompt and its picture go through its tokens together.
 
-A GRPO step asks G times about the same prompt. Generation prefills it once and gives its cache to all G rollouts; the update
-packs [prompt, completion 1, ..., completion G] into one sequence whose completions do not see each other, gradients included
-(the idea of "Prefix Grouper", arXiv:2506.05433). Padding is left out. Trainers need no change.
+A GRPO step asks G times about the same prompt. Its rows become one sequence without padding, prompts first, then completions:
+linear layers see every token once, and in attention a completion reads its prompt's keys and its own (the idea of "Prefix
+Grouper", arXiv:2506.05433).
 """
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, LlavaOnevisionForConditionalGeneration, PreTrainedModel, Qwen2ForCausalLM
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-FAMILIES = (LlavaOnevisionForConditionalGeneration, Qwen2ForCausalLM)
-ATTENTIONS = ("sdpa", "eager")  # that take any mask
+ATTENTION = "prefix_sharing"  # name of the text model's attention: sdpa, but where a forward pass is given a layout
 PICTURES = {"pixel_values", "image_sizes", "batch_num_images"}  # one row a prompt each
-NOTHING = -1  # number of a completion, for tokens of prompts; of a prompt, for padding
+ROWS = {"input_ids", "attention_mask", "labels", *PICTURES}
+NUMBERS = {"use_cache", "logits_to_keep", "num_items_in_batch"}
+IGNORED = -100  # label of a token that is not learned
 
 
-def share_prefixes(model: PreTrainedModel) -> None:
-    """Let a model of FAMILIES compute a prompt once that rows of a batch share. Other models stay as they are, and so do those
-    with sliding windows, which a packed sequence would not keep.
+def packed_forward(model: PreTrainedModel, inputs: dict[str, Any]) -> CausalLMOutputWithPast | None:
+    """What the model's `forward` gives for these inputs, prompts computed once.
 
-    Results are the plain model's up to float rounding, except the meaningless logits at padding.
-    `forward` shares where `logits_to_keep` says that a row's last so many tokens but one are its completion, as in TRL's
-    update, and where that costs fewer operations; `generate` shares where it samples or decodes greedily, one response a row.
-
-    Args:
-        model: its class becomes one of the same name. Prompts must be padded on the left, completions on the right.
+    None where no prompt is shared, or the inputs do not say which tokens of a row are its completion: by `logits_to_keep` (the
+    last so many tokens but one, as in TRL's GRPO and RLOO) or `labels` (the tokens from the first that is learned, as in SFT).
     """
-    sees_all = set(getattr(model.config.get_text_config(), "layer_types", None) or ["full_attention"]) == {"full_attention"}
-    if isinstance(model, FAMILIES) and model.config._attn_implementation in ATTENTIONS and sees_all:
-        model.__class__ = _sharing(type(model))
+    if inputs.get("use_cache") or (starts := _completion_starts(inputs)) is None:
+        return None
+    owners = owners_of(inputs, starts)
+    if len(set(owners)) == len(owners):
+        return None
+    return _forward(model, inputs, _lay_out(inputs["attention_mask"].bool(), starts, owners))
 
 
-def shares_prefixes(model: torch.nn.Module) -> bool:
-    """True for a model that `share_prefixes` has changed."""
-    return any(isinstance(each, _Sharing) for each in model.modules())
+def _completion_starts(inputs: dict[str, Any]) -> Tensor | None:
+    """(B,) column of each row's first token of its completion; None where the inputs do not say so, or cannot be packed."""
+    ids, mask, labels, kept = (inputs.get(name) for name in ("input_ids", "attention_mask", "labels", "logits_to_keep"))
+    given = {name: value for name, value in inputs.items() if value is not None and name not in NUMBERS}
+    if not all(isinstance(each, Tensor) and each.ndim == 2 for each in (ids, mask)) or given.keys() - ROWS or any(
+            len(value) != len(ids) for value in given.values()):
+        return None
+    if labels is None and isinstance(kept, int) and kept > 1:
+        starts = torch.full((len(ids),), ids.shape[1] - kept + 1, device=ids.device)
+    elif labels is not None and not isinstance(kept, Tensor) and not kept:
+        starts = (labels != IGNORED).int().argmax(dim=1)
+    else:
+        return None
+    has_no_hole = (mask.diff(dim=1) != 0).sum(dim=1) == (mask[:, 0] == 0).int() + (mask[:, -1] == 0).int()
+    has_prompt = mask.gather(1, (starts[:, None] - 1).clamp(min=0)).bool()[:, 0] & (starts > 0)
+    return starts if bool((has_no_hole & has_prompt).all()) else None
 
 
-class _Sharing:
-    """Marks the classes that `share_prefixes` makes."""
-
-
-def _sharing(plain: type[PreTrainedModel]) -> type[PreTrainedModel]:
-    @functools.wraps(plain.forward)  # TRL reads its signature
-    def forward(self, *args, **inputs):
-        length = inputs.get("logits_to_keep", 0)
-        if not args and isinstance(length, int) and length > 1 and not inputs.get("use_cache") and not _others(inputs):
-            prompts = {name: inputs[name][:, : 1 - length] if name in ("input_ids", "attention_mask") else inputs[name]
-                       for name in inputs.keys() - {"use_cache", "logits_to_keep"}}
-            owners = _owners(prompts)
-            mask = inputs["attention_mask"].bool()
-            if len(set(owners)) < len(owners) and _is_padded_outside(mask, length - 1):
-                layout = _lay_out(mask, length - 1, owners)
-                if _cost(self, *layout.source.shape) < _cost(self, *mask.shape):
-                    return _packed_forward(self, inputs, layout)
-        return plain.forward(self, *args, **inputs)
-
-    @functools.wraps(plain.generate)
-    def generate(self, *args, **inputs):
-        prompts = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
-        owners = _owners(prompts) if not args and not _others(prompts) and _decodes_plainly(self, inputs) else []
-        if len(set(owners)) == len(owners) or inputs["input_ids"].shape[1] == 1:
-            return plain.generate(self, *args, **inputs)
-        cache = _prefill(self, prompts, owners)
-        return plain.generate(self, past_key_values=cache,
-                              **{name: value for name, value in inputs.items() if name not in PICTURES})
-
-    return type(plain.__name__, (plain, _Sharing), {"forward": forward, "generate": generate, "__module__": plain.__module__})
-
-
-def _others(inputs: dict[str, Any]) -> set[str]:
-    """Inputs whose rows cannot be shared; all of them where ids or mask are missing."""
-    if not all(isinstance(inputs.get(name), Tensor) and inputs[name].ndim == 2 for name in ("input_ids", "attention_mask")):
-        return set(inputs) or {"input_ids"}
-    size, known = len(inputs["input_ids"]), {"input_ids", "attention_mask", "use_cache", "logits_to_keep", *PICTURES}
-    return {name for name, value in inputs.items() if value is not None and
-            (name not in known or isinstance(value, Tensor) and (not value.ndim or len(value) != size))}
-
-
-def _decodes_plainly(model: PreTrainedModel, inputs: dict[str, Any]) -> bool:
-    settings = {**(inputs.get("generation_config") or model.generation_config).to_dict(), **inputs}
-    return (all((settings.get(name) or 1) == 1 for name in ("num_beams", "num_return_sequences"))
-            and settings.get("use_cache") is not False
-            and not any(settings.get(name) for name in ("past_key_values", "assistant_model", "cache_implementation",
-                                                        "inputs_embeds", "prompt_lookup_num_tokens")))
-
-
-def _owners(prompts: dict[str, Tensor | None]) -> list[int]:
-    """For each row the first row with the same prompt and picture."""
-    tensors = [value for value in prompts.values() if value is not None]
-    texts = torch.cat([prompts["input_ids"], prompts["attention_mask"]], dim=1).tolist()
+def owners_of(inputs: dict[str, Any], starts: Tensor) -> list[int]:
+    """For each row the first row with the same prompt, which ends before column `starts` (B,), and the same picture."""
+    pictures = [inputs[name] for name in PICTURES if inputs.get(name) is not None]
+    rows = zip(inputs["input_ids"].tolist(), inputs["attention_mask"].tolist(), starts.tolist(), strict=True)
     firsts: dict[tuple[int, ...], list[int]] = {}
     owners = []
-    for row, text in enumerate(map(tuple, texts)):
-        alike = firsts.setdefault(text, [])
-        owner = next((first for first in alike if all(torch.equal(value[row], value[first]) for value in tensors)), row)
+    for row, (ids, mask, start) in enumerate(rows):
+        alike = firsts.setdefault(tuple(ids[mask.index(1): start]), [])
+        owner = next((first for first in alike if all(torch.equal(value[row], value[first]) for value in pictures)), row)
         if owner == row:
             alike.append(row)
         owners.append(owner)
     return owners
 
 
-def _is_padded_outside(mask: Tensor, length: int) -> bool:
-    prompt, completion = mask[:, :-length], mask[:, -length:]
-    return bool(prompt[:, -1].all() and (prompt[:, :-1] <= prompt[:, 1:]).all()
-                and (completion[:, :-1] >= completion[:, 1:]).all())
-
-
-def _prefill(model: PreTrainedModel, prompts: dict[str, Tensor], owners: Sequence[int]) -> DynamicCache:
-    """The cache of every row's prompt without its last token, which `generate` still processes."""
-    firsts = sorted(set(owners))
-    once = {name: value[firsts] for name, value in prompts.items()}
-    ids, mask = once.pop("input_ids")[:, :-1], once.pop("attention_mask")[:, :-1]
-    cache = DynamicCache(config=model.config.get_text_config())
-    with torch.no_grad():
-        model(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0), past_key_values=cache,
-              use_cache=True, logits_to_keep=1, **once)
-    cache.batch_select_indices(torch.tensor([firsts.index(owner) for owner in owners], device=ids.device))
-    return cache
-
-
 @dataclass(frozen=True)
 class _Layout:
-    """Where tokens of (B, P + C) rows stand in S packed sequences of W tokens.
+    """Where the tokens of (B, L) rows stand in one sequence: S prompts, padded on the left to P, then N completion tokens.
 
     Attributes:
-        prompts: rows whose prompts were packed, in the order of their pictures.
-        source: (S, W) place of each token among the rows' B * (P + C); at padding that of a token that is no picture's.
-        owner, completion: (S, W) row of a token's prompt, and row of a completion's token; else NOTHING.
-        position: (S, W) place in its own row, where the plain forward counts from, too.
-        reader: (B, C + 1) place among the S * W from which each of a row's completion's tokens, and the next, is predicted.
+        prompts: (S,) rows whose prompts are there; `source` (S * P + N,) places of the tokens among the B * L.
+        prompt_mask: (S, P) booleans.
+        owner: (B,) number of each row's prompt.
+        completions: (N,) places of the completions' tokens among B * C, C being the longest.
+        own_mask: (B, 1, C, P + C) booleans: what each token of a completion reads.
+        reader: (B, L) places in the sequence of each row's tokens; one past its end at padding.
     """
 
-    prompts: list[int]
+    prompts: Tensor
     source: Tensor
+    prompt_mask: Tensor
     owner: Tensor
-    completion: Tensor
-    position: Tensor
+    completions: Tensor
+    own_mask: Tensor
     reader: Tensor
 
-    def mask(self) -> Tensor:
-        """(S, 1, W, W) booleans: a token sees its prompt and its own completion up to itself; padding sees padding."""
-        width = self.source.shape[1]
-        asks, seen = (slice(None), slice(None), None), (slice(None), None, slice(None))
-        is_own = (self.completion[seen] == NOTHING) | (self.completion[seen] == self.completion[asks])
-        is_past = torch.ones(width, width, dtype=torch.bool, device=self.source.device).tril()
-        return ((self.owner[asks] == self.owner[seen]) & is_own & is_past)[:, None]
+    def attend(self, module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, settings: dict[str, Any]) -> Tensor:
+        """(1, S * P + N, heads, channels), from queries (1, heads, S * P + N, channels), keys and values."""
+        (num, width), size = self.prompt_mask.shape, self.own_mask.shape[2]
+        prompts = [each[0, :, : num * width].unflatten(1, (num, width)).transpose(0, 1) for each in (query, key, value)]
+        causal = torch.ones(width, width, dtype=torch.bool, device=query.device).tril()
+        seen = None if self.prompt_mask.all() else (self.prompt_mask[:, None] & causal | causal.diag().diag())[:, None]
+        first = sdpa_attention_forward(module, *prompts, seen, **settings)[0].flatten(0, 1)
+        own = [_Place.apply(each[0, :, num * width:].transpose(0, 1), self.completions, len(self.owner) * size)
+               .unflatten(0, (-1, size)).transpose(1, 2) for each in (query, key, value)]
+        keys, values = (torch.cat([of_prompt.index_select(0, self.owner), its], dim=2)
+                        for of_prompt, its in zip(prompts[1:], own[1:], strict=True))
+        second = sdpa_attention_forward(module, own[0], keys, values, self.own_mask, **settings)[0].flatten(0, 1)
+        return torch.cat([first, _Take.apply(second, self.completions)])[None]
 
 
-def _lay_out(mask: Tensor, length: int, owners: Sequence[int]) -> _Layout:
-    """Pack prompts with their completions; a sequence takes further ones while it stays within the longest single one."""
-    num_rows, width = mask.shape
-    prompt_len, completion_len = mask[:, :-length].sum(dim=1).tolist(), mask[:, -length:].sum(dim=1).tolist()
-    rows_of = {first: [row for row, owner in enumerate(owners) if owner == first] for first in sorted(set(owners))}
-    size_of = {first: prompt_len[first] + sum(completion_len[row] for row in rows) for first, rows in rows_of.items()}
-    capacity = max(size_of.values())
-    sequences: list[list[int]] = []
-    for first in sorted(size_of, key=size_of.__getitem__, reverse=True):
-        room = next((each for each in sequences if sum(map(size_of.get, each)) + size_of[first] <= capacity), None)
-        sequences.append([first]) if room is None else room.append(first)
-    source = torch.full((len(sequences), capacity), width - length - 1)  # padding: row 0's last prompt token
-    owner, completion = torch.full_like(source, NOTHING), torch.full_like(source, NOTHING)
-    reader = torch.empty(num_rows, length + 1, dtype=torch.long)
-    for number, firsts in enumerate(sequences):
-        place = 0
-        for first in firsts:
-            start, end = place, place + prompt_len[first]
-            source[number, start:end] = torch.arange(first * width + width - length - prompt_len[first],
-                                                     first * width + width - length)
-            place = end
-            for row in rows_of[first]:
-                count = completion_len[row]
-                span = slice(place, place + count)
-                source[number, span] = torch.arange(count) + row * width + width - length
-                completion[number, span] = row
-                reader[row] = number * capacity + (torch.arange(length + 1) + place - 1).clamp(max=place + count - 1)
-                reader[row, 0] = number * capacity + end - 1
-                place += count
-            owner[number, start:place] = first
-    parts = (part.to(mask.device) for part in (source, owner, completion, source % width, reader))
-    return _Layout([first for firsts in sequences for first in firsts], *parts)
+class _Place(torch.autograd.Function):
+    """(size, ...) zeros with these rows at these places, each once."""
+
+    @staticmethod
+    def forward(ctx, rows, places, size):
+        ctx.save_for_backward(places)
+        return rows.new_zeros(size, *rows.shape[1:]).index_copy_(0, places, rows)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient.index_select(0, *ctx.saved_tensors), None, None
 
 
-def _cost(model: PreTrainedModel, num_rows: int, width: int) -> float:
-    """Operations of a layer for so many sequences of so many tokens. Attention grows with the square of the width, so that long
-    completions in one sequence can cost more than sharing their prompts saves."""
-    config = model.config.get_text_config()
-    hidden, shared = config.hidden_size, config.num_key_value_heads / config.num_attention_heads
-    weights = hidden * (2 * hidden * (1 + shared) + 3 * config.intermediate_size)
-    return num_rows * width * (2 * weights + 4 * hidden * width)
+class _Take(torch.autograd.Function):
+    """The rows at these places, each once: `index_select`, whose own backward pass adds row by row."""
+
+    @staticmethod
+    def forward(ctx, rows, places):
+        ctx.save_for_backward(places)
+        ctx.size = len(rows)
+        return rows.index_select(0, places)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient.new_zeros(ctx.size, *gradient.shape[1:]).index_copy_(0, *ctx.saved_tensors, gradient), None
 
 
-def _packed_forward(model: PreTrainedModel, inputs: dict[str, Any], layout: _Layout) -> CausalLMOutputWithPast:
-    """(B, C + 1, vocabulary) logits as the plain forward's with `logits_to_keep` C + 1."""
+def _lay_out(mask: Tensor, starts: Tensor, owners: Sequence[int]) -> _Layout:
+    """Prompts once, then every completion, from the (B, L) mask of tokens."""
+    (size, length), device = mask.shape, mask.device
+    columns = torch.arange(length, device=device)
+    is_completion = mask & (columns >= starts[:, None])
+    firsts = sorted(set(owners))
+    prompts, owner = (torch.tensor(rows, device=device) for rows in (firsts, [firsts.index(each) for each in owners]))
+    is_prompt = (mask & ~is_completion)[prompts]
+    width, most = int(is_prompt.sum(dim=1).max()), int(is_completion.sum(dim=1).max())
+    back = starts[prompts, None] - width + torch.arange(width, device=device)  # columns of the prompts, aligned at their ends
+    prompt_mask = (back >= 0) & is_prompt.gather(1, back.clamp(min=0))
+    pad = back.clamp(min=0).where(prompt_mask, starts[prompts, None] - 1)  # at padding a token that is no picture's
+    row, column = is_completion.nonzero(as_tuple=True)
+    place = column - starts[row]
+    own = torch.arange(most, device=device)
+    own_mask = torch.cat([prompt_mask[owner][:, None].expand(-1, most, -1),
+                          (own <= own[:, None]).expand(size, -1, -1)], dim=2)[:, None]
+    reader = torch.full((size, length), len(firsts) * width + len(row), device=device)
+    offset = columns - starts[:, None] + width
+    is_read = mask & ~is_completion
+    reader[is_read] = (owner[:, None] * width + offset)[is_read]
+    reader[row, column] = len(firsts) * width + torch.arange(len(row), device=device)
+    return _Layout(prompts, torch.cat([(prompts[:, None] * length + pad).flatten(), row * length + column]), prompt_mask, owner,
+                   row * most + place, own_mask, reader)
+
+
+def _forward(model: PreTrainedModel, inputs: dict[str, Any], layout: _Layout) -> CausalLMOutputWithPast:
+    """The plain forward's logits, of the tokens that `logits_to_keep` asks for or of all, and the loss if there are labels."""
     pictures = {name: inputs[name][layout.prompts] for name in PICTURES if inputs.get(name) is not None}
-    blocked = torch.zeros((), dtype=model.dtype, device=layout.source.device).masked_fill(~layout.mask(), float("-inf"))
-    hidden = model.model(input_ids=inputs["input_ids"].flatten()[layout.source], attention_mask=blocked,
-                         position_ids=layout.position, use_cache=False, **pictures).last_hidden_state
-    return CausalLMOutputWithPast(logits=model.lm_head(hidden.flatten(0, 1)[layout.reader]))
+    ids, length = inputs["input_ids"].flatten()[layout.source][None], inputs["input_ids"].shape[1]
+    no_mask = torch.zeros(1, 1, 1, 1, device=ids.device)  # of four dimensions: handed on as it is; the layout says what is read
+    hidden = model.model(input_ids=ids, attention_mask=no_mask, position_ids=(layout.source % length)[None], use_cache=False,
+                         layout=layout, **pictures).last_hidden_state[0]
+    hidden = torch.cat([hidden, hidden.new_zeros(1, hidden.shape[1])])
+    reader = layout.reader[:, -(inputs.get("logits_to_keep") or length):]
+    logits = model.lm_head(hidden.index_select(0, reader.flatten()).unflatten(0, reader.shape))
+    labels = inputs.get("labels")
+    loss = None if labels is None else model.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1],
+                                                           num_items_in_batch=inputs.get("num_items_in_batch"))
+    return CausalLMOutputWithPast(loss=loss, logits=logits)
+
+
+def _attention(module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
+               layout: _Layout | None = None, **settings: Any) -> tuple[Tensor, None]:
+    """An attention function of transformers: `layout.attend` where a forward pass was given one, else sdpa."""
+    if layout is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
+    return layout.attend(module, query, key, value, settings), None
+
+
+AttentionInterface.register(ATTENTION, _attention)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)

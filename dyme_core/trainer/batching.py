@@ -91,7 +91,7 @@ def micro_batches(parts: Sequence[Batch], pad_id: int, by_prompt: bool) -> list[
     Args:
         parts: in any order; no sum over the step depends on it.
         by_prompt: keep the rows of a prompt together, for a model that shares prefixes and leaves padding out
-            (`prefix_sharing`); else rows of similar length, each micro-batch cut to its longest.
+            (`engine.share_prefixes`); else rows of similar length, each micro-batch cut to its longest.
     """
     whole = join(parts, pad_id)
     prompts, lengths = whole["prompt_ids"].tolist(), (whole["prompt_mask"].sum(1) + whole["completion_mask"].sum(1)).tolist()

@@ -18,7 +18,7 @@ import torch
 from transformers import PreTrainedModel
 
 from dyme_core.data.datasets import Refine
-from dyme_core.models import prefix_sharing
+from dyme_core.models import engine
 from dyme_core.models.generation import Watcher, watching
 from dyme_core.models.processors import target_ids
 from dyme_core.supervision.refiner import VisualRefiner, target_writer
@@ -90,7 +90,7 @@ class DyMETrainer(MeasuredGRPOTrainer):
         if not self.model.training or self._buffered_inputs is before or self.args.steps_per_generation == 1:
             return inputs
         self._buffered_inputs = batching.micro_batches(self._buffered_inputs, self._tokenizer.pad_token_id,
-                                                       by_prompt=prefix_sharing.shares_prefixes(self.model))
+                                                       by_prompt=engine.shares_prefixes(self.model))
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
     def _generate_and_score_completions(self, inputs):

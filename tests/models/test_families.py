@@ -14,7 +14,7 @@ from tiny_families import PREPROCESSOR, SPECIAL, TEMPLATES, make_checkpoint
 
 from dyme_core import config
 from dyme_core.data import datasets
-from dyme_core.models import generation, loading, prefix_sharing, processors, vision_cache
+from dyme_core.models import engine, generation, loading, processors, vision_cache
 from dyme_core.models.loading import FAMILIES, freeze_vision
 from dyme_core.pipeline.estimate import check_memory
 from dyme_core.pipeline.methods import Run
@@ -91,7 +91,7 @@ def test_the_longest_sample_is_tried_with_every_family(tmp_path: Path, family: s
 @every_family
 def test_pictures_and_prompts_are_shared_by_the_families_that_can(tmp_path: Path, family: str) -> None:
     policy, processor = loading.load_policy(make_checkpoint(family, tmp_path / "hub"))
-    assert prefix_sharing.shares_prefixes(policy) == (family in SHARING)
+    assert engine.shares_prefixes(policy) == (family in SHARING)
     shared = [part for part in (policy.model, *policy.model.children()) if isinstance(
         getattr(part.forward, "__self__", None), vision_cache._Tower)]
     assert bool(shared) == (family == "llava_onevision")

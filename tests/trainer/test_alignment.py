@@ -13,7 +13,7 @@ from PIL import Image
 from dyme_core.data import datasets, schema
 from dyme_core.data.metrics import accuracy_reward
 from dyme_core.models import loading, tiny_onevision
-from dyme_core.models.prefix_sharing import share_prefixes
+from dyme_core.models.engine import share_prefixes
 from dyme_core.trainer import batching
 from dyme_core.trainer.config import DyMEConfig
 from dyme_core.trainer.dyme_trainer import DyMETrainer
