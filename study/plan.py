@@ -24,7 +24,7 @@ SWITCH_VALUES = {"threshold": (0.25, 0.5), "cosine": (None,), "budget": (8.0, 32
 SWITCH_RATES = (3e-4, 1e-3)  # learning rates
 LEFT_OUT_KINDS = ("gap", "count")  # of question, in the experiment "kinds"
 GRADIENT_BOUNDS = {"float64": 1e-12, "float32": 1e-5}  # on the relative error of gradients that should be equal (notebook 01)
-OLDEST_VERSION = {"short": 2}  # of results (runs.RESULTS_VERSION) that an experiment takes; 1 where none stands here
+OLDEST_VERSION = {"short": 3}  # of results (runs.RESULTS_VERSION) that an experiment takes; 1 where none stands here
 # (value, learning rate): the best on validation.
 CHOSEN_SWITCHES = {"threshold": (0.5, 1e-3), "cosine": (None, 1e-3), "budget": (8.0, 1e-3), "luffy": (0.1, 3e-4),
                    "chord": (0.1, 3e-4), "prefix": (None, 3e-4), "grounded": (None, 1e-3)}
