@@ -22,7 +22,7 @@ import typer
 
 from dyme_core import config
 from dyme_core.config import BAD_ROWS
-from dyme_core.pipeline.methods import HELD_OUT, Run
+from dyme_core.pipeline.methods import Run
 from study import plan
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ app = typer.Typer(name="dyme", no_args_is_help=True, rich_markup_mode=None, pret
                   help="DyME at two scales: small vision-language models that learn to think by memorizing and exploring.")
 
 # A Literal gives a plain text, but an option that may be repeated needs an Enum.
-Split = StrEnum("Split", {name: name for name in HELD_OUT})
+Split = StrEnum("Split", {name: name for name in config.HELD_OUT})
 Size = StrEnum("Size", {name: name for name in ("svlm", "large")})
 Experiment = StrEnum("Experiment", {name: name for name in plan.EXPERIMENTS})
 Profile = Annotated[Literal[tuple(config.PROFILES)], typer.Option(help="settings: two for a CPU, two for a CUDA card")]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dyme_core import config
-from dyme_core.pipeline.methods import HELD_OUT, Run
+from dyme_core.pipeline.methods import Run
 
 PROFILE = config.DEFAULT
 SEEDS = (0, 1, 2, 3, 4)  # each has its own base, training questions, order and rollouts
@@ -52,7 +52,7 @@ class Point:
     variant: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
     seeds: tuple[int, ...] = SEEDS
-    splits: tuple[str, ...] = HELD_OUT
+    splits: tuple[str, ...] = config.HELD_OUT
     model: str = "svlm"
     value: float | None = None
 

@@ -16,6 +16,7 @@ import torch
 from transformers import PrinterCallback
 
 from dyme_core import ranks, utils
+from dyme_core.config import HELD_OUT
 from dyme_core.data import datasets, metrics
 from dyme_core.data.bad_rows import BadRows
 from dyme_core.data.datasets import Refine, no_target
@@ -27,7 +28,7 @@ from dyme_core.pipeline.callbacks import CollapseWatch, StepLog
 from dyme_core.pipeline.checkpointing import Keeper, train_from
 from dyme_core.pipeline.estimate import check_memory, estimate_run
 from dyme_core.pipeline.evaluate import evaluate, summarise
-from dyme_core.pipeline.methods import HELD_OUT, UNSUPERVISED, Run, phase_steps
+from dyme_core.pipeline.methods import UNSUPERVISED, Run, phase_steps
 from dyme_core.pipeline.model_card import model_card
 from dyme_core.pipeline.preflight import preflight, without_bad_rows, without_shared_rows
 from dyme_core.pipeline.trainers import TRAINERS, Session, shared_arguments

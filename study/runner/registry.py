@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from dyme_core import config
-from dyme_core.pipeline.methods import HELD_OUT
 from dyme_core.utils import read_json, write_atomic
 from study import plan
 
 COLUMNS = ("run", "experiments", "method", "model", "variant", "seed", "commit", "dirty", "results_version", "hardware",
-           "started", "train_s", "cpu_s", "tokens", "rollouts", "steps", "learning_rate", "warmup_steps", "base", *HELD_OUT)
+           "started", "train_s", "cpu_s", "tokens", "rollouts", "steps", "learning_rate", "warmup_steps", "base",
+           *config.HELD_OUT)
 
 
 def read_manifests(paths: config.Paths) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from statistics import fmean
 from typing import Any
 
 from dyme_core import config, utils
-from dyme_core.pipeline.methods import HELD_OUT, Run, base_folder, fingerprint
+from dyme_core.pipeline.methods import Run, base_folder, fingerprint
 from dyme_core.utils import run_file
 from study.runner.live import LiveLine
 from study.runner.registry import read_manifests
@@ -100,7 +100,7 @@ def build_base(paths: config.Paths, model: str, seed: int) -> Path:
     return base_folder(paths, model, seed)
 
 
-def run_job(run: Run, splits: Sequence[str] = HELD_OUT, keep_policy: bool = True,
+def run_job(run: Run, splits: Sequence[str] = config.HELD_OUT, keep_policy: bool = True,
             finished: Callable[[], bool] | None = None) -> Job:
     """The process of one run; `finished` is by default this module's `is_finished`."""
     arguments = ("train", "--profile", run.profile.name, "--method", run.method, "--model", run.model, "--seed", str(run.seed),
@@ -165,7 +165,8 @@ def carry_out(jobs: Iterable[Job], processes: int = PROCESSES, hours: float = ma
         for process in queue.running:
             process.end()
     if queue.waiting:
-        logger.info("the time is up: %d not started, %s; start again to go on", len(queue.waiting), time_left(queue.waiting))
+        logger.info("the time is up: %d not started, %s; start again to go on", len(queue.waiting),
+                    time_left(expected_seconds(queue.waiting).values()))
     return queue.failures
 
 
@@ -174,7 +175,7 @@ class _Queue:
 
     def __init__(self, jobs: list[Job], stop_at_failure: bool) -> None:
         self.waiting, self.running, self.failures = jobs, list[_Running](), dict[str, str]()
-        self._num_jobs, self._stop_at_failure = len(jobs), stop_at_failure
+        self._num_jobs, self._stop_at_failure, self._seconds = len(jobs), stop_at_failure, expected_seconds(jobs)
 
     def start(self, processes: int) -> None:
         """Start what may start, until `processes` run."""
@@ -194,6 +195,7 @@ class _Queue:
         for process in [other for other in self.running if other.has_ended()]:
             self.running.remove(process)
             self._end(process.job, process.failure())
+            self._seconds = expected_seconds([*(other.job for other in self.running), *self.waiting])
 
     def _end(self, job: Job, failure: str) -> None:
         if not failure:
@@ -209,7 +211,8 @@ class _Queue:
         running = [process.job for process in self.running]
         done = self._num_jobs - len(self.waiting) - len(running)
         spent_s = sum(time.monotonic() - process.started for process in self.running)
-        return (f"{done} of {self._num_jobs} done, {time_left([*running, *self.waiting], spent_s)}; "
+        seconds = [self._seconds[job.name] for job in (*running, *self.waiting)]
+        return (f"{done} of {self._num_jobs} done, {time_left(seconds, spent_s)}; "
                 + "; ".join(job.last_line() for job in running))
 
 
@@ -267,15 +270,21 @@ def _stamp(run: Run) -> Path:
     return run.paths.runs / run.name / "fingerprint"
 
 
-def time_left(jobs: Sequence[Job], spent_s: float = 0.0) -> str:
-    """How long jobs take, side by side, in words, by the pace of the finished runs of the same method and model: those here, or
-    else the published ones. Of it `spent_s` is over: the seconds of the jobs under way."""
+def expected_seconds(jobs: Sequence[Job]) -> dict[str, float | None]:
+    """How long each job takes, by its name: by the pace of the finished runs of the same method and model, those here or else
+    the published ones; None where there are none."""
     own = read_manifests(jobs[0].paths) if jobs else []
     published = read_manifests(replace(jobs[0].paths, is_published=True)) if jobs else []
-    seconds = [60 * fmean(BASE_MINUTES) if job.run is None else expected_s(job.run, own) or expected_s(job.run, published)
-               for job in jobs]
+    return {job.name: 60 * fmean(BASE_MINUTES) if job.run is None else
+            expected_s(job.run, own) or expected_s(job.run, published) for job in jobs}
+
+
+def time_left(seconds: Iterable[float | None], spent_s: float = 0.0) -> str:
+    """How long jobs of so many seconds (None: unknown) take side by side, in words. Of it `spent_s` is over: the seconds of the
+    jobs under way."""
+    seconds = list(seconds)
     known = [value for value in seconds if value is not None]
-    if jobs and not known:
+    if seconds and not known:
         return "time left unknown"
     unknown = f" and {len(seconds) - len(known)} runs of unknown length" if len(known) < len(seconds) else ""
     minutes = max(sum(known) - spent_s, 0) / 60 / PROCESSES

@@ -210,16 +210,29 @@ def test_when_the_time_is_up_nothing_is_started_and_the_list_shows_what_is_done(
 def test_the_time_left_comes_from_finished_runs_of_the_same_method_and_model(root: Path, monkeypatch) -> None:
     declare(monkeypatch, point("one", "a"), point("one", "b", **{"training.steps": 200}), point("one", "c", "grpo"))
     jobs = [task.job() for task in run_all.tasks()]
-    assert scheduler.time_left(jobs) == "time left unknown" and scheduler.time_left([]) == "about 0 min left"
+
+    def left(jobs: list[scheduler.Job], spent_s: float = 0.0) -> str:
+        return scheduler.time_left(scheduler.expected_seconds(jobs).values(), spent_s)
+
+    assert left(jobs) == "time left unknown" and left([]) == "about 0 min left"
     made = [{"method": "sft", "model": "svlm", "steps": 2, "seconds": 72.0}, {"method": "sft", "model": "svlm", "steps": 2}]
     monkeypatch.setattr(scheduler, "read_manifests", lambda paths: made)
-    assert scheduler.time_left(jobs) == "about 1.0 h left and 1 runs of unknown length", "202 steps of 36 s by two"
-    assert scheduler.time_left(jobs, 720.0) == "about 55 min left and 1 runs of unknown length", "six minutes by two are over"
+    assert left(jobs) == "about 1.0 h left and 1 runs of unknown length", "202 steps of 36 s by two"
+    assert left(jobs, 720.0) == "about 55 min left and 1 runs of unknown length", "six minutes by two are over"
     here = replace(jobs[0].paths, is_published=False)
     monkeypatch.setattr(scheduler, "read_manifests", lambda asked: made if asked.is_published else [])
     base = scheduler.base_job(here, "svlm", 1)
-    assert scheduler.time_left([base, jobs[0]]) == "about 1.2 h left", "nothing ran here: the pace is the published runs'"
-    assert scheduler.time_left([base]) == "about 10 min left"
+    assert left([base, jobs[0]]) == "about 1.2 h left", "nothing ran here: the pace is the published runs'"
+    assert left([base]) == "about 10 min left"
+
+
+def test_the_live_line_reads_manifests_only_when_a_job_has_ended(root: Path, monkeypatch) -> None:
+    declare(monkeypatch, point("one", "a"), point("one", "b"))
+    reads = []
+    monkeypatch.setattr(scheduler, "read_manifests", lambda paths: reads.append(paths) or [])
+    queue = scheduler._Queue([task.job() for task in run_all.tasks()], stop_at_failure=False)
+    count = len(reads)
+    assert {queue.progress() for _ in range(5)} == {"0 of 2 done, time left unknown; "} and len(reads) == count
 
 
 def test_missing_bases_are_built_before_the_runs_that_start_from_them(root: Path, monkeypatch) -> None:

@@ -54,35 +54,39 @@ class Source:
 _SAME = {split: split for split in SPLITS}
 _THREE = {split: split for split in ("train", "validation", "test")}
 KNOWN = {
-    "chartqa": Source("ChartQA (Masry et al. 2022)", "HuggingFaceM4/ChartQA", "chartqa",
-                      {**_THREE, "validation": "val"},
-                      public.chartqa, ("{split}_human.json", "{split}_augmented.json"),
-                      ("image", "query", "label", "human_or_machine"), images="png", options={"images": None}),
-    "aokvqa": Source("A-OKVQA (Schwenk et al. 2022)", "HuggingFaceM4/A-OKVQA", "aokvqa",
-                     {"train": "train", "validation": "validation"}, public.aokvqa, ("aokvqa_v1p0_{official}.json",),
-                     ("image", "question_id", "question", "choices", "correct_choice_idx", "direct_answers",
-                      "difficult_direct_answer", "rationales"), public.OFFICIAL, options={"images": None,
-                          "with_choices": False}),
-    "gsm8k": Source("GSM8K (Cobbe et al. 2021)", "openai/gsm8k", "gsm8k", {"train": "train", "test": "test"},
-                    public.gsm8k,
-                    ("{split}.jsonl",), ("question", "answer"), config="main"),
-    "slake": Source("SLAKE (Liu et al. 2021)", "BoKelvin/SLAKE", "slake", _THREE, public.slake, ("{split}.json",
-        "{official}.json"),
-                    ("img_name", "question", "answer", "answer_type", "q_lang"), {"validation": "validate"},
-                    images="imgs",
-                    options={"images": None, "language": "en"},
-                    wanted="questions with q_lang {language!r} ('en' or 'zh')"),
-    "geo170k": Source("Geo170K (Gao et al. 2023)", "Luckyjhg/Geo170K", "geometry", {"train": "qa_tuning"},
-                      public.geo170k,
-                      ("{split}.json",), ("image", "conversations"), images="images", options={"images": None},
-                      wanted="solutions that close on 'Answer: ...', as the split qa_tuning has them"),
-    "mathverse": Source("MathVerse (Zhang et al. 2024)", "AI4Math/MathVerse", "geometry", {"test": "testmini"},
-                        public.mathverse,
-                        ("{split}.json",), ("sample_index", "problem_index", "problem_version", "question", "image",
-                                            "answer",
-                                            "question_type"), config="{split}", images="images",
-                        options={"images": None}),
-    "own": Source("", "", "own", _SAME)}
+    "chartqa": Source(
+        citation="ChartQA (Masry et al. 2022)", hub_id="HuggingFaceM4/ChartQA", task="chartqa",
+        splits={**_THREE, "validation": "val"}, read=public.chartqa,
+        files=("{split}_human.json", "{split}_augmented.json"), images="png",
+        columns=("image", "query", "label", "human_or_machine"), options={"images": None}),
+    "aokvqa": Source(
+        citation="A-OKVQA (Schwenk et al. 2022)", hub_id="HuggingFaceM4/A-OKVQA", task="aokvqa",
+        splits={"train": "train", "validation": "validation"}, official=public.OFFICIAL, read=public.aokvqa,
+        files=("aokvqa_v1p0_{official}.json",),
+        columns=("image", "question_id", "question", "choices", "correct_choice_idx", "direct_answers",
+                 "difficult_direct_answer", "rationales"), options={"images": None, "with_choices": False}),
+    "gsm8k": Source(
+        citation="GSM8K (Cobbe et al. 2021)", hub_id="openai/gsm8k", config="main", task="gsm8k",
+        splits={"train": "train", "test": "test"}, read=public.gsm8k,
+        files=("{split}.jsonl",), columns=("question", "answer")),
+    "slake": Source(
+        citation="SLAKE (Liu et al. 2021)", hub_id="BoKelvin/SLAKE", task="slake",
+        splits=_THREE, official={"validation": "validate"}, read=public.slake,
+        files=("{split}.json", "{official}.json"), images="imgs",
+        columns=("img_name", "question", "answer", "answer_type", "q_lang"), options={"images": None, "language": "en"},
+        wanted="questions with q_lang {language!r} ('en' or 'zh')"),
+    "geo170k": Source(
+        citation="Geo170K (Gao et al. 2023)", hub_id="Luckyjhg/Geo170K", task="geometry",
+        splits={"train": "qa_tuning"}, read=public.geo170k,
+        files=("{split}.json",), images="images", columns=("image", "conversations"), options={"images": None},
+        wanted="solutions that close on 'Answer: ...', as the split qa_tuning has them"),
+    "mathverse": Source(
+        citation="MathVerse (Zhang et al. 2024)", hub_id="AI4Math/MathVerse", config="{split}", task="geometry",
+        splits={"test": "testmini"}, read=public.mathverse,
+        files=("{split}.json",), images="images",
+        columns=("sample_index", "problem_index", "problem_version", "question", "image", "answer", "question_type"),
+        options={"images": None}),
+    "own": Source(citation="", hub_id="", task="own", splits=_SAME)}
 
 
 def load(name: str, source: Path | str, split: str, bad: BadRows | None = None, **options: Any) -> list[Record]:
