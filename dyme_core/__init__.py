@@ -23,14 +23,16 @@ EXPORTS = {  # name: the module it lies in
     "Record": "dyme_core.data.schema",
     "load_dataset": "dyme_core.data.datasets",
     "load_policy": "dyme_core.models.loading",
+    "with_engine": "dyme_core.models.engine",
     "evaluate": "dyme_core.pipeline.evaluate",
 }
 __all__ = ["DyMEConfig", "DyMETrainer", "Fact", "LLMChecker", "LLMRefiner", "Record", "RuleChecker", "RuleRefiner", "SWITCHES",
-           "TemplateBank", "__version__", "dyme_rewards", "evaluate", "load_dataset", "load_policy"]
+           "TemplateBank", "__version__", "dyme_rewards", "evaluate", "load_dataset", "load_policy", "with_engine"]
 
 if TYPE_CHECKING:  # what type checkers and editors read
     from dyme_core.data.datasets import load_dataset
     from dyme_core.data.schema import Fact, Record
+    from dyme_core.models.engine import with_engine
     from dyme_core.models.loading import load_policy
     from dyme_core.pipeline.evaluate import evaluate
     from dyme_core.supervision.checker import RuleChecker
