@@ -1,8 +1,10 @@
 """Trainers side by side in one process, one optimisation step at a time in turns: what a step costs, and where the time goes.
 
 Every arm trains through its own `Trainer.train()`, in a thread that waits for its turn; at a learning rate of 0 and with
-the same seed before each turn all arms of a shape make the same rollouts, so only the work differs. Rewards are scripted: they
-fix how many groups are all wrong; in the others every second rollout is right.
+the same seed before each turn all arms of a shape write rollouts of the same distribution, so only the work differs: of the
+same lengths where these are fixed or scripted, else token by token the same with the engine or all without (its decoding loop
+draws other random numbers). Rewards are scripted: they fix how many groups are all wrong; in the others every second rollout
+is right.
 """
 from __future__ import annotations
 

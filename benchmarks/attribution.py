@@ -84,10 +84,12 @@ def tables(result: dict[str, Any]) -> str:
     judge = [["", "rollouts a step", "judge calls a step", "step / Pure DyME step"],
              *([f"{line['race']}, {line['image_tokens']} image tokens", f"{line['rollouts_a_step']}",
                 f"{line['calls_a_step']:g}", f"{line['ratio_to_pure']:.2f}"] for line in result["judge"])]
-    roofline = [["", "operations (10^9)", "needed", "pace / matrix peak", "operator calls", "µs a call"],
+    roofline = [["", "operations (10^9)", "needed", "pace / matrix peak", "s", "matrix products, attention (s)",
+                 "other operators (s)", "operators"],
                 *([f"{line['arm']}, {line['phase']}, {line['mean_tokens']} tokens", f"{line['counted_gflop']:.1f}",
-                   f"{line['share_needed']:.0%}", f"{line['share_of_peak']:.0%}", f"{line['calls']:,}",
-                   f"{line['microseconds_a_call']:.0f}"] for line in result["roofline"])]
+                   f"{line['share_needed']:.0%}", f"{line['share_of_peak']:.0%}", f"{line['cpu_s']:.2f}",
+                   f"{line['matrix_s']:.2f}", f"{line['other_operators_s']:.2f}", f"{line['calls']:,}"]
+                  for line in result["roofline"])]
     grown = [["seconds a step grow with the power", "G", "image tokens", "tokens a rollout", "parameters"],
              *(row(arm, "{:.2f}", [growth[name][arm] for name in GROWTH]) for arm in growth[GROWTH[0]])]
     return "\n\n".join(map(_table, (owed, judge, roofline, grown)))

@@ -3,12 +3,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from arms import Arm, Clock, Shape, build
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from transformers import Trainer
 
@@ -19,16 +19,7 @@ ATTENTION = {  # sdpa's kernels on a CPU, which torch does not count by itself
         lambda query, key, value, *_, **__: sdpa_flop_count(query, key, value),
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward:
         lambda grad, query, key, value, *_, **__: sdpa_backward_flop_count(grad, query, key, value)}
-
-
-class Calls(TorchDispatchMode):
-    """Counts the operators that are called; on a CPU each costs microseconds before it computes anything."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += 1
-        return func(*args, **(kwargs or {}))
+MATRIX = {"mm", "addmm", "bmm", "baddbmm", *(str(kernel).removeprefix("aten.") for kernel in ATTENTION)}
 
 
 def operations(arms: Sequence[Arm], shape: Shape) -> list[dict[str, Any]]:
@@ -37,7 +28,7 @@ def operations(arms: Sequence[Arm], shape: Shape) -> list[dict[str, Any]]:
     gflop is 10^9 operations, two a multiply-add, counted by torch in matrix products, convolutions and attention in a step
     when pictures of an earlier one may be known. Needed: every picture once ever (so none here), every prompt once in
     generation and once in the update, where a group teaches, every token generated once, every completion that teaches once;
-    backward passes twice their forward. cpu_s is of the same step without counting.
+    backward passes twice their forward. cpu_s is of the same step without counting; `operators` are of a profile of it.
     """
     lines, peak = [], matrix_peak()
     for arm in arms:
@@ -48,8 +39,9 @@ def operations(arms: Sequence[Arm], shape: Shape) -> list[dict[str, Any]]:
         cpu_s, counts = by_phase(trainer, time.process_time), clock.take(0.0)
         with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
             counted = by_phase(trainer, counter.get_total_flops)
-        with Calls() as calls:
-            called = by_phase(trainer, lambda calls=calls: calls.count)
+        with profile(activities=[ProfilerActivity.CPU]) as profiled:
+            by_phase(trainer, time.process_time)
+        called = operators(profiled.events())
         need = needed(trainer.model, shape, batches[0], counts["generated"])
         for phase in cpu_s:
             pace = counted[phase] / cpu_s[phase] / 1e9
@@ -59,12 +51,26 @@ def operations(arms: Sequence[Arm], shape: Shape) -> list[dict[str, Any]]:
                           "needed_gflop": round(need[phase] / 1e9, 2), "share_needed": round(need[phase] / counted[phase], 3),
                           "cpu_s": round(cpu_s[phase], 3), "gflop_per_s": round(pace, 1),
                           "matrix_peak_gflop_per_s": round(peak, 1), "share_of_peak": round(pace / peak, 3),
-                          "calls": called[phase],
-                          "microseconds_a_call": round(1e6 * cpu_s[phase] / called[phase], 1)})
-            logger.info("  %-18s %-8s %.2f GFLOP counted, %.2f needed; %.1f GFLOP/s of %.1f; %d calls of %.0f us", arm.name,
-                        phase, counted[phase] / 1e9, need[phase] / 1e9, pace, peak, called[phase],
-                        lines[-1]["microseconds_a_call"])
+                          **called[phase]})
+            logger.info("  %-18s %-8s %.2f GFLOP counted, %.2f needed; %.1f GFLOP/s of %.1f; %.3f s, profiled %s", arm.name,
+                        phase, counted[phase] / 1e9, need[phase] / 1e9, pace, peak, cpu_s[phase], called[phase])
     return lines
+
+
+def operators(events: Iterable[Any]) -> dict[str, dict[str, float]]:
+    """By phase, of a profile of `by_phase`: operators called, seconds in those of MATRIX, and in all others. What a phase takes
+    beside these goes into Python; the profiler itself slows small operators."""
+    spans = {event.name: event.time_range for event in events if event.name in ("_generate", "training_step")}
+    found = {phase: {"calls": 0, "matrix_s": 0.0, "other_operators_s": 0.0} for phase in ("generate", "update")}
+    for event in events:
+        start = event.time_range.start
+        if event.name.startswith("aten::") and spans["training_step"].start <= start <= spans["training_step"].end:
+            sums = found["generate" if spans["_generate"].start <= start <= spans["_generate"].end else "update"]
+            sums["calls"] += 1
+            kind = "matrix_s" if event.name.removeprefix("aten::") in MATRIX else "other_operators_s"
+            sums[kind] += event.self_cpu_time_total
+    return {phase: {name: value if name == "calls" else round(value / 1e6, 3) for name, value in sums.items()}
+            for phase, sums in found.items()}
 
 
 def by_phase(trainer: Trainer, read: Callable[[], float]) -> dict[str, float]:
@@ -73,7 +79,8 @@ def by_phase(trainer: Trainer, read: Callable[[], float]) -> dict[str, float]:
     for name, method in methods.items():
         def counted(*args, name=name, method=method, **kwargs):
             before = read()
-            found = method(*args, **kwargs)
+            with record_function(name):
+                found = method(*args, **kwargs)
             grown[name] = read() - before
             return found
         setattr(trainer, name, counted)

@@ -113,7 +113,7 @@ def peak_memory(arm: Arm, shape: Shape) -> dict[str, float]:
 
 SECTIONS: dict[str, Callable[[], list[dict[str, Any]]]] = {
     **{name: races(name) for name in RACES}, "memory": memory,
-    "operations": lambda: [line for shape in (Shape(), FIXED) for line in operations((STOCK, WITH_ENGINE, FULL), shape)],
+    "operations": lambda: operations((STOCK, WITH_ENGINE, FULL), FIXED) + operations((FULL,), Shape()),
     "judged": judged, "evaluation": evaluation}
 
 
