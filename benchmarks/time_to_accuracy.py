@@ -170,7 +170,7 @@ def summarise(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for name, part in frame.groupby("arm", sort=False):
         wide = part.pivot(index="cpu_s", columns="seed", values="correct")
         line = {"arm": name, "method": part["method"].iloc[0], "changes": ARMS[name][1], "seeds": list(wide),
-                "steps": part.loc[part["cpu_s"] == last, "step"].mean(),
+                "steps": round(part.loc[part["cpu_s"] == last, "step"].mean()),
                 "seconds_to_target": seconds_to(TARGET_SHARE * final, wide.mean(axis=1)),
                 "seconds_to_target_by_seed": [seconds_to(TARGET_SHARE * final, wide[seed]) for seed in wide]}
         for share in REPORTED:

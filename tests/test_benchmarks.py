@@ -9,12 +9,15 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import arms
 import attribution
 import judged
 import long_run
+import operations
 import time_to_accuracy
 
 SHAPE = arms.Shape(side=2, generations=4, prompts=2, tokens=6)
@@ -56,6 +59,25 @@ def test_each_saving_is_the_ratio_of_its_arm_less_that_of_the_arm_before_it() ->
     assert list(found["changes"].values()) == [-0.1, -0.3, -0.1, 0.1, -0.2]  # they sum to DyME's ratio less 1
     assert found["engine"] == 0.5 and found["dyme"] == 0.4 and found["dyme_same_engine"] == 0.8
     assert found["mean_tokens"] == 11
+
+
+def test_attention_on_a_cpu_is_counted_forward_and_backward() -> None:
+    query, key, value = (torch.ones(2, 3, length, 8, requires_grad=True) for length in (5, 7, 7))
+    with FlopCounterMode(display=False, custom_mapping=operations.ATTENTION) as counter:
+        torch.nn.functional.scaled_dot_product_attention(query, key, value).sum().backward()
+    product = 2 * 2 * 3 * 5 * 7 * 8  # a multiply-add counts twice
+    assert counter.get_total_flops() == 2 * product + 5 * product  # backward computes the scores again, and four gradients
+
+
+def test_operators_of_a_profile_belong_to_the_phase_in_which_they_start() -> None:
+    def event(name: str, start: float, end: float, own: float = 0.0) -> SimpleNamespace:
+        return SimpleNamespace(name=name, time_range=SimpleNamespace(start=start, end=end), self_cpu_time_total=own)
+
+    found = operations.operators([event("training_step", 10, 90), event("_generate", 20, 40), event("aten::mm", 5, 6, 1e6),
+                                  event("aten::mm", 20, 21, 1e6), event("aten::add", 30, 31, 2e6), event("other", 32, 33, 1e6),
+                                  event("aten::bmm", 50, 51, 3e6), event("aten::copy_", 60, 61, 4e6)])
+    assert found == {"generate": {"calls": 2, "matrix_s": 1, "other_operators_s": 2},
+                     "update": {"calls": 2, "matrix_s": 3, "other_operators_s": 4}}
 
 
 def test_the_page_shows_the_attribution_on_file() -> None:
