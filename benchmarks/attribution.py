@@ -90,7 +90,7 @@ def tables(result: dict[str, Any]) -> str:
                    f"{line['share_needed']:.0%}", f"{line['share_of_peak']:.0%}", f"{line['cpu_s']:.2f}",
                    f"{line['matrix_s']:.2f}", f"{line['other_operators_s']:.2f}", f"{line['calls']:,}"]
                   for line in result["roofline"])]
-    grown = [["seconds a step grow with the power", "G", "image tokens", "tokens a rollout", "parameters"],
+    grown = [["CPU seconds a step grow with the power", "G", "image tokens", "tokens a rollout", "parameters"],
              *(row(arm, "{:.2f}", [growth[name][arm] for name in GROWTH]) for arm in growth[GROWTH[0]])]
     return "\n\n".join(map(_table, (owed, judge, roofline, grown)))
 

@@ -118,9 +118,9 @@ SECTIONS: dict[str, Callable[[], list[dict[str, Any]]]] = {
 
 
 def exponents(lines: list[dict[str, Any]], x: str) -> dict[str, float]:
-    """How seconds a step grow with x: the slope between logarithms, by arm."""
+    """How CPU seconds a step grow with x: the slope between logarithms, by arm."""
     frame = pd.DataFrame(lines)
-    return {arm: round(float(np.polyfit(np.log(part[x]), np.log(part["seconds"]), 1)[0]), 2)
+    return {arm: round(float(np.polyfit(np.log(part[x]), np.log(part["cpu_s"]), 1)[0]), 2)
             for arm, part in frame.groupby("arm", sort=False)}
 
 
