@@ -129,20 +129,21 @@ class Watcher(StoppingCriteria):
 
     Args:
         report: called with the rollouts that have just ended: token ids, end token included, by their row in the batch. Each
-            is reported once; one that the length limit cuts never is.
+            is reported once.
         end_tokens: ids that end a rollout.
+        longest: tokens at which `generate` cuts a rollout.
     """
 
-    def __init__(self, report: Callable[[dict[int, list[int]]], None], end_tokens: Sequence[int]) -> None:
-        self.report, self.end_tokens = report, torch.tensor(sorted(end_tokens))
+    def __init__(self, report: Callable[[dict[int, list[int]]], None], end_tokens: Sequence[int], longest: int) -> None:
+        self.report, self.end_tokens, self.longest = report, torch.tensor(sorted(end_tokens)), longest
         self._start: int | None = None  # where the rollouts begin, after their prompts
         self._ended: set[int] = set()
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         if self._start is None:
             self._start = input_ids.shape[1] - 1
-        is_end = torch.isin(input_ids[:, -1].cpu(), self.end_tokens).nonzero().flatten().tolist()
-        new = [row for row in is_end if row not in self._ended]  # padding may be an end token
+        is_end = torch.isin(input_ids[:, -1].cpu(), self.end_tokens) | (input_ids.shape[1] - self._start == self.longest)
+        new = [row for row in is_end.nonzero().flatten().tolist() if row not in self._ended]  # padding may be an end token
         self._ended.update(new)
         if new:
             self.report({row: input_ids[row, self._start:].tolist() for row in new})

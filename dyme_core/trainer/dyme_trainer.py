@@ -132,7 +132,7 @@ class DyMETrainer(MeasuredGRPOTrainer):
             texts = self.processing_class.batch_decode(list(ended.values()), skip_special_tokens=True)
             end(dict(zip(ended, texts, strict=True)))
 
-        return watching(self.model, Watcher(report, self.eos_token_ids))
+        return watching(self.model, Watcher(report, self.eos_token_ids, self.max_completion_length))
 
     def _switch(self, inputs: list[dict[str, Any]], batch: batching.Batch) -> batching.Batch:
         """Apply the switch to the local rows of a generated batch; groups may span processes."""
