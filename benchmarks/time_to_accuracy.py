@@ -41,7 +41,8 @@ FOLDER = ROOT / "results" / "bench" / "time_to_accuracy"  # one file a run
 SMALL_GROUPS = {"training.prompts_per_step": 8, "training.num_generations": 4}
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {  # name: method, changes against profile mini
     **{config.METHOD_NAMES[method]: (method, {}) for method in config.METHODS if method != "base"},
-    "GRPO, 8 prompts x 4": ("grpo", SMALL_GROUPS), "Pure DyME, 8 prompts x 4": ("pure_dyme", SMALL_GROUPS)}
+    "GRPO, 8 prompts x 4": ("grpo", SMALL_GROUPS), "Pure DyME, 8 prompts x 4": ("pure_dyme", SMALL_GROUPS),
+    "GRPO, refill": ("grpo", {"training.refill": 1.0}), "Pure DyME, refill": ("pure_dyme", {"training.refill": 1.0})}
 BUDGET_S, QUESTIONS, SEEDS = 300.0, 200, (0, 1, 2)
 MARKS = (0, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1)  # when to evaluate, as shares of the budget
 REPORTED = (0.2, 0.4, 1)  # marks whose accuracy the summary has: 60, 120 and 300 s

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from transformers import Trainer, TrainerCallback
-from trl import GRPOConfig, SFTConfig
+from trl import SFTConfig
 
 from dyme_core import config, ranks
 from dyme_core.data.bad_rows import BadRows
@@ -19,7 +19,7 @@ from dyme_core.pipeline.methods import Run
 from dyme_core.supervision.checker import RuleChecker
 from dyme_core.supervision.factory import Experts
 from dyme_core.supervision.refiner import LearningChecker
-from dyme_core.trainer.config import DyMEConfig
+from dyme_core.trainer.config import DyMEConfig, RefillConfig
 from dyme_core.trainer.dyme_trainer import DyMETrainer
 from dyme_core.trainer.grpo_trainer import MeasuredGRPOTrainer
 from dyme_core.trainer.rewards import dyme_rewards
@@ -88,7 +88,8 @@ def sft_trainer(session: Session, arguments: dict[str, Any], callbacks: list[Tra
 
 def grpo_trainer(session: Session, arguments: dict[str, Any], callbacks: list[TrainerCallback]) -> Trainer:
     """GRPO as TRL has it, on format and accuracy; the checker's score is measured with weight 0 (it is DyME's supervision)."""
-    settings = GRPOConfig(**arguments, **grpo_arguments(session.run), reward_weights=[1.0, 1.0, 0.0])
+    settings = RefillConfig(**arguments, **grpo_arguments(session.run), reward_weights=[1.0, 1.0, 0.0],
+                            refill=session.run.profile.training.refill)
     return MeasuredGRPOTrainer(session.model, args=settings, train_dataset=to_dataset(session.records),
                                processing_class=session.processor, callbacks=callbacks,
                                reward_funcs=dyme_rewards(RuleChecker(), session.experts.accuracy),
@@ -102,7 +103,7 @@ def dyme_trainer(session: Session, arguments: dict[str, Any], callbacks: list[Tr
     settings = DyMEConfig(**arguments, **grpo_arguments(run), switch=training.switch,
                           switch_value=training.switch_value, thinking_weight=training.thinking_weight,
                           probe_every=training.probe_every, memorize_weight=training.memorize_weight,
-                          mastered=training.mastered, reward_gate=training.reward_gate,
+                          mastered=training.mastered, reward_gate=training.reward_gate, refill=training.refill,
                           correct_needs_format=training.correct_needs_format)
     supervision = supervise_online(experts, training) if run.method == "full_dyme" else {
         "reward_funcs": dyme_rewards(RuleChecker(), experts.accuracy), "refiner": experts.offline(session.records)}

@@ -25,7 +25,20 @@ CHOICES = {"memorize_weight": ("row", "group"), "mastered": ("skip", "explore"),
 
 
 @dataclass
-class DyMEConfig(GRPOConfig):
+class RefillConfig(GRPOConfig):
+    """GRPO's settings, and how much of a step may be asked again (`refill.Refill`)."""
+
+    refill: float = field(default=0.0, metadata={"help": "share of a step's rollouts that fresh prompts may add in place of "
+                                                         "groups that would teach nothing; 0: none"})
+
+    def __post_init__(self) -> None:
+        if not self.refill >= 0:
+            raise ValueError(f"refill must be at least 0: got {self.refill!r}; give a share of a step's rollouts, such as 1.0")
+        super().__post_init__()
+
+
+@dataclass
+class DyMEConfig(RefillConfig):
     """GRPO's settings, those that DyME needs fixed, and the switch's own (the help of each says what it does).
 
     `correct_reward` names the reward function whose value above 0.5 means that a rollout is correct. None: our accuracy reward

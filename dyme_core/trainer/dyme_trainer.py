@@ -63,8 +63,10 @@ class DyMETrainer(MeasuredGRPOTrainer):
         if self.args.switch == "grounded" and "thinking" not in self._roles:
             raise ValueError(f"switch 'grounded' needs a thinking reward: got {self.reward_func_names}; add "
                              "rewards.ThinkingReward(checker), or choose another switch")
+        if self.switch.hint and self._refills:
+            raise ValueError(f"refill needs rollouts that start from nothing: got switch {self.args.switch!r}, which gives "
+                             "hints; set refill=0, or choose another switch")
         self.refine, self.watch, self.on_scored = target_writer(refiner), watch, on_scored
-        self._inputs: list[dict[str, Any]] = []  # data rows of the current batch
         self._hints: list[list[int]] = []  # token ids, one list per local row; empty where rollouts start from nothing
         self.held: list[batching.Batch] = []  # rows with targets that wait (Decision.hold)
         users = [refiner, *(getattr(function, "checker", None) for function in self.reward_funcs)]
@@ -95,7 +97,6 @@ class DyMETrainer(MeasuredGRPOTrainer):
 
     def _generate_and_score_completions(self, inputs):
         is_training = self.model.training  # read before super(): generation may change it
-        self._inputs = inputs if is_training else []
         self._hints = self._draw_hints(inputs) if is_training and self.switch.hint else []
         batch = super()._generate_and_score_completions(inputs)
         start = time.perf_counter()
@@ -124,9 +125,9 @@ class DyMETrainer(MeasuredGRPOTrainer):
 
     def _streaming(self) -> AbstractContextManager[None]:
         """Within the block `watch` gets rollouts as they end; each is decoded once."""
-        if self.watch is None or self.use_vllm or not self._inputs:
+        if self.watch is None or self.use_vllm or not self._asked:
             return nullcontext()
-        end = self.watch(self._inputs)
+        end = self.watch(self._asked)
 
         def report(ended: dict[int, list[int]]) -> None:
             texts = self.processing_class.batch_decode(list(ended.values()), skip_special_tokens=True)
@@ -134,23 +135,30 @@ class DyMETrainer(MeasuredGRPOTrainer):
 
         return watching(self.model, Watcher(report, self.eos_token_ids, self.max_completion_length))
 
-    def _switch(self, inputs: list[dict[str, Any]], batch: batching.Batch) -> batching.Batch:
-        """Apply the switch to the local rows of a generated batch; groups may span processes."""
-        size, args = self.num_generations, self.args
-        thinking = self._rewards.thinking
+    def _decide(self) -> switches.Decision:
+        """The switch's decision on the rollouts scored last, of all processes."""
+        size, args, thinking = self.num_generations, self.args, self._rewards.thinking
         groups = switches.Groups(
             self._rewards.total(size, args.reward_gate, args.thinking_weight).view(-1, size),
             self.is_correct().view(-1, size), self.progress, self.memorize_advantage,
             self._rewards.best(args.thinking_weight), args.mastered,
             None if thinking is None else (thinking == 1).view(-1, size))
-        decision = self.switch.decide(groups, self.switch.value)
+        return self.switch.decide(groups, self.switch.value)
+
+    def idle_groups(self) -> torch.Tensor:
+        decision = self._decide()
+        return ~(decision.advantages.any(dim=1) | (decision.targets != 0))
+
+    def _switch(self, inputs: list[dict[str, Any]], batch: batching.Batch) -> batching.Batch:
+        """Apply the switch to the local rows of a generated batch; groups may span processes."""
+        size, args, decision = self.num_generations, self.args, self._decide()
         first = self.accelerator.process_index * len(inputs)
         batch["advantages"] = decision.advantages.flatten()[first: first + len(inputs)].to(batch["advantages"])
         self._logs["advantages"].extend(decision.advantages.flatten().tolist())  # in place of GRPO's: as long as the step
         if not decision.advantages.any() and not decision.targets.any():
+            is_mastered = self.is_correct().view(-1, size).all(dim=1)
             logger.info("step %d: nothing to learn from this batch: in %d of %d groups every rollout is correct, in the others "
-                        "all rollouts earn the same reward", self.state.global_step, int((groups.pass_rate == 1).sum()),
-                        len(groups.pass_rate))
+                        "all rollouts earn the same reward", self.state.global_step, int(is_mastered.sum()), len(is_mastered))
         targets = [(group * size - first, weight) for group, weight in enumerate(decision.targets.tolist()) if weight]
         batch = self._memorize(inputs, batch, [(row, weight) for row, weight in targets if 0 <= row < len(inputs)], decision)
         if any(self._hints):  # the tokens of a hint have the weight of a target, shared among the rows of its group

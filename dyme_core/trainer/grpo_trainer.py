@@ -20,13 +20,14 @@ from dyme_core.models.loading import load_policy
 from dyme_core.models.processors import generation_kwargs, processor_of, set_end_ids
 from dyme_core.models.resuming import ResumableGRPOTrainer
 from dyme_core.trainer.advantages import StepRewards, fill_unknown, group_modes
+from dyme_core.trainer.refill import Refill
 from dyme_core.trainer.rewards import roles_of
 
 logger = logging.getLogger(__name__)
 CACHE_STEP = 512  # tokens by which a cache of fixed size grows
 
 
-class MeasuredGRPOTrainer(ResumableGRPOTrainer):
+class MeasuredGRPOTrainer(Refill, ResumableGRPOTrainer):
     """TRL's GRPO, unchanged but that special tokens which do not end a rollout are never sampled: a sampled <image> would break
     the next forward pass.
 
@@ -38,7 +39,8 @@ class MeasuredGRPOTrainer(ResumableGRPOTrainer):
     Args:
         model: a loaded model, trained as it is; or a folder or hub id, loaded by `load_policy` with its vision tower frozen.
         reward_funcs: any that TRL takes; `rewards.dyme_rewards` gives DyME's.
-        args: a GRPOConfig; where it has a `correct_reward`, that names the reward which says what is correct.
+        args: a GRPOConfig; where it has a `correct_reward`, that names the reward which says what is correct; where it has a
+            `refill` (RefillConfig), groups that would teach nothing are replaced by fresh prompts (`refill.Refill`).
         train_dataset, eval_dataset: columns `prompt` (text or messages), `image` or `images` where the model reads them, and
             what the rewards need, such as `answer`; `item`, `question` and `supervision` are filled in where they are missing
             (`datasets.with_defaults`).
@@ -72,6 +74,10 @@ class MeasuredGRPOTrainer(ResumableGRPOTrainer):
         self._roles = roles_of(self.reward_funcs, self.reward_func_names, getattr(self.args, "correct_reward", None))
         self._rewards = StepRewards(torch.empty(0))  # of the step's rollouts, all processes
         self._seconds = {"generate_s": 0.0, "score_s": 0.0}
+        self._asked: list[dict[str, Any]] = []  # data rows whose rollouts are being written; none in evaluation
+        self._refills = getattr(self.args, "refill", 0.0) > 0
+        if self._refills:
+            self.init_refill()
 
     def is_correct(self) -> torch.Tensor:
         """(B_global,) booleans for the rollouts scored last, all processes."""
@@ -89,35 +95,57 @@ class MeasuredGRPOTrainer(ResumableGRPOTrainer):
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         start = time.perf_counter()
-        matrix = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        self._rewards = StepRewards.of(matrix, self._roles)
-        self._seconds["score_s"] = time.perf_counter() - start
-        self._log_rollouts(matrix, completions, completion_ids_list)
-        return matrix
-
-    def _log_rollouts(self, matrix: torch.Tensor, completions, completion_ids_list) -> None:
-        mode, group_size = ("train", self.num_generations) if self.model.training else ("eval", self.num_generations_eval)
-        is_correct, modes = self.is_correct(), group_modes(self.is_correct(), group_size)
-        logged = {name: (modes == number).sum() for number, name in enumerate(("memorize", "explore", "mastered"))}
-        logged |= {name: reward.nanmean() for name in ("format", "accuracy", "thinking")
-                   if (reward := getattr(self._rewards, name)) is not None}
-        weights = self.reward_weights.to(matrix.device)  # a reward of weight 0 is measured, not learned from
-        totals = (fill_unknown(matrix, group_size) * weights).sum(dim=1).reshape(-1, group_size)
-        logged |= {"correct": is_correct.float().mean(),
-                   "zero_variance": (totals == totals[:, :1]).all(dim=1).float().mean()}
+        self.matrix = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        self._seconds["score_s"] += time.perf_counter() - start
         thinking = [split_response(completion_text(completion))[0] for completion in completions]
         lengths = [len(ids) for ids in self._tokenizer(thinking, add_special_tokens=False)["input_ids"]]
         truncated = [ids[-1] not in self.eos_token_ids for ids in completion_ids_list]
         repeated = [len(ids) >= 8 and max(Counter(ids).values()) > len(ids) / 2 for ids in completion_ids_list]  # one token
-        local = torch.tensor([lengths, truncated, repeated], dtype=torch.float32, device=self.accelerator.device).mean(dim=1)
-        means = self.accelerator.gather(local[None]).mean(dim=0)
+        self.traits = torch.tensor([lengths, truncated, repeated], dtype=torch.float32, device=self.accelerator.device)
+        return self.matrix
+
+    @property
+    def matrix(self) -> torch.Tensor:
+        """(B_global, F) rewards of the step's rollouts, of all processes; NaN where one is missing."""
+        return self._matrix
+
+    @matrix.setter
+    def matrix(self, matrix: torch.Tensor) -> None:
+        self._matrix, self._rewards = matrix, StepRewards.of(matrix, self._roles)
+
+    def _totals(self, group_size: int) -> torch.Tensor:
+        """(P, G) sums of the rewards as GRPO learns from them; one of weight 0 is measured, not learned from."""
+        weights = self.reward_weights.to(self.matrix.device)
+        return (fill_unknown(self.matrix, group_size) * weights).sum(dim=1).reshape(-1, group_size)
+
+    def idle_groups(self) -> torch.Tensor:
+        totals = self._totals(self.num_generations)
+        return (totals == totals[:, :1]).all(dim=1)
+
+    def ask(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        self._asked = rows if self.model.training else []
+        return super()._generate_and_score_completions(rows)
+
+    def _log_rollouts(self, mode: str, group_size: int) -> None:
+        is_correct, modes = self.is_correct(), group_modes(self.is_correct(), group_size)
+        logged = {name: (modes == number).sum() for number, name in enumerate(("memorize", "explore", "mastered"))}
+        logged |= {name: reward.nanmean() for name in ("format", "accuracy", "thinking")
+                   if (reward := getattr(self._rewards, name)) is not None}
+        totals = self._totals(group_size)
+        logged |= {"correct": is_correct.float().mean(),
+                   "zero_variance": (totals == totals[:, :1]).all(dim=1).float().mean()}
+        means = self.accelerator.gather(self.traits.mean(dim=1)[None]).mean(dim=0)
         logged |= zip(("thinking_tokens", "truncated", "repeated"), means, strict=True)
         for name, value in logged.items():
             self._metrics[mode][name].append(value.item())
 
     def _generate_and_score_completions(self, inputs):
-        start = time.perf_counter()
-        batch = super()._generate_and_score_completions(inputs)
+        start, is_training = time.perf_counter(), self.model.training  # read first: generation may change it
+        self._seconds["score_s"] = 0.0
+        batch = self.ask(inputs)
+        if is_training and self._refills:
+            batch = self.refill(inputs, batch)
+        self._log_rollouts(*(("train", self.num_generations) if is_training else ("eval", self.num_generations_eval)))
         self._seconds["generate_s"] = time.perf_counter() - start - self._seconds["score_s"]
         return batch
 
