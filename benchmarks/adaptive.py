@@ -2,8 +2,9 @@
 
     .venv/bin/python benchmarks/adaptive.py        # writes results/bench/adaptive.json; 2 min
 
-Two halves. The expected gradient of DyME for a prompt that is solved with probability p, exact, by enumeration: a policy of two
-actions, its gradient with respect to the logit of success. And what writing so many rollouts together costs.
+Two halves. The expected gradient for a prompt that is solved with probability p, exact, by enumeration: a policy of two actions,
+its gradient with respect to the logit of success; a group that is not finished keeps the weight of a whole one. And what writing
+so many rollouts together costs.
 """
 from __future__ import annotations
 
@@ -36,17 +37,18 @@ def explored(size: int, num_right: int, p: float) -> float:
     return float((advantages * (rewards - p)).mean())
 
 
-def whole(p: float) -> float:
-    """Expected gradient where all G rollouts are written; an all-wrong group memorizes its target, weighed as G rows."""
+def whole(p: float, memorizes: bool = True) -> float:
+    """Expected gradient where all G rollouts are written. Under DyME an all-wrong group memorizes its target, weighed as G
+    rows; under GRPO it teaches nothing."""
     chances = binomial(GROUP, p)
-    return chances[0] * (1 - p) + sum(chances[n] * explored(GROUP, n, p) for n in range(1, GROUP))
+    return memorizes * chances[0] * (1 - p) + sum(chances[n] * explored(GROUP, n, p) for n in range(1, GROUP))
 
 
-def adaptive(p: float) -> float:
+def adaptive(p: float, memorizes: bool = True) -> float:
     """The same where a group that has a success among its first F rollouts is not finished."""
     first, rest = binomial(FIRST, p), binomial(GROUP - FIRST, p)
     early = sum(first[n] * explored(FIRST, n, p) for n in range(1, FIRST))
-    late = rest[0] * (1 - p) + sum(rest[n] * explored(GROUP, n, p) for n in range(1, GROUP - FIRST + 1))
+    late = memorizes * rest[0] * (1 - p) + sum(rest[n] * explored(GROUP, n, p) for n in range(1, GROUP - FIRST + 1))
     return early + first[0] * late
 
 
@@ -73,12 +75,14 @@ def main() -> None:
     write_s = seconds_to_write(counts)
     lines = []
     for p in CHANCES:
-        unfinished = PROMPTS * (GROUP - FIRST) * (1 - p)**FIRST
-        seconds = write_s[PROMPTS * FIRST] + float(np.interp(unfinished, [0, *counts], [0, *write_s.values()]))
+        unfinished = np.arange(PROMPTS + 1)  # prompts whose first rollouts all fail
+        chances, more = binomial(PROMPTS, (1 - p)**FIRST), unfinished * (GROUP - FIRST)
+        seconds = write_s[PROMPTS * FIRST] + chances @ np.interp(more, [0, *counts], [0, *write_s.values()])
         lines.append({"p": p, "gradient": round(whole(p), 4), "adaptive": round(adaptive(p), 4),
                       "bias": round(adaptive(p) / whole(p) - 1, 3),
-                      "rollouts": round((PROMPTS * FIRST + unfinished) / (PROMPTS * GROUP), 3),
-                      "seconds": round(seconds / write_s[PROMPTS * GROUP], 3)})
+                      "bias_grpo": round(adaptive(p, False) / whole(p, False) - 1, 3),
+                      "rollouts": round((PROMPTS * FIRST + float(chances @ more)) / (PROMPTS * GROUP), 3),
+                      "seconds": round(float(seconds) / write_s[PROMPTS * GROUP], 3)})
         logger.info("p %.2f: gradient %.4f, adaptive %.4f (%+.0f %%), %.2f of the rollouts, %.2f of the seconds to write them",
                     p, *(lines[-1][name] for name in ("gradient", "adaptive")), 100 * lines[-1]["bias"],
                     lines[-1]["rollouts"], lines[-1]["seconds"])

@@ -19,8 +19,9 @@ class Refill:
     again; `idle_groups` says which groups give way.
 
     With several processes each replaces as many groups as the one that has the fewest idle ones, since all must make the same
-    calls. TRL's own columns of the log (reward, completion lengths) are means over all that was generated; the others, and the
-    table of completions, are of the final rows. Logs in addition: refilled, groups that gave way; rollouts, all generated.
+    calls; a fresh prompt is none of its own process's. TRL's own columns of the log (reward, completion lengths) are means of
+    the first rollouts' and each round's means; the others, and the table of completions, are of the final rows. Logs in
+    addition: refilled, groups that gave way; rollouts, all generated.
     """
 
     drawn = 0  # places of the training set that this process has gone through
@@ -49,7 +50,7 @@ class Refill:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self.drawn = state["drawn"]
+        self.drawn = state.get("drawn", 0)  # checkpoints of before this setting
 
     def idle_groups(self) -> Tensor:
         """(P,) booleans of all processes' groups, rank by rank: all rollouts earn the same reward."""
@@ -88,10 +89,10 @@ class Refill:
     def fresh_rows(self, inputs: list[dict[str, Any]], groups: list[int]) -> list[dict[str, Any]]:
         """A data row for each of these groups of `inputs`, which give way: the next of the shuffled training set that are not
         among the inputs; of several processes each takes every so many-th."""
-        found, asked = [], {row["item"] for row in inputs}
+        found, asked, end = [], {row["item"] for row in inputs}, self.drawn + len(self.train_dataset)
         while len(found) < len(groups):
             row = self.train_dataset[self._next_place()]
-            if row["item"] not in asked or len(asked) >= len(self.train_dataset):
+            if row["item"] not in asked or self.drawn >= end:  # a whole round: there are no others
                 found.append(row)
                 asked.add(row["item"])
         return found

@@ -140,6 +140,26 @@ def test_a_resumed_run_draws_the_prompts_that_it_would_have_drawn(tmp_path: Path
         assert torch.equal(weight, second.model.get_parameter(name)), name
 
 
+@pytest.mark.parametrize("rows", [1, 2, 3, 5])
+def test_a_data_set_without_other_prompts_gives_its_own(rows: int, tmp_path: Path) -> None:
+    model, processor = loading.load_policy(BASE)
+    trainer = scripted(DyMETrainer)(
+        model, args=DyMEConfig(str(tmp_path), refill=1.0, max_steps=1, num_generations=G, use_cpu=True, bf16=False,
+                               per_device_train_batch_size=PROMPTS * G, report_to="none"),
+        processing_class=processor, train_dataset=datasets.to_dataset(RECORDS[:rows]), reward_funcs=dyme_rewards(RuleChecker()))
+    inputs = [dict(trainer.train_dataset[place // G % len(trainer.train_dataset)]) for place in range(PROMPTS * G)]
+    fresh = trainer.fresh_rows(inputs, [0, 1, 2])
+    assert len(fresh) == 3 and {row["item"] for row in fresh} <= {record.item for record in RECORDS[:rows]}
+
+
+def test_a_checkpoint_of_before_the_setting_is_read(tmp_path: Path) -> None:
+    trainer = make("dyme", tmp_path)
+    state = trainer.state_dict()
+    del state["drawn"]
+    trainer.load_state_dict(state)
+    assert trainer.drawn == 0
+
+
 def test_settings_that_cannot_be_refilled_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at least 0"):
         DyMEConfig(str(tmp_path), refill=-1.0)
