@@ -2,9 +2,9 @@
 
     .venv/bin/python benchmarks/adaptive.py        # writes results/bench/adaptive.json; 2 min
 
-Two halves. The expected gradient for a prompt that is solved with probability p, exact, by enumeration: a policy of two actions,
-its gradient with respect to the logit of success; a group that is not finished keeps the weight of a whole one. And what writing
-so many rollouts together costs.
+Two halves. The expected gradient for a prompt that is solved with probability p, exact, by enumeration: a policy of two
+actions, its gradient with respect to the logit of success; a group that is not finished keeps the weight of a whole one. And
+what writing so many rollouts together costs.
 """
 from __future__ import annotations
 
