@@ -14,6 +14,7 @@ from transformers import PrinterCallback, TrainerCallback
 from dyme_core.data import datasets
 from dyme_core.data.schema import Record
 from dyme_core.models import loading
+from dyme_core.models.engine import with_engine
 from dyme_core.supervision.checker import RuleChecker
 from dyme_core.supervision.refiner import RuleRefiner, target_writer
 from dyme_core.trainer.config import DyMEConfig
@@ -41,7 +42,7 @@ def by_turns(row: dict[str, Any], place: int) -> str:
 def rollouts(trainer: DyMETrainer, script: Script, count: int) -> list[list[int]]:
     """The token ids of the script's rollouts for the batch of a trainer's process, `count` rows."""
     first, tokenizer = trainer.accelerator.process_index * count, trainer._tokenizer
-    texts = [script(row, (first + place) % trainer.num_generations) for place, row in enumerate(trainer._inputs)]
+    texts = [script(row, (first + place) % trainer.num_generations) for place, row in enumerate(trainer._asked)]
     return [[*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id] for text in texts]
 
 
@@ -69,10 +70,10 @@ class Gradients(TrainerCallback):
 
 
 def policy(device: torch.device, *, savings: bool = True, attention: str = "sdpa") -> tuple[Any, Any]:
-    """The mini base and its processor, with or without vision cache and prefix sharing."""
-    model, processor = loading.load_policy(BASE, engine=savings)
+    """The mini base and its processor, with or without the engine (which shares prefixes under sdpa alone)."""
+    model, processor = loading.load_policy(BASE, engine=False)
     model.set_attn_implementation(attention)
-    return model.to(device), processor
+    return (with_engine(model, processor) if savings else model).to(device), processor
 
 
 def records(count: int = PROMPTS) -> list[Record]:

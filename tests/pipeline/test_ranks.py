@@ -56,7 +56,7 @@ def sample(trainer: DyMETrainer, prompt_ids, *args) -> tuple[list[list[int]], No
     if os.environ.get("LOSE_A_PROCESS") and ranks.rank() == 1 and trainer.state.global_step == LOST_AT:
         os.kill(os.getpid(), signal.SIGKILL)
     first, tokenizer = ranks.rank() * len(prompt_ids), trainer.processing_class.tokenizer
-    texts = [rollout(row, (first + place) % G) for place, row in enumerate(trainer._inputs)]
+    texts = [rollout(row, (first + place) % G) for place, row in enumerate(trainer._asked)]
     return [[*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id] for text in texts], None
 
 
