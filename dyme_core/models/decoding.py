@@ -151,7 +151,7 @@ class _Rows:
     def leave(self, is_open: Tensor) -> None:
         """Drop the rows that have ended, where they are many enough."""
         stays = is_open[self.active]
-        if int((~stays).sum()) * LEAVE_AT < len(stays) or stays.all():
+        if int((~stays).sum()) * LEAVE_AT < len(stays):
             return
         kept = stays.nonzero().flatten()
         self.active, self.owner, self.position = self.active[kept], self.owner[kept], self.position[kept]

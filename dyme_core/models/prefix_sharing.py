@@ -77,7 +77,7 @@ class _Layout:
 
     Attributes:
         prompts: (S,) rows whose prompts are there; `source` (S * P + N,) places of the tokens among the B * L.
-        prompt_mask: (S, P) booleans.
+        prompt_seen: (S, 1, P, P) booleans: what each token of a prompt reads; None where no prompt is padded.
         owner: (B,) number of each row's prompt.
         completions: (N,) places of the completions' tokens among B * C, C being the longest.
         own_mask: (B, 1, C, P + C) booleans: what each token of a completion reads.
@@ -86,7 +86,7 @@ class _Layout:
 
     prompts: Tensor
     source: Tensor
-    prompt_mask: Tensor
+    prompt_seen: Tensor | None
     owner: Tensor
     completions: Tensor
     own_mask: Tensor
@@ -94,11 +94,10 @@ class _Layout:
 
     def attend(self, module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, settings: dict[str, Any]) -> Tensor:
         """(1, S * P + N, heads, channels), from queries (1, heads, S * P + N, channels), keys and values."""
-        (num, width), size = self.prompt_mask.shape, self.own_mask.shape[2]
+        num, size = len(self.prompts), self.own_mask.shape[2]
+        width = self.own_mask.shape[3] - size
         prompts = [each[0, :, : num * width].unflatten(1, (num, width)).transpose(0, 1) for each in (query, key, value)]
-        causal = torch.ones(width, width, dtype=torch.bool, device=query.device).tril()
-        seen = None if self.prompt_mask.all() else (self.prompt_mask[:, None] & causal | causal.diag().diag())[:, None]
-        first = sdpa_attention_forward(module, *prompts, seen, **settings)[0].flatten(0, 1)
+        first = sdpa_attention_forward(module, *prompts, self.prompt_seen, **settings)[0].flatten(0, 1)
         own = [_Place.apply(each[0, :, num * width:].transpose(0, 1), self.completions, len(self.owner) * size)
                .unflatten(0, (-1, size)).transpose(1, 2) for each in (query, key, value)]
         keys, values = (torch.cat([of_prompt.index_select(0, self.owner), its], dim=2)
@@ -145,6 +144,9 @@ def _lay_out(mask: Tensor, starts: Tensor, owners: Sequence[int]) -> _Layout:
     width, most = int(is_prompt.sum(dim=1).max()), int(is_completion.sum(dim=1).max())
     back = starts[prompts, None] - width + torch.arange(width, device=device)  # columns of the prompts, aligned at their ends
     prompt_mask = (back >= 0) & is_prompt.gather(1, back.clamp(min=0))
+    eye = torch.eye(width, dtype=torch.bool, device=device)
+    causal = torch.ones_like(eye).tril()
+    prompt_seen = None if prompt_mask.all() else (prompt_mask[:, None] & causal | eye)[:, None]  # padding reads itself
     pad = back.clamp(min=0).where(prompt_mask, starts[prompts, None] - 1)  # at padding a token that is no picture's
     row, column = is_completion.nonzero(as_tuple=True)
     place = column - starts[row]
@@ -156,7 +158,7 @@ def _lay_out(mask: Tensor, starts: Tensor, owners: Sequence[int]) -> _Layout:
     is_read = mask & ~is_completion
     reader[is_read] = (owner[:, None] * width + offset)[is_read]
     reader[row, column] = len(firsts) * width + torch.arange(len(row), device=device)
-    return _Layout(prompts, torch.cat([(prompts[:, None] * length + pad).flatten(), row * length + column]), prompt_mask, owner,
+    return _Layout(prompts, torch.cat([(prompts[:, None] * length + pad).flatten(), row * length + column]), prompt_seen, owner,
                    row * most + place, own_mask, reader)
 
 
