@@ -71,6 +71,8 @@ class _Check:
         self.answer = read_quantity(item.answer)
         self.asked = {float(number.replace(",", "")) for number in re.findall(r"\d[\d,]*(?:\.\d+)?", item.question)}
         self.results: dict[float, Form] = {}  # size of each result so far -> the sum that it is
+        self.printed: set[float] = set()  # the results with their signs
+        self.last: tuple[float, Form] | None = None  # the latest of them
         self.reached: list[Form] = []
         self.pairs: list[tuple[float, str, float]] = []  # compared values
         self.odd_workings: list[str] = []
@@ -134,11 +136,10 @@ class _Check:
             values = sorted(values, reverse=side.does == "-")
             form = form_of(values, (1, -1) if side.does == "-" else [1] * len(values))
         elif side.does == "/":
-            last = next(reversed(self.results), None)
-            if last is None:
+            if self.last is None or not side.factors[0]:
                 return None
-            form, factor = self.results[last], side.factors[0]
-            return Side(last / factor, {key: count / factor for key, count in form.items()}, (), side.factors, "/")
+            value, form = self.last
+            return Side(value / side.factors[0], {key: count / side.factors[0] for key, count in form.items()}, (), side.factors, "/")
         elif side.value is None:
             values = [self._value(term, working.entity) for term in side.terms]
             if None in values or not values:
@@ -178,9 +179,9 @@ class _Check:
     def _count(self, left: Side, relation: str, right: Side) -> None:
         if relation != "=":
             self.pairs.append((left.value, relation, right.value))
-            for side in (left, right):
-                if side.is_plain and not self._may_compare(side.value):
-                    self.odd_workings.append(f"compares {side.value:g}, which the question does not ask for")
+            is_other = self.task.kind == "count" and self.task.limit not in (left.value, right.value)
+            if is_other or not all(self._may_compare(side.value) for side in (left, right) if side.is_plain):
+                self.odd_workings.append("makes a comparison that the question does not ask for")
         elif left.is_plain and right.is_plain and right.value != self.task.limit and self.task.values.count(right.value) < 2:
             self.odd_workings.append("a working says nothing")
         for side in (left, right):
@@ -190,7 +191,10 @@ class _Check:
                     self.odd_workings.append("a working does not belong to the question")
                 self.reached.append(form)
         if relation == "=" and not left.is_plain:
-            self.results.setdefault(abs(right.value), self._expanded(left.form))
+            form, sign = self._expanded(left.form), -1 if right.value < 0 else 1
+            self.results.setdefault(abs(right.value), {key: count * sign for key, count in form.items()})
+            self.printed.add(right.value)
+            self.last = right.value, form
 
     def _may_compare(self, value: float) -> bool:
         return value in self.task.values or abs(value) in self.results or value in self.task.measure.values() \
@@ -268,7 +272,7 @@ class _Check:
             return task.kind != "count" or said.value in (total, num, total - num)
         if said.kind == "number":
             return self._is_answer(said.value) or not (said.is_led and task.kind in ("peak", "compare", "lookup", "count")) and (
-                abs(said.value) in self.results or not said.is_led and said.value in self.asked)
+                said.value in self.printed or not said.is_led and said.value in self.asked)
         if name in ("yes", "no"):
             return name == answer
         if task.kind == "count":

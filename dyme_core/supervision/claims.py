@@ -93,14 +93,20 @@ def read_trace(text: str, facts: tuple[Fact, ...], question: str = "", answer: s
         reader.read(sentence, used, {abs(working.sides[-1].value or 0.0) for working in workings if "=" in working.relations})
         reader.claims += [claim for working in found for claim in _claims_in(working, facts)]
         rest = [token for place, token in enumerate(sentence) if place not in used]
-        if any(token.kind == "!" for token in rest):
-            reader.claims[first:] = [replace(claim, is_right=False) for claim in reader.claims[first:]]
+        reader.claims[first:] = [replace(claim, is_right=claim.is_right and not any(start <= claim.start < end for start, end in denied))
+                                 for claim in reader.claims[first:]] if (denied := _denied(sentence, used)) else reader.claims[first:]
         said = find_statements(sentence, used, reader.owned, entity) + _results(found)
         statements += sorted(said, key=lambda statement: statement.start)
         doubts += _doubts(rest, said, text)
     conclusion = _conclusion(statements, text)
     return Reading(tuple(reader.claims), tuple(workings), tuple(statements), are_right(workings, chart.numbers), tuple(doubts),
                    conclusion)
+
+
+def _denied(sentence: Sequence[Token], used: Set[int]) -> list[tuple[int, int]]:
+    """Where the clauses with a "not" start and end in the text."""
+    shape = "".join("_" if place in used else token.kind for place, token in enumerate(sentence))
+    return [(sentence[match.start()].start, sentence[match.end() - 1].end) for match in re.finditer(r"[^,zv]*![^,zv]*", shape)]
 
 
 def _only_entity(chart: Chart) -> str | None:
@@ -211,15 +217,16 @@ class _Reader:
                     self.name(token, place, is_listed=bool(re.search(r"[eas][,&(]{1,2}$", shape[:place])))
             elif shape[place] == "n":
                 owners = [(other, sentence[other]) for other in after.get(place, ())]
-                if owners or self.is_claim(token, shape[:place], results):
+                if owners or self.is_claim(token, shape, place, results):
                     self.number(token, place, owners)
         self.flush()
         self.series, self.is_old, self.leads, self.is_taken = [], True, False, False
 
-    def is_claim(self, token: Token, before: str, results: Set[float]) -> bool:
+    def is_claim(self, token: Token, shape: str, place: int, results: Set[float]) -> bool:
         """False for bounds, retold results and answers ("the sum of A and B is 9"): numbers that say nothing of the picture."""
-        agrees = any(Claim(self.entities[-1], None, token.value, 0, 0).agrees(fact) for fact in self.facts) if self.entities else False
-        if before[-1:] in "lgh<>B" and before or not re.search("[eas]", before) and not agrees:
+        before = shape[:place]
+        agrees = bool(self.entities) and any(map(Claim(self.entities[-1], None, token.value, 0, 0).agrees, self.facts))
+        if before[-1:] in tuple("lgh<>B") or not re.search("[eas]", before) and not (agrees and shape.count("n") > 1):
             return False
         is_answer = re.search(r"(?:[SDMXNATG][pb]?[eapb,&]*|A)[iI:=]*[pt]?$", before) or re.search(r"v[^eas]*$", before)
         return agrees and not re.search("[,&][eas][iI]?$", before) or not is_answer and abs(token.value) not in results

@@ -75,7 +75,7 @@ _ONES = dict(zip("""zero one two three four five six seven eight nine ten eleven
 _TENS = dict(zip("twenty thirty forty fifty sixty seventy eighty ninety".split(), range(20, 100, 10), strict=True))
 _SCALES = {"hundred": 100, "thousand": 1_000, "million": 1_000_000, "billion": 1_000_000_000}
 _SPOKEN = "|".join((*sorted(_ONES, key=len, reverse=True), *_TENS, "hundred", "thousand"))
-LONGEST = 150  # tokens of a sentence
+LONGEST = 120  # tokens of a sentence
 _NUMBER = (r"\d{1,3}(?:,\d{3})+(?:\.\d{1,12})?(?!,?\d)|\d{1,12},\d{1,2}(?![,.]?\d)|\d{1,3}(?:[ \u00a0\u202f]\d{3})+(?![,.]?\d)"
            r"|\d{1,15}(?:\.\d{1,12})?")
 _THINGS = frozenset("""of bars values groups numbers labels marks categories countries months years quarters cities lines columns
@@ -130,9 +130,9 @@ class Chart:
 
     @functools.cached_property
     def has_percent(self) -> bool:
-        """True where "%" may stand behind a value: the unit says so, or there is no unit and nothing is above 100."""
+        """True where "%" may stand behind a value: the unit says so, or there is no unit and nothing is above 1,000."""
         units = {fact.unit.lower() for fact in self.facts}
-        return bool(units & {"%", "percent", "per cent"}) or units <= {""} and all(abs(fact.value) <= 100 for fact in self.facts)
+        return bool(units & {"%", "percent", "per cent"}) or units <= {""} and all(abs(fact.value) <= 1000 for fact in self.facts)
 
     @functools.cached_property
     def has_years(self) -> bool:
