@@ -14,25 +14,26 @@ from dyme_core.data.numbers import decimals
 from dyme_core.supervision.mentions import Token
 
 _NUM = r"(?:(?<![^,z&])[ip]n,[ea]|[ea]{1,2}\(n\)|(?:[ea]{1,2}[ipI:=]{0,2})?n(?:\([ea]{1,2}\)|(?:p[ea]){1,2})?)"
-_ITEM = rf"(?:{_NUM}|[ea]{{1,2}})"
+_ITEM = rf"(?:{_NUM}|(?:Dp?)?[ea]{{1,2}}D?)"
 _LIST = rf"{_NUM}(?:[,&t]+{_NUM})+"
 _REST = rf"(?:[-+*/]\(*{_NUM}\)*|[*/]c\)*)"
 _SIDE, _SUMMED = (rf"\(*{_NUM}\)*{_REST}{times}" for times in "*+")
-_THAN = r"[iI]?!?(?:[<>lg]|[GL][ae]?h)"
+_THAN = r"[iI]?!?(?:[<>lg]|[GL][ae]?h(?:a?p)?)"
 _IS = r"(?:[iI]?=|[iI:])"
 _END = r"(?![-+*/])"
 _ITEMS = rf"{_ITEM}(?:[,&]+{_ITEM}(?![-+*/=<>lgGLBiI!(:]))*"
 _SHAPES = re.compile("|".join((
     rf"(?P<margin>(?P<m_left>{_ITEM})[iI]?(?:g|l|[GL][ae]?h?)(?P<m_right>{_ITEM})?B(?P<m_by>n)"
-    rf"|(?P<m_left2>{_ITEM})[iI](?P<m_by2>n)(?:[gl]|[GL]h)(?P<m_right2>{_ITEM}))",
+    rf"|(?P<m_left2>{_ITEM})[iI](?P<m_by2>n)(?:[gl]|[GL]h)(?P<m_right2>{_ITEM}(?![ip:]?n))"
+    rf"|(?P<m_by3>n)[GL](?P<m_left3>[ea]{{1,2}})h(?P<m_right3>[ea]{{1,2}}))",
     rf"(?P<chain>(?:{_SUMMED}(?:,?(?:{_THAN}|{_IS}){_SIDE})*|{_SIDE}(?:(?:[iI]?=|{_THAN}){_SIDE})+)(?![,&]+n(?![-+*/=<>lgGLBiI!(:])|c))",
     rf"(?P<sum>[ST]+[pb:]?(?P<s_list>{_LIST}),?{_IS}(?P<s_is>{_NUM}){_END}|(?P<s_list2>{_LIST})[,&z]*T+=?(?P<s_is2>{_NUM}){_END})",
     rf"(?P<mean>M[pb:]?(?P<a_list>{_LIST}),?{_IS}(?P<a_is>{_NUM}){_END})",
     rf"(?P<minus>D[pb](?P<d_a>{_NUM})[&t](?P<d_b>{_NUM}),?{_IS}(?P<d_is>{_NUM}){_END}"
     rf"|d(?P<d_b2>{_NUM})f(?P<d_a2>{_NUM}),?{_IS}(?P<d_is2>{_NUM}){_END})",
-    rf"(?P<back>(?P<b_sum>T+q?[,z]*=)(?P<b_is>n){_END}|(?P<b_minus>d[LGNXfq]*[,z]*=)(?P<b_is2>n){_END}"
+    rf"(?P<back>(?P<b_sum>T+q?[,z]*[=iI])(?P<b_is>n){_END}|(?P<b_minus>d[LGNXfq]*[,z]*=)(?P<b_is2>n){_END}"
     rf"|(?:V(?P<b_of>n)?B|/)(?P<b_by>[nc]),?{_IS}(?P<b_is3>n){_END})",
-    rf"(?P<many>(?:{_ITEM}[,&]+)*{_ITEM}&{_ITEM}(?:I!?(?:[lg]|[GL][ae]?h)|!?[lg]))(?P<many_to>{_NUM}|q){_END}"
+    rf"(?P<many>(?:{_ITEM}[,&]+)*{_ITEM}&{_ITEM}(?:,?I!?(?:[lg]|[GL][ae]?h)|!?[lg]))(?P<many_to>{_NUM}|q){_END}"
     rf"(?:[,&z]+(?P<rest>{_ITEM}(?:[,&]+{_ITEM})*)[iI]?!(?=[,&z]|$))?",
     rf"(?P<among>(?:[lg]|[GL]h)n[:,]?[iI]?)(?P<among_is>{_ITEMS})(?![-+*/=<>lgGL!(:])",
     rf"(?P<than>{_ITEM}(?P<than_is>{_THAN}))(?P<than_to>{_ITEMS}|q)")))
@@ -115,7 +116,7 @@ def _read(match: re.Match, sentence: Sequence[Token]) -> Iterator[Working]:
         return next((group[name] for name in names if name in group), None)
 
     if "margin" in group:
-        left, right, by = first("m_left", "m_left2"), first("m_right", "m_right2"), first("m_by", "m_by2")
+        left, right, by = (first(f"m_{part}", f"m_{part}2", f"m_{part}3") for part in ("left", "right", "by"))
         is_less = bool(re.search("[lL]", match.group()))
         if right is None:  # "good leads by 26"
             yield working(Side(None, terms=left.side().terms, does="q<" if is_less else "q>"), by.side(), relations="=")
@@ -168,8 +169,8 @@ def _relation(shape: str) -> str:
 def _chain(part: _Part, start: int, end: int) -> Working:
     """"62 - 36 = 26 < 65 - 35 = 30": sides, and the relations between them."""
     sides, relations = [], []
-    places = [0, *(place for match in re.finditer(rf",?(?:{_THAN}|[iI]?=|(?<=[n)])[iI:](?=[n(])|(?<=[ea])[iI](?=[n(]))", part.shape)
-                   if _divides(part.shape, match) for place in match.span()), len(part.shape)]
+    places = [0, *(place for match in re.finditer(rf",?(?:{_THAN}|{_IS})", part.shape) if _divides(part.shape, match)
+                   for place in match.span()), len(part.shape)]
     for begin, stop in zip(places[::2], places[1::2], strict=True):
         sides.append(part.cut(begin, stop).side())
     for begin, stop in zip(places[1:-1:2], places[2:-1:2], strict=True):
@@ -209,7 +210,7 @@ class _Part:
         if self.shape == "q":
             return Side(None, does="q")
         if not re.search("[nc]", self.shape):
-            names = tuple(self.sentence[self.start: self.end])
+            names = tuple(token for token in self.sentence[self.start: self.end] if token.kind in "ea")
             return Side(None, terms=(Term(None, names[0].start, names[-1].end, names),))
         pieces: list[Side | str] = []
         at = 0

@@ -5,6 +5,7 @@ model and is deterministic; `llm.judge` asks a language model. Its contract stan
 """
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -77,6 +78,9 @@ class _Check:
         self.pairs: list[tuple[float, str, float]] = []  # compared values
         self.odd_workings: list[str] = []
         for working in reading.workings:
+            if task.kind == "mean" and any(said.start < working.start and said.noun == "S" and said.value is not None
+                                           and _same(said.value, sum(task.values)) for said in reading.statements):
+                self._add(sum(task.values), task.wanted[0], len(task.values))  # "their sum is 24.9", before "24.9 / 3 = 8.3"
             self._follow(working)
 
     def faults(self, right: int, wrong: int) -> Iterator[str]:
@@ -87,10 +91,8 @@ class _Check:
             yield f"{wrong} of {len(reading.claims)} claims are wrong"
         if missing := self._missing():
             yield f"leaves out {write_facts(missing)}"
-        if not reading.is_arithmetic_right:
-            yield "the arithmetic does not hold"
-        elif self.odd_workings:
-            yield self.odd_workings[0]
+        if self.odd_workings:
+            yield self.odd_workings[0] if reading.is_arithmetic_right else "the arithmetic does not hold"
         if not self._is_reasoned():
             yield f"does not show its work: {_NEEDED[self.task.kind]}"
         if reading.workings and any(claim.start > reading.working_start for claim in reading.claims if not claim.is_right):
@@ -184,17 +186,24 @@ class _Check:
                 self.odd_workings.append("makes a comparison that the question does not ask for")
         elif left.is_plain and right.is_plain and right.value != self.task.limit and self.task.values.count(right.value) < 2:
             self.odd_workings.append("a working says nothing")
-        for side in (left, right):
+        is_again = relation == "=" and len(right.form) == 1 and right.factors and right.factors == left.factors  # "= 24.9 / 3"
+        if is_again:
+            self._add(*right.form, left.form, right.factors[0])
+        for side in (left,) if is_again else (left, right):
             if not side.is_plain:
                 form = self._expanded(side.form)
                 if not self._belongs(side, form):
                     self.odd_workings.append("a working does not belong to the question")
                 self.reached.append(form)
         if relation == "=" and not left.is_plain:
-            form, sign = self._expanded(left.form), -1 if right.value < 0 else 1
-            self.results.setdefault(abs(right.value), {key: count * sign for key, count in form.items()})
+            self._add(right.value, left.form)
             self.printed.add(right.value)
-            self.last = right.value, form
+
+    def _add(self, result: float, form: Form, times: float = 1.0) -> None:
+        """Remember that `result` is this sum, so many times."""
+        form = {key: count * times for key, count in self._expanded(form).items()}
+        self.last = result, form
+        self.results.setdefault(abs(result), {key: -count if result < 0 else count for key, count in form.items()})
 
     def _may_compare(self, value: float) -> bool:
         return value in self.task.values or abs(value) in self.results or value in self.task.measure.values() \
@@ -238,11 +247,13 @@ class _Check:
         if task.kind == "gap":
             gaps = {(statement.entity or "").lower() for statement in statements if statement.kind == "gap"
                     and statement.value == task.measure.get((statement.entity or "").lower())}
+            gaps |= set(task.measure) if self.gaps == list(task.measure.values()) else set()
             return all(name in gaps or any(_same_form(form, wanted) or _same_form(form, wanted, -1) for form in self.reached)
                        for name, wanted in zip(task.measure, task.wanted, strict=True))
         if task.kind == "compare":
             wanted = {*task.values, task.limit} - {None}
-            return any({left, right} == wanted for left, _, right in self.pairs)
+            return any({left, right} == wanted for left, _, right in self.pairs) or task.limit is None and any(
+                said.kind in ("most", "least") and (said.value in wanted or said.text.lower() in task.measure) for said in statements)
         if task.kind == "count":
             above = {left for left, sign, right in self.pairs if right == task.limit and sign == task.sign}
             below = {right for left, sign, right in self.pairs if left == task.limit and sign in "<>" and sign != task.sign}
@@ -257,13 +268,19 @@ class _Check:
         """True where a statement agrees with the facts and the answer, or says nothing on it."""
         task, answer = self.task, self.item.answer.lower()
         name = said.text.lower()
-        if said.kind in ("mention", "result", "fact"):
+        if said.kind in ("seen", "result", "fact"):
             return True
+        if said.kind == "mention":
+            return name in self.item.question.lower() or any(name in (fact.entity.lower(), fact.attribute.lower()) for fact in task.evidence)
         if said.kind in ("most", "least") and said.value is None:
             return self._is_extreme(name, said.kind)
         if said.kind in ("most", "least"):
             pick = max if said.kind == "most" else min
             return said.value == pick(task.values) or bool(task.measure) and said.value == pick(task.measure.values())
+        if said.kind == "gaps":
+            return task.kind == "gap" and self.gaps == list(task.measure.values())
+        if said.noun and said.kind in ("gap", "number") and not self._may_be_called(said):
+            return False
         if said.kind == "gap":
             own = task.measure.get((said.entity or "").lower()) if task.kind == "gap" else None
             return said.value == own if own is not None else self._is_answer(said.value)
@@ -272,12 +289,23 @@ class _Check:
             return task.kind != "count" or said.value in (total, num, total - num)
         if said.kind == "number":
             return self._is_answer(said.value) or not (said.is_led and task.kind in ("peak", "compare", "lookup", "count")) and (
-                said.value in self.printed or not said.is_led and said.value in self.asked)
+                said.value in self.printed or said.noun == "S" and task.kind == "mean" or not said.is_led and said.value in self.asked)
         if name in ("yes", "no"):
             return name == answer
         if task.kind == "count":
             return task.measure.get(name) in task.counted
         return name == answer or task.kind in ("sum", "mean", "difference", "ratio", "compare") and not said.is_led
+
+    @functools.cached_property
+    def gaps(self) -> list[float | None]:
+        return [statement.value for statement in self.reading.statements if statement.kind == "gaps"]
+
+    def _may_be_called(self, said: Statement) -> bool:
+        """True where a number is called a sum, difference or average and the question asks for it, or it is a step on the way."""
+        kinds = {"S": ("sum", "mean", "count", "other"), "D": ("difference", "gap", "other"), "M": ("mean", "other")}[said.noun]
+        is_step = self.task.kind == "mean" and said.noun == "S" and _same(said.value, sum(self.task.values))
+        return (self.task.kind in kinds or _NOUNS[said.noun].search(self.item.question) is not None) and (
+            self.task.kind != "mean" or said.noun != "S" or is_step)
 
     def _is_answer(self, value: float) -> bool:
         return bool(self.answer) and _same(value, self.answer.value)
@@ -291,6 +319,8 @@ class _Check:
         return task.measure[name] == (max if kind == "most" else min)(task.measure.values())
 
 
+_NOUNS = {"S": re.compile("sum|total|combined|together", re.I), "D": re.compile("differ|gap|diverg|margin|spread|apart|distance", re.I),
+          "M": re.compile("average|mean", re.I)}
 _NEEDED = {"lookup": "nothing", "sum": "the addition", "mean": "the average", "difference": "the subtraction",
            "ratio": "the division", "gap": "a difference for each", "compare": "the comparison", "count": "which ones count",
            "peak": "what the winner is compared with", "other": "a working that ends in the answer"}

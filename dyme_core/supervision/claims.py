@@ -98,9 +98,9 @@ def read_trace(text: str, facts: tuple[Fact, ...], question: str = "", answer: s
         said = find_statements(sentence, used, reader.owned, entity) + _results(found)
         statements += sorted(said, key=lambda statement: statement.start)
         doubts += _doubts(rest, said, text)
-    conclusion = _conclusion(statements, text)
-    return Reading(tuple(reader.claims), tuple(workings), tuple(statements), are_right(workings, chart.numbers), tuple(doubts),
-                   conclusion)
+    shown = chart.numbers | {abs(said.value) for said in statements if said.noun and said.value is not None}
+    return Reading(tuple(reader.claims), tuple(workings), tuple(statements), are_right(workings, shown), tuple(doubts),
+                   _conclusion(statements, text))
 
 
 def _denied(sentence: Sequence[Token], used: Set[int]) -> list[tuple[int, int]]:
@@ -124,7 +124,8 @@ def _claims_in(working: Working, facts: tuple[Fact, ...]) -> list[Claim]:
     operands = [side for place, side in enumerate(working.sides)
                 if not (side.is_plain and place and working.relations[place - 1] == "=")]
     for side in operands:
-        entity = next((name.name for term in side.terms for name in term.owners if name.kind == "e"), None)
+        entity = next((name.name for each in (side, working.sides[-1]) for term in each.terms for name in term.owners
+                       if name.kind == "e"), None)
         is_group = len({fact.attribute for fact in facts}) > 1 and "-" in side.operators  # "2010: 62 - 36"
         for term in side.terms:
             names = {name.kind: name.name for name in term.owners}
@@ -144,14 +145,20 @@ def _doubts(rest: Sequence[Token], said: Sequence[Statement], text: str) -> list
     """Words of a sentence that keep it from being plain; one stray unknown word is let pass where nothing is stated."""
     doubts = []
     shape = "".join(token.kind for token in rest)
-    if re.search("nn|[iI=]{3}", shape):
+    if re.search("nn|[iI=]{3}|^[vAiIGX:,p]*o[iIvAGX]*$", shape):
         doubts.append("a sentence that cannot be read")
     for kinds, reason in (("!", "denies"), ("~", "doubts or takes back"), ("?", "asks"), ("|", "leaves open"), ("us", "unknown words")):
         words = [text[token.start: token.end] for token in rest if token.kind in kinds]
-        is_stray = kinds == "us" and len(words) == 1 and not said
+        is_stray = kinds == "us" and len(words) == 1 and not said and _num_words(text, rest[0].start) > 3
         if words and not is_stray:
             doubts.append(f"{reason}: {', '.join(map(repr, words[:3]))}")
     return doubts
+
+
+def _num_words(text: str, place: int) -> int:
+    """Words of the sentence at a place."""
+    start = max(text.rfind(end, 0, place) for end in ".;!?\n") + 1
+    return len(re.match(r"[^.;!?\n]{0,400}", text[start:]).group().split())
 
 
 def _conclusion(statements: Sequence[Statement], text: str) -> str:
@@ -226,9 +233,11 @@ class _Reader:
         """False for bounds, retold results and answers ("the sum of A and B is 9"): numbers that say nothing of the picture."""
         before = shape[:place]
         agrees = bool(self.entities) and any(map(Claim(self.entities[-1], None, token.value, 0, 0).agrees, self.facts))
-        if before[-1:] in tuple("lgh<>B") or not re.search("[eas]", before) and not (agrees and shape.count("n") > 1):
+        if before[-1:] in tuple("lgh<>B") or re.match("[GL](?!a?h)", shape[place + 1:]) or not re.search("[eas]", before) and not (agrees and shape.count("n") > 1):
             return False
-        is_answer = re.search(r"(?:[SDMXNATG][pb]?[eapb,&]*|A)[iI:=]*[pt]?$", before) or re.search(r"v[^eas]*$", before)
+        if re.search(r"(?:v[^eas]*|A[iI:=]*[pt]?)$", before):
+            return False
+        is_answer = re.search(r"[SDMXNTG][pb]?[eapb,&]*[iI:=]*[pt]?$", before)
         return agrees and not re.search("[,&][eas][iI]?$", before) or not is_answer and abs(token.value) not in results
 
     def name(self, token: Token, place: int, is_listed: bool) -> None:
@@ -290,7 +299,7 @@ def _judge(claim: Claim, facts: tuple[Fact, ...], unused: list[Fact], is_bare: b
     return replace(claim, is_right=match is not None or is_again)
 
 
-_RUN = re.compile(r"n(?:[,&]+n)*(?:p|\(|(?=[ea](?![ea]?[(:]?[iI=]?n))|i(?=a(?![(:]?[iI=]?n)))(?=[eas])")
+_RUN = re.compile(r"n(?:[,&]+n)*(?:p|\(|(?=[ea](?![ea]?[(:]?[iI=]?n))|[iI](?=a(?![(:]?[iI=]?n)))(?=[eas])")
 _OWNERS = re.compile(r"[eas](?:[,&]+[eas])*")
 
 

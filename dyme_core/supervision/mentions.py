@@ -5,7 +5,7 @@
     L G h               "less", "greater"; "than"           N X           "lowest", "highest"
     S T D d M V         nouns and verbs of sum, difference, mean, division
     i I states a value  p preposition   f t B b             from, to, by, between
-    , & | : ( )         lists           q others, the rest  z joins clauses
+    , & | : ( )         lists           q o others, both    z joins clauses
     v A y               "so", "the answer", yes or no       Q names what is looked at and says nothing of it
     ! ~ ?               denied; doubted or taken back; asked
     s u                 a name that the chart does not have; a word that is not known
@@ -31,24 +31,24 @@ _WORDS = {  # by kind; a word also counts with its usual endings
     "=": "equal give gave make made yield leave left bring", "+": "plus", "-": "minus", "*": "times",
     "g": "exceed surpass beat lead above over outnumber outweigh outdo", "l": "below under beneath trail", "h": "than",
     "G": "greater larger higher more bigger taller longer wider ahead stronger win", "X": """highest largest greatest biggest most
-        maximum max tallest longest widest peak top""",
+        maximum max tallest longest widest peak top winner""",
     "L": "less smaller lower fewer shorter narrower behind weaker", "N": "lowest smallest least minimum min fewest shortest narrowest",
     "S": "sum total", "T": "add adding together combine altogether", "d": "subtract deduct", "M": "average mean", "V": "divide",
     "D": "difference gap divergence distance margin spread apart",
     "p": "in for at during of on within among with", "f": "from", "t": "to", "B": "by", "b": "between", "&": "and versus vs against",
-    "|": "or either", "q": "other others rest remaining", "y": "yes", "A": "answer result conclusion winner",
+    "|": "or either", "q": "other others rest remaining", "o": "both all", "y": "yes yeah yep", "A": "answer result conclusion",
     "z": "because since while whereas but however although though yet still where when until",
     "v": "so therefore thus hence consequently accordingly",
     "Q": """locate find found look read extract see seen compare check consider identify focus examine take question ask need
         want determine search inspect view visible appear notice know use calculate compute calculation computation note observe
         comparison comparing""",
-    "!": """not never none nobody nothing neither nor without except excluding unlike cannot hardly barely scarcely lack deny miss
+    "!": """nope nah not never none nobody nothing neither nor without except excluding unlike cannot hardly barely scarcely lack deny miss
         fail exclude refuse""",
     "~": """maybe perhaps possibly probably might may could would should likely seem guess suppose assume imagine pretend if unless
         unsure think believe claim allege rumour rumor doubt wait actually sorry oops correction correct mistake mistaken wrong
         false untrue incorrect nonsense unknown invented fake random ignore nearly almost half double twice instead rather
         otherwise sometimes often usually once estimate supposedly presumably uncertain hypothetical say""",
-    "w": """a an the this that these those it its they their them he she we us our i me my you your one ones each all every both
+    "w": """a an the this that these those it its they their them he she we us our i me my you your one ones each every away
         only just also too very now then next first second third fourth last finally here there which who what whose how as into
         onto across out up down again back let can do does did will must such same different own chart graph figure picture plot
         image diagram bar line column row table legend axis label data value number point percentage share level height size
@@ -63,10 +63,10 @@ _KINDS = {word: kind for kind, words in reversed(_WORDS.items()) for word in wor
 _PHRASES = {  # more than one word, and the kinds of the tokens that they become
     r"add(?:s|ed|ing)? up to|sum(?:s|ming)? (?:up )?to": "T=", r"makes? up|make up|account(?:s|ed)? for": "i",
     r"(?:comes?|came|coming|amounts?|amounted|works? out|worked out) (?:to|at|as)|results? in|(?:is|are|was|were) equal to": "=",
-    r"to (?:get|give|make|obtain|reach)": "=", r"divided by": "/", r"multiplied by": "*", r"take(?:n)? away": "d",
+    r"to (?:get|give|make|obtain|reach)": "=", r"divided by": "/", r"multiplied by": "*", r"tak(?:e|en|es|ing)(?= (?:away )?[\d.,]{1,12}%? (?:away )?from)": "d",
     r"as well as|compared (?:to|with)|in comparison (?:to|with)": "&", r"ahead of|in excess of": "g", r"short of": "l",
     r"all but|anything but|other than|apart from|rather than|instead of|but not": "!", r"made up|made-up|far from|by no means": "~",
-    r"at least|at most|up to|no (?:more|less|fewer) than": "~", r"in (?:total|all|the chart|order)|each other|of course|as follows": "",
+    r"at least|at most|up to|no (?:more|less|fewer) than": "~", r"in (?:total|all|order)|each other|of course|as follows": "",
     r"(?:all|every|any|each)(?: of)?(?: the)? others?|the (?:rest|others?|remaining)": "q"}
 _SIGNS = {"\u2212": "-", "\u2013": "-", "\u2014": "-", "\u00d7": "*", "\u00b7": "*", "\u00f7": "/", "\u2264": "<", "\u2265": ">",
           "\u2248": "=", "\u2019": "'"}
@@ -281,7 +281,7 @@ class _Words:
             return
         elif kind is None:
             is_first = not self.sentences[-1] and not self.text[:start].rstrip(" *`\"'(")[-1:].isalnum()
-            kind = "w" if low in self.chart.usual else "s" if written[0].isupper() and not is_first else "u"
+            kind = "w" if any(low.removesuffix(ending) in self.chart.usual for ending in ("", "s", "es", "d", "ed", "ing")) else "s" if written[0].isupper() and not is_first else "u"
         if kind != "w":
             self.add(kind, start, end, written)
 
@@ -302,6 +302,8 @@ class _Words:
         elif sign in "$\u20ac\u00a3":
             if not any(fact.unit == "" or re.search(r"dollar|euro|pound|usd|eur|[$\u20ac\u00a3]", fact.unit.lower()) for fact in self.chart.facts[:1]):
                 self.add("u", start, end)
+        elif sign == "|" and (before.isdigit() or self.text[end: end + 1].isdigit()):
+            return  # |62 - 36|
         elif sign in "*/":
             if follows_number and (after.isdigit() or not after.isspace() and sign == "/"):
                 self.add(sign, start, end)
