@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from dyme_core.data.numbers import decimals
 from dyme_core.supervision.mentions import Token
@@ -98,19 +98,19 @@ def find_workings(sentence: Sequence[Token], entity: str | None = None) -> tuple
         return workings, used
     for match in _SHAPES.finditer(shape):
         about = next((token.name for token in reversed(sentence[: match.end()]) if token.kind == "e"), entity)
-        found = [replace(working, entity=about) for working in _read(match, sentence)]
+        found = list(_read(match, sentence, about))
         workings += found
         if found:
             used.update(range(match.start(), match.end()))
     return workings, used
 
 
-def _read(match: re.Match, sentence: Sequence[Token]) -> Iterator[Working]:
-    group = {name: _Part(sentence, *match.span(name)) for name, text in match.groupdict().items() if text is not None}
+def _read(match: re.Match, sentence: Sequence[Token], entity: str | None) -> Iterator[Working]:
+    group = {name: _Part(sentence, match.string, *match.span(name)) for name, text in match.groupdict().items() if text is not None}
     start, end = sentence[match.start()].start, sentence[match.end() - 1].end
 
     def working(*sides: Side, relations: str) -> Working:
-        return Working(start, end, sides, tuple(relations))
+        return Working(start, end, sides, tuple(relations), entity)
 
     def first(*names: str) -> _Part:
         return next((group[name] for name in names if name in group), None)
@@ -124,7 +124,8 @@ def _read(match: re.Match, sentence: Sequence[Token]) -> Iterator[Working]:
             sides = (right.side(), left.side()) if is_less else (left.side(), right.side())
             yield working(_combined(sides, (1, -1), "-"), by.side(), relations="=")
     elif "chain" in group:
-        yield _chain(group["chain"], start, end)
+        sides, relations = _chain(group["chain"])
+        yield working(*sides, relations="".join(relations))
     elif "sum" in group or "mean" in group:
         parts = first("s_list", "s_list2", "a_list").items()
         yield working(_combined(parts, [1 / (len(parts) if "mean" in group else 1)] * len(parts), "+"),
@@ -166,7 +167,7 @@ def _relation(shape: str) -> str:
     return _NEGATED[sign] if "!" in shape else sign
 
 
-def _chain(part: _Part, start: int, end: int) -> Working:
+def _chain(part: _Part) -> tuple[list[Side], list[str]]:
     """"62 - 36 = 26 < 65 - 35 = 30": sides, and the relations between them."""
     sides, relations = [], []
     places = [0, *(place for match in re.finditer(rf",?(?:{_THAN}|{_IS})", part.shape) if _divides(part.shape, match)
@@ -176,7 +177,7 @@ def _chain(part: _Part, start: int, end: int) -> Working:
     for begin, stop in zip(places[1:-1:2], places[2:-1:2], strict=True):
         shape = part.shape[begin: stop]
         relations.append(_relation(shape) if re.search("[<>lgGL]", shape) else "=")
-    return Working(start, end, tuple(sides), tuple(relations))
+    return sides, relations
 
 
 def _divides(shape: str, match: re.Match) -> bool:
@@ -190,15 +191,16 @@ class _Part:
     """A stretch of a sentence: all of it, or one operand."""
 
     sentence: Sequence[Token]
+    whole: str  # the sentence's shape
     start: int
     end: int
 
     @property
     def shape(self) -> str:
-        return "".join(token.kind for token in self.sentence[self.start: self.end])
+        return self.whole[self.start: self.end]
 
     def cut(self, begin: int, end: int) -> _Part:
-        return _Part(self.sentence, self.start + begin, self.start + end)
+        return _Part(self.sentence, self.whole, self.start + begin, self.start + end)
 
     def items(self) -> list[Side]:
         if self.shape == "q":

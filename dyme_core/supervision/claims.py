@@ -144,6 +144,8 @@ def _results(workings: Sequence[Working]) -> list[Statement]:
 def _doubts(rest: Sequence[Token], said: Sequence[Statement], text: str) -> list[str]:
     """Words of a sentence that keep it from being plain; one stray unknown word is let pass where nothing is stated."""
     doubts = []
+    if not {token.kind for token in rest} & set("no!~?|us"):
+        return doubts
     shape = "".join(token.kind for token in rest)
     if re.search("nn|[iI=]{3}|^[vAiIGX:,p]*o[iIvAGX]*$", shape):
         doubts.append("a sentence that cannot be read")
@@ -274,6 +276,8 @@ class _Reader:
 
     def flush(self) -> None:
         """Judge the numbers since the last entity."""
+        if not self.run:
+            return
         if len(self.series) > 1 and len(self.series) == len(self.run):
             self.run = [replace(claim, attribute=name) for claim, name in zip(self.run, self.series, strict=True)]
         is_list = len(self.entities) > 1 and len(self.entities) == len(self.run)

@@ -60,27 +60,37 @@ _WORDS = {  # by kind; a word also counts with its usual endings
         meaning namely follow beginning amount please picture's respectively""",
 }
 _KINDS = {word: kind for kind, words in reversed(_WORDS.items()) for word in words.split()}
-_PHRASES = {  # more than one word, and the kinds of the tokens that they become
-    r"add(?:s|ed|ing)? up to|sum(?:s|ming)? (?:up )?to": "T=", r"makes? up|make up|account(?:s|ed)? for": "i",
-    r"(?:comes?|came|coming|amounts?|amounted|works? out|worked out) (?:to|at|as)|results? in|(?:is|are|was|were) equal to": "=",
-    r"to (?:get|give|make|obtain|reach)": "=", r"divided by": "/", r"multiplied by": "*", r"tak(?:e|en|es|ing)(?= (?:away )?[\d.,]{1,12}%? (?:away )?from)": "d",
-    r"as well as|compared (?:to|with)|in comparison (?:to|with)": "&", r"ahead of|in excess of": "g", r"short of": "l",
-    r"all but|anything but|other than|apart from|rather than|instead of|but not": "!", r"made up|made-up|far from|by no means": "~",
-    r"at least|at most|up to|no (?:more|less|fewer) than": "~", r"in (?:total|all|order)|each other|of course|as follows": "",
-    r"(?:all|every|any|each)(?: of)?(?: the)? others?|the (?:rest|others?|remaining)": "q"}
+_PHRASES = {  # first words, what may follow, and the kinds of the tokens that the phrase becomes
+    "add adds adding added": ((r" up to", "T="),), "sum sums summing": ((r" (?:up )?to", "T="),),
+    "make makes": ((" up", "i"),), "made": ((r"[ -]up", "~"),), "account accounts accounted": ((" for", "i"),),
+    "come comes came coming amount amounts amounted work works worked": ((r" (?:out )?(?:to|at|as)", "="),),
+    "result results": ((" in", "="),), "is are was were": ((" equal to", "="),), "to": ((" (?:get|give|make|obtain|reach)", "="),),
+    "divided": ((" by", "/"),), "multiplied": ((" by", "*"),),
+    "take takes taking taken": ((r"(?= (?:away )?[\d.,]{1,12}%? (?:away )?from)", "d"),),
+    "as": ((" well as", "&"), (" follows", "")), "compared": ((" (?:to|with)", "&"),), "ahead": ((" of", "g"),),
+    "in": ((" comparison (?:to|with)", "&"), (" excess of", "g"), (" (?:total|all|order)", "")), "short": ((" of", "l"),),
+    "all": ((" but", "!"), (r"(?: of)?(?: the)? others?", "q")), "anything but": ((" but", "!"),), "other apart rather": ((" (?:than|from)", "!"),),
+    "instead": ((" of", "!"),), "but": ((" not", "!"),), "far": ((" from", "~"),), "by": ((" no means", "~"),),
+    "at": ((" (?:least|most)", "~"),), "up": ((" to", "~"),), "no": ((" (?:more|less|fewer) than", "~"),), "each of": ((" other", ""),),
+    "of": ((" course", ""),), "every any": ((r"(?: of)?(?: the)? others?", "q"),), "the": ((" (?:rest|others?|remaining)", "q"),)}
+_AFTER = {word: [(re.compile(rf"{more}(?!\w)", re.IGNORECASE), kinds) for more, kinds in choices]
+          for words, choices in _PHRASES.items() for word in words.split()}
 _SIGNS = {"\u2212": "-", "\u2013": "-", "\u2014": "-", "\u00d7": "*", "\u00b7": "*", "\u00f7": "/", "\u2264": "<", "\u2265": ">",
           "\u2248": "=", "\u2019": "'"}
 _ONES = dict(zip("""zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
     eighteen nineteen""".split(), range(20), strict=True))
 _TENS = dict(zip("twenty thirty forty fifty sixty seventy eighty ninety".split(), range(20, 100, 10), strict=True))
 _SCALES = {"hundred": 100, "thousand": 1_000, "million": 1_000_000, "billion": 1_000_000_000}
-_SPOKEN = "|".join((*sorted(_ONES, key=len, reverse=True), *_TENS, "hundred", "thousand"))
+_SPOKEN = re.compile(r"(?:[\s-](?:and\s)?(?:{0}))*(?!\w)".format("|".join((*sorted(_ONES, key=len, reverse=True), *_TENS, "hundred", "thousand"))),
+                     re.IGNORECASE)  # the words of a number after its first
 LONGEST = 120  # tokens of a sentence
 _NUMBER = (r"\d{1,3}(?:,\d{3})+(?:\.\d{1,12})?(?!,?\d)|\d{1,12},\d{1,2}(?![,.]?\d)|\d{1,3}(?:[ \u00a0\u202f]\d{3})+(?![,.]?\d)"
            r"|\d{1,15}(?:\.\d{1,12})?")
 _THINGS = frozenset("""of bars values groups numbers labels marks categories countries months years quarters cities lines columns
     series steps items points are""".split())
 _STEP = re.compile(r"(?:^|(?<=\n)|(?<=[.;!?]\s))[\s>*#|-]{0,6}\(?\d{1,2}[.)](?=\s)|\bstep\s{1,2}\d{1,2}\b(?:\s(?:is\sto|is))?", re.I)
+_NAMED = re.compile(r"n(?:p?[ea]){1,2}$")
+_NEXT_WORD = re.compile(r"\s(?:more\s)?([a-z]{2,12})\b", re.IGNORECASE)
 _BEFORE_MINUS = frozenset(" \t\n([=,:|*`+-/<>\u00a0")
 
 
@@ -143,10 +153,8 @@ class Chart:
         """Names (those in capitals, or that are usual words, only as written: "MAY" and "May" are not "may"), then the rest."""
         names = sorted({spelled for _, spelled in self.names.values()}, key=len, reverse=True)
         exact = [f"(?-i:{re.escape(name)})" if name.isupper() or _kind_of(name.lower()) else re.escape(name) for name in names]
-        phrases = "|".join(f"(?P<k{place}>{phrase})" for place, phrase in enumerate(_PHRASES))
         return re.compile(
-            rf"(?<!\w)(?P<name>{'|'.join(exact) or '(?!)'})(?!\w)(?:'s?(?!\w))?|(?<!\w)(?:{phrases})(?!\w)"
-            rf"|(?<!\w)(?P<spoken>(?:{_SPOKEN})(?:[\s-](?:and\s)?(?:{_SPOKEN})){{0,8}})(?!\w)|(?<![\w.])(?P<number>{_NUMBER})"
+            rf"(?<!\w)(?P<name>{'|'.join(exact) or '(?!)'})(?!\w)(?:'s?(?!\w))?|(?<![\w.])(?P<number>{_NUMBER})"
             r"|(?P<word>[^\W\d_]{1,40}(?:'[^\W\d_]{1,3}(?!\w))?)|(?P<end>[.;!?](?=[\s\"'`)]|$)|\n)|(?P<sign>[-+*/=<>,&|:()%$\u20ac\u00a3])"
             r"|(?P<odd>[^\s\"'.`_#\[\]!?;])", re.IGNORECASE)
 
@@ -181,6 +189,16 @@ def read_words(text: str, chart: Chart) -> list[list[Token]]:
     return [sentence for sentence in reader.sentences if sentence]
 
 
+def _as_number(printed: str, has_commas: bool, known: frozenset[float]) -> float | None:
+    """The value of a number as printed; None where it is several."""
+    if printed.isdigit():
+        return float(printed)
+    if re.fullmatch(r"\d+,\d{1,2}", printed):
+        return float(printed.replace(",", ".")) if has_commas else None
+    value = float(re.sub(r"[^\d.]", "", printed))
+    return None if re.search(r"\s", printed) and value not in known else value
+
+
 class _Words:
     """Makes tokens of matches, one after the other."""
 
@@ -191,28 +209,24 @@ class _Words:
         self.read_to = 0
 
     def read(self, match: re.Match) -> None:
-        start, end, printed = match.start(), match.end(), match.group().lower()
-        if start < self.read_to:  # "thousand" of a number already scaled
+        start, end, printed, group = match.start(), match.end(), match.group(), match.lastgroup
+        if start < self.read_to:  # already read as a part of what comes before it
             return
-        group = match.lastgroup
-        if group == "name":
+        if group == "word":
+            self.word(printed, start, end)
+        elif group == "name":
             kind, spelled = self.chart.names[match["name"].lower()]
-            self.add(kind, start, start + len(match["name"]), spelled)
+            self.add(kind, start, match.end("name"), spelled)
         elif group == "number":
-            self.number(match.group(), start)
-        elif group == "spoken":
-            self.spoken(printed, start, end)
-        elif group == "word":
-            self.word(match.group(), start, end)
+            self.number(printed, start)
+        elif group == "sign":
+            self.sign(printed, start, end)
         elif group == "end":
             if printed == "?":
                 self.add("?", start, end)
             self.sentences.append([])
-        elif group == "sign":
-            self.sign(printed, start, end)
         else:
-            for kind in "u" if group == "odd" else list(_PHRASES.values())[int(group[1:])]:
-                self.add(kind, start, end)
+            self.add("u", start, end)
 
     def add(self, kind: str, start: int, end: int, name: str = "", value: float = 0.0) -> None:
         self.is_negative = False
@@ -225,44 +239,40 @@ class _Words:
 
     def follows_value(self) -> bool:
         """True behind a number, a bracket, or a number with its name ("412 in 2005")."""
-        return bool(re.search(r"(?:[n)]|n(?:p?[ea]){1,2})$", "".join(token.kind for token in self.sentences[-1][-5:])))
+        return self.last() in ("n", ")") or bool(_NAMED.search("".join(token.kind for token in self.sentences[-1][-5:])))
 
     def number(self, printed: str, start: int) -> None:
         """A number in digits, with its sign and scale; "8,9" and "9 750" are one number only where the chart can show it."""
-        value = float(re.sub(r"[^\d.]", "", printed))
-        if re.fullmatch(r"\d+,\d{1,2}", printed):
-            value = float(printed.replace(",", ".")) if self.has_commas else -1.0
-        elif re.search(r"\s", printed) and value not in self.chart.numbers:
-            value = -1.0
-        if value < 0:  # several numbers
+        value, end = _as_number(printed, self.has_commas, self.chart.numbers), start + len(printed)
+        if value is None:
             for match in re.finditer(r"\d+|,", printed):
                 at = start + match.start()
                 self.add(",", at, at + 1) if match.group() == "," else self.number(match.group(), at)
             return
-        end = start + len(printed)
-        after = re.match(r"\s?(thousand|million|billion|hundred)\b", self.text[end: end + 10], re.IGNORECASE)
-        if after and value * _SCALES[after[1].lower()] in self.chart.numbers:
-            value, end = value * _SCALES[after[1].lower()], end + after.end()
-            self.read_to = end
-        thing = re.match(r"\s(?:more\s)?([a-z]{2,10})\b", self.text[end: end + 18])
-        if value <= 20 and self.last() not in ("l", "g", "h") and thing and thing[1] in _THINGS - self.chart.units and value not in self.chart.values:
+        is_thing = False
+        if self.text[end: end + 1].isspace() and (after := _NEXT_WORD.match(self.text, end)):
+            if (scaled := value * _SCALES.get(after[1].lower(), 0)) in self.chart.numbers:
+                value, self.read_to = scaled, after.end()
+            is_thing = value <= 20 and after[1] in _THINGS - self.chart.units and self.last() not in tuple("lgh")
+        if is_thing and value not in self.chart.values:
             self.add("c", start, end, value=value)
         elif self.chart.has_years and is_year(printed) and value not in self.chart.numbers:
             self.add("s", start, end, printed)
         else:
             self.add("n", start, end, printed, -value if self.is_negative else value)
 
-    def spoken(self, printed: str, start: int, end: int) -> None:
+    def spoken(self, start: int, end: int) -> None:
         """A number in words; up to ten it is a count of things ("two bars"), unless it is a value or the answer."""
+        end = self.read_to = _SPOKEN.match(self.text, end).end()
         total = part = 0
-        for word in re.findall(r"[a-z]+", printed.replace("and", " ")):
+        for word in re.findall(r"[a-z]+", self.text[start: end].lower()):
             if word in _SCALES:
                 part = max(part, 1) * _SCALES[word]
                 total, part = (total + part, 0) if word == "thousand" else (total, part)
             else:
                 part += _ONES.get(word, _TENS.get(word, 0))
         value = float(total + part)
-        thing = re.match(r"\s([a-z]{2,12})\b", self.text[end: end + 14])
+        thing = _NEXT_WORD.match(self.text, end)
         if value > 10 or value in self.chart.numbers and not thing:
             self.add("n", start, end, f"{value:g}", -value if self.is_negative else value)
         elif value != 1:
@@ -270,6 +280,15 @@ class _Words:
 
     def word(self, written: str, start: int, end: int) -> None:
         low = written.lower().removesuffix("'s")
+        for more, kinds in _AFTER.get(low, ()):
+            if phrase := more.match(self.text, end):
+                self.read_to = phrase.end()
+                for kind in kinds:
+                    self.add(kind, start, phrase.end(), self.text[start: phrase.end()])
+                return
+        if low in _ONES or low in _TENS:
+            self.spoken(start, end)
+            return
         kind = "!" if low.endswith("n't") else _kind_of(low)
         if low in _SCALES and low in self.chart.usual or low in ("percent", "cent", "percentage") and self.chart.has_percent:
             kind = "w"
@@ -287,6 +306,9 @@ class _Words:
 
     def sign(self, sign: str, start: int, end: int) -> None:
         """A sign, where it is one: no hyphen, no mark of a list, no emphasis."""
+        if sign in ",:()&+=<>":
+            self.add(sign, start, end)
+            return
         before, after = self.text[start - 1: start], self.text[end: end + 8].lstrip(" (")[:1]
         follows_number = self.follows_value()
         if sign == "-":
@@ -308,4 +330,4 @@ class _Words:
             if follows_number and (after.isdigit() or not after.isspace() and sign == "/"):
                 self.add(sign, start, end)
         else:
-            self.add({"|": ",", "&": "&"}.get(sign, sign), start, end)
+            self.add(",", start, end)
