@@ -21,22 +21,25 @@ _SIDE, _SUMMED = (rf"\(*{_NUM}\)*{_REST}{times}" for times in "*+")
 _THAN = r"[iI]?!?(?:[<>lg]|[GL][ae]?h(?:a?p)?)"
 _IS = r"(?:[iI]?=|[iI:])"
 _END = r"(?![-+*/])"
-_ITEMS = rf"{_ITEM}(?:[,&]+{_ITEM}(?![-+*/=<>lgGLBiI!(:]))*"
+_NOT = r"(?![-+*/=<>lgGLBiI!(:])"
+_RIGHT = rf"(?:{_ITEM}(?:,{_ITEM})*&+{_ITEM}{_NOT}|{_ITEM}(?:[,&]+{_NUM}{_NOT})*|o?q)"
+_ITEMS = rf"{_ITEM}(?:[,&]+{_ITEM}{_NOT})*"
 _SHAPES = re.compile("|".join((
     rf"(?P<margin>(?P<m_left>{_ITEM})[iI]?(?:g|l|[GL][ae]?h?)(?P<m_right>{_ITEM})?B(?P<m_by>n)"
     rf"|(?P<m_left2>{_ITEM})[iI](?P<m_by2>n)(?:[gl]|[GL]h)(?P<m_right2>{_ITEM}(?![ip:]?n))"
     rf"|(?P<m_by3>n)[GL](?P<m_left3>[ea]{{1,2}})h(?P<m_right3>[ea]{{1,2}}))",
-    rf"(?P<chain>(?:{_SUMMED}(?:,?(?:{_THAN}|{_IS}){_SIDE})*|{_SIDE}(?:(?:[iI]?=|{_THAN}){_SIDE})+)(?![,&]+n(?![-+*/=<>lgGLBiI!(:])|c))",
+    rf"(?P<chain>(?:{_SUMMED}(?:,?(?:{_THAN}|{_IS}){_SIDE})*|{_SIDE}(?:(?:[iI]?=|{_THAN}){_SIDE})+)(?![,&]+{_NUM}{_NOT}|c))",
     rf"(?P<sum>[ST]+[pb:]?(?P<s_list>{_LIST}),?{_IS}(?P<s_is>{_NUM}){_END}|(?P<s_list2>{_LIST})[,&z]*T+=?(?P<s_is2>{_NUM}){_END})",
     rf"(?P<mean>M[pb:]?(?P<a_list>{_LIST}),?{_IS}(?P<a_is>{_NUM}){_END})",
     rf"(?P<minus>D[pb](?P<d_a>{_NUM})[&t](?P<d_b>{_NUM}),?{_IS}(?P<d_is>{_NUM}){_END}"
     rf"|d(?P<d_b2>{_NUM})f(?P<d_a2>{_NUM}),?{_IS}(?P<d_is2>{_NUM}){_END})",
     rf"(?P<back>(?P<b_sum>T+q?[,z]*[=iI])(?P<b_is>n){_END}|(?P<b_minus>d[LGNXfq]*[,z]*=)(?P<b_is2>n){_END}"
     rf"|(?:V(?P<b_of>n)?B|/)(?P<b_by>[nc]),?{_IS}(?P<b_is3>n){_END})",
-    rf"(?P<many>(?:{_ITEM}[,&]+)*{_ITEM}&{_ITEM}(?:,?I!?(?:[lg]|[GL][ae]?h)|!?[lg]))(?P<many_to>{_NUM}|q){_END}"
+    rf"(?P<many>(?:{_ITEM}[,&]+)*{_ITEM}&{_ITEM}(?:,?I!?(?:[lg]|[GL][ae]?h)|!?[lg]))(?P<many_to>{_NUM}|o?q){_END}"
     rf"(?:[,&z]+(?P<rest>{_ITEM}(?:[,&]+{_ITEM})*)[iI]?!(?=[,&z]|$))?",
     rf"(?P<among>(?:[lg]|[GL]h)n[:,]?[iI]?)(?P<among_is>{_ITEMS})(?![-+*/=<>lgGL!(:])",
-    rf"(?P<than>{_ITEM}(?P<than_is>{_THAN}))(?P<than_to>{_ITEMS}|q)")))
+    rf"(?P<others>o?q)(?P<others_is>{_THAN})(?P<others_to>{_ITEM})",
+    rf"(?P<than>{_ITEM}(?P<than_is>{_THAN}))(?P<than_to>{_RIGHT})")))
 
 
 @dataclass(frozen=True)
@@ -154,12 +157,15 @@ def _read(match: re.Match, sentence: Sequence[Token], entity: str | None) -> Ite
     elif "among" in group:
         limit = Side(sentence[match.start() + match.group("among").index("n")].value)
         yield from (working(left, limit, relations=_relation(match.group("among"))) for left in group["among_is"].items())
+    elif "others" in group:  # "all others are below 94"
+        yield working(group["others_to"].side(), Side(None, does="q"), relations=_SWAPPED[_relation(match.group("others_is"))])
     else:
         left, sign = group["than"].items()[0], _relation(match.group("than_is"))
         yield from (working(left, right, relations=sign) for right in group["than_to"].items())
 
 
 _NEGATED = {"<": "\u2265", ">": "\u2264"}
+_SWAPPED = {"<": ">", ">": "<", "\u2265": "\u2264", "\u2264": "\u2265"}
 
 
 def _relation(shape: str) -> str:
@@ -203,13 +209,13 @@ class _Part:
         return _Part(self.sentence, self.whole, self.start + begin, self.start + end)
 
     def items(self) -> list[Side]:
-        if self.shape == "q":
+        if "q" in self.shape:
             return [Side(None, does="q")]
         return [self.cut(*match.span()).side() for match in re.finditer(_ITEM, self.shape)]
 
     def side(self) -> Side:
         """The value of the stretch: brackets first, then products, then sums."""
-        if self.shape == "q":
+        if "q" in self.shape:
             return Side(None, does="q")
         if not re.search("[nc]", self.shape):
             names = tuple(token for token in self.sentence[self.start: self.end] if token.kind in "ea")

@@ -6,6 +6,7 @@ model and is deterministic; `llm.judge` asks a language model. Its contract stan
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -221,16 +222,17 @@ class _Check:
 
     def _belongs(self, side: Side, form: Form) -> bool:
         """True where a sum, difference or quotient is one that the question asks for, or a step on the way."""
-        kind, wanted = self.task.kind, self.task.wanted
+        task, kind, wanted = self.task, self.task.kind, self.task.wanted
         if kind == "other":
-            shown = {abs(fact.value) for fact in self.item.facts}
-            return all(key in shown or key in self.asked for key in form)
+            stated = {abs(claim.value) for claim in self.reading.claims if claim.is_right} | self.asked
+            return all(key in stated for key in form)
         if kind == "ratio":
-            return set(side.operators) <= {"/"} and len(form) == 1
+            [(key, count)] = list(form.items()) if len(form) == 1 else [(math.nan, 1.0)]
+            return side.operators == "/" and {key, round(1 / abs(count), 6)} == {abs(value) for value in task.values}
         if kind == "sum":
             return set(side.operators) <= set("+-") and all(_same(count, wanted[0].get(key, 0.0)) for key, count in form.items())
         if kind == "mean":
-            num = len(self.task.values)
+            num = len(task.values)
             return any(all(_same(count * scale, wanted[0].get(key, 0.0)) for key, count in form.items()) for scale in (1, 1 / num))
         return any(_same_form(form, each) or _same_form(form, each, -1) for each in wanted)
 
@@ -243,7 +245,7 @@ class _Check:
             return any(_same_form(form, task.wanted[0]) or task.kind == "difference" and _same_form(form, task.wanted[0], -1)
                        for form in self.reached)
         if task.kind == "ratio":
-            return any(abs(key) in map(abs, task.values) for form in self.reached for key in form)
+            return any(_same(self.answer.value, result) for result in self.printed)
         if task.kind == "gap":
             gaps = {(statement.entity or "").lower() for statement in statements if statement.kind == "gap"
                     and statement.value == task.measure.get((statement.entity or "").lower())}
@@ -260,9 +262,11 @@ class _Check:
             return above | below == task.counted
         if task.kind == "peak":
             extremes = {statement.value for statement in statements if statement.kind in ("most", "least")}
-            best = task.measure[self.item.answer.lower()]
+            best = task.measure.get(self.item.answer.lower(), self.answer and self.answer.value)
             return best in extremes or _beaten(best, self.pairs, task.sign) >= set(task.values) - {best}
-        return bool(self.pairs or any(self.answer and _same(abs(self.answer.value), result) for result in self.results))
+        if self.answer is None:
+            return bool(self.pairs or self.results)
+        return any(_same(self.answer.value, result) for result in self.printed)
 
     def _is_true(self, said: Statement) -> bool:
         """True where a statement agrees with the facts and the answer, or says nothing on it."""
@@ -288,7 +292,7 @@ class _Check:
             total, num = len(task.values), self.answer.value if self.answer else 0
             return task.kind != "count" or said.value in (total, num, total - num)
         if said.kind == "number":
-            return self._is_answer(said.value) or not (said.is_led and task.kind in ("peak", "compare", "lookup", "count")) and (
+            return self._is_answer(said.value) or not (said.is_led and task.kind in ("peak", "gap", "compare", "lookup", "count")) and (
                 said.value in self.printed or said.noun == "S" and task.kind == "mean" or not said.is_led and said.value in self.asked)
         if name in ("yes", "no"):
             return name == answer

@@ -235,7 +235,7 @@ class _Reader:
         """False for bounds, retold results and answers ("the sum of A and B is 9"): numbers that say nothing of the picture."""
         before = shape[:place]
         agrees = bool(self.entities) and any(map(Claim(self.entities[-1], None, token.value, 0, 0).agrees, self.facts))
-        if before[-1:] in tuple("lgh<>B") or re.match("[GL](?!a?h)", shape[place + 1:]) or not re.search("[eas]", before) and not (agrees and shape.count("n") > 1):
+        if before[-1:] in tuple("lgh<>B") or re.match("D|[GL](?!a?h)", shape[place + 1:]) or not re.search("[eas]", before) and not (agrees and shape.count("n") > 1):
             return False
         if re.search(r"(?:v[^eas]*|A[iI:=]*[pt]?)$", before):
             return False
@@ -303,7 +303,7 @@ def _judge(claim: Claim, facts: tuple[Fact, ...], unused: list[Fact], is_bare: b
     return replace(claim, is_right=match is not None or is_again)
 
 
-_RUN = re.compile(r"n(?:[,&]+n)*(?:p|\(|(?=[ea](?![ea]?[(:]?[iI=]?n))|[iI](?=a(?![(:]?[iI=]?n)))(?=[eas])")
+_RUN = re.compile(r"n(?:[,&]+n)*(?:p|\(|(?=[ea](?![ea]?[(:]?[iI=]?n))|(?:I|i(?=a))(?=[ea](?![(:]?[iI=]?n)))(?=[eas])")
 _OWNERS = re.compile(r"[eas](?:[,&]+[eas])*")
 
 

@@ -18,7 +18,7 @@ _ABOVE = r"(?:above|over|more than|greater than|higher than|larger than|exceed\w
 _BELOW = r"(?:below|under|less than|lower than|smaller than|fewer than|at most)"
 _LIMIT = re.compile(rf"\b(?:(?P<above>{_ABOVE})|(?P<below>{_BELOW}))\s[^\d]{{0,12}}(?P<limit>-?\d[\d,]*(?:\.\d+)?)", re.I)
 _RANK = re.compile(r"\b(?:high|low|great|small|larg|bigg|few|long|short|wid|tall|narrow|strong|weak)(?:er|est)\b|\b(?:most|least|more|less|max\w*|min\w*"
-                   r"|peak|top|best|worst)\b", re.I)
+                   r"|peak|main|top|best|worst)\b", re.I)
 _GAP = re.compile(r"\b(?:gap|difference|divergen\w+|apart|distance|spread|margin)\b", re.I)
 _WORDS = {  # looked for in this order
     "mean": r"\b(?:average|mean)\b", "ratio": r"\b(?:ratio|divided|times)\b",
@@ -92,11 +92,12 @@ def task_of(item: Item) -> Task:
     measure = {name: values[0] for name, values in (_by_entity(evidence) | _by_series(evidence)).items() if len(values) == 1}
     if answer in ("yes", "no"):
         is_pair = len(evidence) == 2 or len(evidence) == 1 and limit
-        return Task("compare" if is_pair else "other", evidence, given, measure, limit=bound if len(evidence) == 1 else None)
+        return Task("compare", evidence, given, measure, limit=bound if len(evidence) == 1 else None) if is_pair else \
+            Task("other", item.evidence, given, measure)
     if answer in {name.lower() for fact in item.facts for name in (fact.entity, fact.attribute) if name}:
         return _of_name(item, answer, evidence, measure)
     if number is None:
-        return Task("other", evidence, given, measure)
+        return Task("other", item.evidence, given, measure)
     return _of_number(item, number.value, evidence, measure, limit, bound)
 
 
@@ -110,7 +111,7 @@ def _of_name(item: Item, answer: str, evidence: tuple[Fact, ...], measure: dict[
         return Task("lookup", tuple(fact for fact in evidence if answer in (fact.entity.lower(), fact.attribute.lower())) or evidence,
                     given, measure)
     if answer not in measure or measure[answer] not in (max(measure.values()), min(measure.values())):
-        return Task("other", evidence, given, measure)
+        return Task("other", item.evidence, given, measure)
     return Task("gap" if is_gap else "peak", evidence, given, measure, ">" if measure[answer] == max(measure.values()) else "<")
 
 
@@ -131,10 +132,12 @@ def _of_number(item: Item, answer: float, evidence: tuple[Fact, ...], measure: d
     fitting = [kind for kind in results if any(_rounds_to(result, answer) for result in results[kind])]
     asked = [kind for kind, words in _WORDS.items() if re.search(words, item.question, re.I)]
     kind = next((kind for kind in asked if kind in fitting), None) or (fitting[0] if given and fitting and len(values) > 1 else None)
-    if kind is None and not asked:
-        holding = tuple(fact for fact in evidence if fact.value == answer)
-        return Task("lookup", holding, given, measure) if holding else Task("other", evidence, given, measure)
-    return Task(kind or "other", evidence, given, measure)
+    if kind is None and len(values) > 1 and answer in (max(values), min(values)) and _RANK.search(item.question):
+        return Task("peak", evidence, given, measure, ">" if answer == max(values) else "<")
+    holding = tuple(fact for fact in evidence if fact.value == answer)
+    if kind is None and not asked and holding and not re.search("median|second|third", item.question, re.I):
+        return Task("lookup", holding, given, measure)
+    return Task(kind, evidence, given, measure) if kind else Task("other", item.evidence, given, measure)
 
 
 def _rounds_to(result: float, answer: float) -> bool:
