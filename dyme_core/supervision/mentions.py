@@ -251,8 +251,9 @@ class _Words:
             return
         is_thing = False
         if self.text[end: end + 1].isspace() and (after := _NEXT_WORD.match(self.text, end)):
-            if (scaled := value * _SCALES.get(after[1].lower(), 0)) in self.chart.numbers:
-                value, self.read_to = scaled, after.end()
+            scale = _SCALES.get(after[1].lower())
+            if scale and value * scale in self.chart.numbers:
+                value, self.read_to = value * scale, after.end()
             is_thing = value <= 20 and after[1] in _THINGS - self.chart.units and self.last() not in tuple("lgh")
         if is_thing and value not in self.chart.values:
             self.add("c", start, end, value=value)
