@@ -16,7 +16,7 @@ from dyme_core.data.schema import Fact, Item, facts_from_rows
 from scripts.checker_benchmark import EXPECTED, NOT_HIGH, LabelledTrace
 
 FOLDER = Path(__file__).parent / "traces"
-PARTS = ("open", "kept")
+PARTS = ("open", "kept", "third")
 
 
 def _table(attributes: str, rows: str, unit: str = "") -> tuple[Fact, ...]:

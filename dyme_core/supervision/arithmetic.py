@@ -18,7 +18,7 @@ _ITEM = rf"(?:{_NUM}|(?:Dp?)?[ea]{{1,2}}D?)"
 _LIST = rf"{_NUM}(?:[,&t]+{_NUM})+"
 _REST = rf"(?:[-+*/]\(*{_NUM}\)*|[*/]c\)*)"
 _SIDE, _SUMMED = (rf"\(*{_NUM}\)*{_REST}{times}" for times in "*+")
-_THAN = r"[iI]?!?(?:[<>lg]|[GL][ae]?h(?:a?p)?)"
+_THAN = r"(?:,?[iI])?!?(?:[<>lg]|[GL][ae]?h(?:a?p)?)"
 _IS = r"(?:[iI]?=|[iI:])"
 _END = r"(?![-+*/])"
 _NOT = r"(?![-+*/=<>lgGLBiI!(:])"
@@ -26,13 +26,13 @@ _RIGHT = rf"(?:{_ITEM}(?:,{_ITEM})*&+{_ITEM}{_NOT}|{_ITEM}(?:[,&]+{_NUM}{_NOT})*
 _ITEMS = rf"{_ITEM}(?:[,&]+{_ITEM}{_NOT})*"
 _SHAPES = re.compile("|".join((
     rf"(?P<margin>(?P<m_left>{_ITEM})[iI]?(?:g|l|[GL][ae]?h?)(?P<m_right>{_ITEM})?B(?P<m_by>n)"
-    rf"|(?P<m_left2>{_ITEM})[iI](?P<m_by2>n)(?:[gl]|[GL]h)(?P<m_right2>{_ITEM}(?![ip:]?n))"
+    rf"|(?P<m_left2>{_ITEM}),?[iI](?P<m_by2>n)(?:[gl]|[GL]h)(?P<m_right2>{_ITEM}(?![ip:]?n))"
     rf"|(?P<m_by3>n)[GL](?P<m_left3>[ea]{{1,2}})h(?P<m_right3>[ea]{{1,2}}))",
     rf"(?P<chain>(?:{_SUMMED}(?:,?(?:{_THAN}|{_IS}){_SIDE})*|{_SIDE}(?:(?:[iI]?=|{_THAN}){_SIDE})+)(?![,&]+{_NUM}{_NOT}|c))",
     rf"(?P<sum>[ST]+[pb:]?(?P<s_list>{_LIST}),?{_IS}(?P<s_is>{_NUM}){_END}|(?P<s_list2>{_LIST})[,&z]*T+=?(?P<s_is2>{_NUM}){_END})",
     rf"(?P<mean>M[pb:]?(?P<a_list>{_LIST}),?{_IS}(?P<a_is>{_NUM}){_END})",
     rf"(?P<minus>D[pb](?P<d_a>{_NUM})[&t](?P<d_b>{_NUM}),?{_IS}(?P<d_is>{_NUM}){_END}"
-    rf"|d(?P<d_b2>{_NUM})f(?P<d_a2>{_NUM}),?{_IS}(?P<d_is2>{_NUM}){_END})",
+    rf"|d(?P<d_b2>{_NUM})f(?P<d_a2>{_NUM})[,&]*{_IS}(?P<d_is2>{_NUM}){_END})",
     rf"(?P<back>(?P<b_sum>T+q?[,z]*[=iI])(?P<b_is>n){_END}|(?P<b_minus>d[LGNXfq]*[,z]*=)(?P<b_is2>n){_END}"
     rf"|(?:V(?P<b_of>n)?B|/)(?P<b_by>[nc]),?{_IS}(?P<b_is3>n){_END})",
     rf"(?P<many>(?:{_ITEM}[,&]+)*{_ITEM}&{_ITEM}(?:,?I!?(?:[lg]|[GL][ae]?h)|!?[lg]))(?P<many_to>{_NUM}|o?q){_END}"
@@ -100,7 +100,8 @@ def find_workings(sentence: Sequence[Token], entity: str | None = None) -> tuple
     if not re.search(r"[nc]|[ea].*[lgh]", shape):
         return workings, used
     for match in _SHAPES.finditer(shape):
-        about = next((token.name for token in reversed(sentence[: match.end()]) if token.kind == "e"), entity)
+        named = match.end() + 2 if shape.startswith("pe", match.end()) else match.end()
+        about = next((token.name for token in reversed(sentence[:named]) if token.kind == "e"), entity)
         found = list(_read(match, sentence, about))
         workings += found
         if found:

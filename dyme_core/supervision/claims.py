@@ -126,11 +126,13 @@ def _claims_in(working: Working, facts: tuple[Fact, ...]) -> list[Claim]:
     for side in operands:
         entity = next((name.name for each in (side, working.sides[-1]) for term in each.terms for name in term.owners
                        if name.kind == "e"), None)
-        is_group = len({fact.attribute for fact in facts}) > 1 and "-" in side.operators  # "2010: 62 - 36"
+        is_pair = len({fact.attribute for fact in facts}) > 1
+        is_group = is_pair and "-" in side.operators  # "2010: 62 - 36"
         for term in side.terms:
             names = {name.kind: name.name for name in term.owners}
             if term.value is not None and (names or is_group and entity):
-                claim = Claim(names.get("e", entity if is_group else None), names.get("a"), term.value, term.start, term.end)
+                owner = entity if is_group and entity else working.entity if is_pair and "a" in names else None
+                claim = Claim(names.get("e", owner), names.get("a"), term.value, term.start, term.end)
                 claims.append(replace(claim, is_right=any(map(claim.agrees, facts))))
     return claims
 

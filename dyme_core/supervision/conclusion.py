@@ -13,7 +13,7 @@ _VERDICT = re.compile(rf"(?:A[iI:=,]*|(?:^|[vz:=_]|[iI])[,&]?)[pt]?(?P<names>{_N
 _GAP = re.compile(r"D[piI=:Bte]*(n)(?![,&]n)|(n)D")
 _GAPS = re.compile(r"D[iI=:]*n(?:[,&]+n)+")
 _EXTREME = re.compile(r"([XN])[_pzae]*[iI=:,]+[_e]?[pi,(]*t?([nm])|([XNGL])[iI=:]([nm])|([nm]),?[iI]([XNGL])|([nm]),([XN])(?![_pae]*[iI:])")
-_LEADS = re.compile(r"[vA][^ea]*$|[iI=:]$")
+_LEADS = re.compile(r"[vA][^ea]*$|[iI=:]$")  # "so", "the answer"; or "is" right before
 
 
 @dataclass(frozen=True)

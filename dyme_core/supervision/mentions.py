@@ -27,7 +27,8 @@ _WORDS = {  # by kind; a word also counts with its usual endings
     "i": """is was be been has had having get got show shown display reach stand stood sit sat hold held record
         register represent indicate measure receive score earn sell sold produce generate report list print rise rose risen climb
         fall fell fallen drop decline grow grew land come came start begin welcome contain belong run stay remain become attain
-        hit post said mark carry lie draw drawn go went end experience see-no""",
+        hit post said mark carry lie draw drawn go went end experience gain increase decrease jump dip slip sink plot
+        depict hover occupy finish close open boast feature cost weigh vote respond correspond employ export import equate level""",
     "=": "equal give gave make made yield leave left bring", "+": "plus", "-": "minus", "*": "times",
     "g": "exceed surpass beat lead above over outnumber outweigh outdo", "l": "below under beneath trail", "h": "than",
     "G": "greater larger higher more bigger taller longer wider ahead stronger win", "X": """highest largest greatest biggest most
@@ -56,8 +57,10 @@ _WORDS = {  # by kind; a word also counts with its usual endings
         title reading individual respective respectively corresponding relevant exactly precisely clearly directly simply
         carefully about approximately roughly around visibly indeed likewise similarly meanwhile after before beside well overall
         main whole full task problem step fact working count order list following small large high low big great tall short long
-        time place side way information statement per able thing sign obtain arrive answer-to printed given shown written
-        meaning namely follow beginning amount please picture's respectively""",
+        time place side way information statement per able thing sign obtain arrive printed given shown written
+        meaning namely follow beginning amount please obviously evidently certainly definitely surely easily quickly accurately
+        survey people respondent population portion part position tip according based basis mention purpose final initial
+        simple single sole separate current remember remind recap finding inspection closer careful""",
 }
 _KINDS = {word: kind for kind, words in reversed(_WORDS.items()) for word in words.split()}
 _PHRASES = {  # first words, what may follow, and the kinds of the tokens that the phrase becomes
@@ -89,6 +92,7 @@ _NUMBER = (r"\d{1,3}(?:,\d{3})+(?:\.\d{1,12})?(?!,?\d)|\d{1,12},\d{1,2}(?![,.]?\
 _THINGS = frozenset("""of bars values groups numbers labels marks categories countries months years quarters cities lines columns
     series steps items points are""".split())
 _STEP = re.compile(r"(?:^|(?<=\n)|(?<=[.;!?]\s))[\s>*#|-]{0,6}\(?\d{1,2}[.)](?=\s)|\bstep\s{1,2}\d{1,2}\b(?:\s(?:is\sto|is))?", re.I)
+_CONTRACTED = re.compile("'(?:s|ve|re|ll|m)$")
 _NAMED = re.compile(r"n(?:p?[ea]){1,2}$")
 _NEXT_WORD = re.compile(r"\s(?:more\s)?([a-z]{2,12})\b", re.IGNORECASE)
 _BEFORE_MINUS = frozenset(" \t\n([=,:|*`+-/<>\u00a0")
@@ -126,7 +130,8 @@ class Chart:
 
     @functools.cached_property
     def units(self) -> frozenset[str]:
-        return frozenset(word for fact in self.facts for word in re.findall(r"[^\W\d_]+", fact.unit.lower()))
+        spelled = {fact.unit.lower().replace("\u00b0", "\u00b0 degree degrees ") for fact in self.facts}
+        return frozenset(word for unit in spelled for word in re.findall(r"[^\W\d_]+|\u00b0", unit))
 
     @functools.cached_property
     def values(self) -> frozenset[float]:
@@ -225,7 +230,7 @@ class _Words:
             if printed == "?":
                 self.add("?", start, end)
             self.sentences.append([])
-        else:
+        elif printed not in self.chart.units:
             self.add("u", start, end)
 
     def add(self, kind: str, start: int, end: int, name: str = "", value: float = 0.0) -> None:
@@ -280,7 +285,7 @@ class _Words:
             self.add("c", start, end, value=value)
 
     def word(self, written: str, start: int, end: int) -> None:
-        low = written.lower().removesuffix("'s")
+        low = _CONTRACTED.sub("", written.lower())
         for more, kinds in _AFTER.get(low, ()):
             if phrase := more.match(self.text, end):
                 self.read_to = phrase.end()

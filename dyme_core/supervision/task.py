@@ -1,4 +1,4 @@
-"""What a question asks for: its kind, the facts that it rests on, and what follows from them.
+"""What a question asks for (its kind, the facts that it rests on), and what the workings of a trace do of it.
 
 The kinds are those of the contract in docs/method.md. They follow from the question's words, the answer and the facts, so that
 they also hold for a data set that gives no kind.
@@ -6,12 +6,14 @@ they also hold for a data set that gives no kind.
 from __future__ import annotations
 
 import functools
+import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import dataclass, field
 
 from dyme_core.data.numbers import decimals, read_quantity
 from dyme_core.data.schema import Fact, Item
+from dyme_core.supervision.arithmetic import Side, Term, Working, holds
 
 Form = dict[float, float]  # size of a number -> how often it is added
 _ABOVE = r"(?:above|over|more than|greater than|higher than|larger than|exceed\w*|at least)"
@@ -106,7 +108,7 @@ def _of_name(item: Item, answer: str, evidence: tuple[Fact, ...], measure: dict[
     given, groups = bool(item.evidence), _by_entity(evidence)
     is_gap = bool(_GAP.search(item.question)) and all(len(values) == 2 for values in groups.values())
     if is_gap:
-        measure = {name: abs(first - second) for name, (first, second) in groups.items()}
+        measure = {name: round(abs(first - second), 6) for name, (first, second) in groups.items()}
     if not is_gap and not _RANK.search(item.question):
         return Task("lookup", tuple(fact for fact in evidence if answer in (fact.entity.lower(), fact.attribute.lower())) or evidence,
                     given, measure)
@@ -160,3 +162,186 @@ def _named(item: Item) -> tuple[Fact, ...]:
     chosen = tuple(fact for fact in item.facts if (not entities or fact.entity in entities)
                    and (not series or fact.attribute in series))
     return chosen or item.facts
+
+
+class Steps:
+    """What the workings of a trace come to, followed one after the other.
+
+    Attributes:
+        faults: why a working does not count.
+        reached: the sums that were worked out, in terms of the facts' values.
+        printed: the results.
+        results: size of each result -> the sum that it is.
+        pairs: compared values, with "<", ">", "=".
+        asked: numbers of the question.
+    """
+
+    def __init__(self, task: Task, item: Item) -> None:
+        self.task, self.item = task, item
+        self.asked = {float(number.replace(",", "")) for number in re.findall(r"\d[\d,]*(?:\.\d+)?", item.question)}
+        self.faults: list[str] = []
+        self.reached: list[Form] = []
+        self.printed: set[float] = set()
+        self.results: dict[float, Form] = {}
+        self.pairs: list[tuple[float, str, float]] = []
+        self.last: tuple[float, Form] | None = None  # the latest result
+
+    def add_total(self) -> None:
+        """The sum of all values, with which an average begins, is known."""
+        self._add(sum(self.task.values), self.task.wanted[0], len(self.task.values))
+
+    def _value(self, term: Term, entity: str | None) -> float | None:
+        """The number of a term, or the one by which its name is compared."""
+        if term.value is not None:
+            return term.value
+        names = {name.kind: name.name for name in term.owners}
+        if "a" in names:
+            found = [fact.value for fact in self.item.facts if fact.attribute == names["a"]
+                     and fact.entity == names.get("e", entity or fact.entity)]
+            if len(found) == 1:
+                return found[0]
+        return next((self.task.measure.get(name.lower()) for name in names.values()), None)
+
+    def _resolved(self, side: Side, working: Working) -> Side | None:
+        """The side with numbers in place of names and of words that refer back; None where that cannot be told."""
+        if side.does in "q<q>" and side.does:
+            [value] = [self._value(term, working.entity) for term in side.terms] or [None]
+            others = [other for other in self._rivals(working) if other != value]
+            if value is None or len(others) != 1:
+                return None
+            form = form_of((value, others[0]), (1, -1) if side.does == "q>" else (-1, 1))
+        elif side.does in ("+", "-"):
+            values = self.task.values
+            if not set(values) <= self.stated or side.does == "-" and len(values) != 2:
+                return None
+            values = sorted(values, reverse=side.does == "-")
+            form = form_of(values, (1, -1) if side.does == "-" else [1] * len(values))
+        elif side.does == "/":
+            if self.last is None or not side.factors[0]:
+                return None
+            value, form = self.last
+            return Side(value / side.factors[0], {key: count / side.factors[0] for key, count in form.items()}, (), side.factors, "/")
+        elif side.value is None:
+            values = [self._value(term, working.entity) for term in side.terms]
+            if None in values or not values:
+                return None
+            if side.is_plain:
+                return Side(values[0], form_of(values[:1], (1,)), side.terms)
+            form = form_of(values, (1, -1))
+        else:
+            return side
+        return Side(sum(key * count for key, count in form.items()), form, side.terms, side.factors, "+")
+
+    def _rivals(self, working: Working) -> list[float]:
+        """The values that a name is compared with: of the entity in question, or of all that is compared."""
+        own = [fact.value for fact in self.task.evidence if fact.entity == working.entity]
+        return own if self.task.kind == "gap" and len(own) == 2 else self.task.values
+
+    def follow(self, working: Working, stated: Set[float]) -> None:
+        """Take in what a working comes to, or why it does not count; `stated` are the values rightly claimed before it."""
+        self.stated = stated
+        if not working.relations:
+            self.faults.append("a working has no result")
+        for left, relation, right in working.pairs:
+            first = self._resolved(left, working)
+            if right.does == "q" and first is not None and relation in "<>":
+                others = [value for value in self.task.values if value != first.value]
+                self.pairs += [(first.value, relation, other) for other in others]
+                if not all(first.value > other if relation == ">" else first.value < other for other in others):
+                    self.faults.append("a comparison does not hold")
+                continue
+            second = self._resolved(right, working)
+            if first is None or second is None:
+                self.faults.append("a working cannot be followed")
+            elif not holds(first, relation, second, bool(set(first.operators) & set("*/"))):
+                self.faults.append("the arithmetic does not hold")
+            else:
+                self._count(first, relation, second, working)
+
+    def _count(self, left: Side, relation: str, right: Side, working: Working) -> None:
+        if relation != "=":
+            self.pairs.append((left.value, relation, right.value))
+            is_other = self.task.kind == "count" and self.task.limit not in (left.value, right.value)
+            if is_other or not all(self._may_compare(side.value) for side in (left, right) if side.is_plain):
+                self.faults.append("makes a comparison that the question does not ask for")
+        elif all(side.is_plain for side in working.sides) and right.value != self.task.limit and self.task.values.count(right.value) < 2:
+            self.faults.append("a working says nothing")
+        is_again = relation == "=" and len(right.form) == 1 and right.factors and right.factors == left.factors  # "= 24.9 / 3"
+        if is_again:
+            self._add(*right.form, left.form, right.factors[0])
+        for side in (left,) if is_again else (left, right):
+            if not side.is_plain:
+                form = self._expanded(side.form)
+                if not self._belongs(side, form):
+                    self.faults.append("a working does not belong to the question")
+                self.reached.append(form)
+        if relation == "=" and not left.is_plain:
+            self.pairs += self._compared(left.form)
+            self._add(right.value, left.form)
+            self.printed.add(right.value)
+
+    def _compared(self, form: Form) -> list[tuple[float, str, float]]:
+        """The two values of a difference, which compares them, too: "45 is 8 more than 37"."""
+        values = self.task.values if self.task.kind in ("compare", "peak") and len(form) == 2 else []
+        return [(first, ">" if first > second else "<", second) for first in values for second in values
+                if first != second and same_form(form, form_of((first, second), (1, -1)))]
+
+    def _add(self, result: float, form: Form, times: float = 1.0) -> None:
+        """Remember that `result` is this sum, so many times."""
+        form = {key: count * times for key, count in self._expanded(form).items()}
+        self.last = result, form
+        self.results.setdefault(abs(result), {key: -count if result < 0 else count for key, count in form.items()})
+
+    def _may_compare(self, value: float) -> bool:
+        return value in self.task.values or abs(value) in self.results or value in self.task.measure.values() \
+            or value == self.task.limit
+
+    def _expanded(self, form: Form) -> Form:
+        """The form with earlier results in terms of the facts that they are made of."""
+        expanded: Form = {}
+        known = {abs(value) for value in self.task.values}
+        for key, count in form.items():
+            inner = self.results.get(key) if key not in known else None
+            for part, times in (inner or {key: 1.0}).items():
+                expanded[part] = expanded.get(part, 0.0) + count * times
+        return expanded
+
+    def _belongs(self, side: Side, form: Form) -> bool:
+        """True where a sum, difference or quotient is one that the question asks for, or a step on the way."""
+        task, kind, wanted = self.task, self.task.kind, self.task.wanted
+        if kind == "other":
+            return all(key in self.asked or key in self.results or key in map(abs, self.stated) for key in form)
+        if kind == "ratio":
+            [(key, count)] = list(form.items()) if len(form) == 1 else [(math.nan, 1.0)]
+            return side.operators == "/" and {key, round(1 / abs(count), 6)} == {abs(value) for value in task.values}
+        if kind == "sum":
+            return set(side.operators) <= set("+-") and all(same(count, wanted[0].get(key, 0.0)) for key, count in form.items())
+        if kind == "mean":
+            num = len(task.values)
+            return any(all(same(count * scale, wanted[0].get(key, 0.0)) for key, count in form.items()) for scale in (1, 1 / num))
+        return bool(self._compared(form)) or any(same_form(form, each) or same_form(form, each, -1) for each in wanted)
+
+
+def same(first: float, second: float) -> bool:
+    """True for equal numbers, but for the error of floating-point sums."""
+    return abs(first - second) <= 1e-9 * max(1.0, abs(first), abs(second))
+
+
+def same_form(first: Form, second: Form, sign: int = 1) -> bool:
+    """True where two sums are the same, or with `sign` -1 opposite."""
+    return all(same(first.get(key, 0.0), sign * second.get(key, 0.0)) for key in first.keys() | second.keys())
+
+
+def beaten(best: float, pairs: Iterable[tuple[float, str, float]], sign: str) -> set[float]:
+    """The values that a chain of comparisons sets below `best` (above it for "<")."""
+    lesser: dict[float, set[float]] = {}
+    for left, relation, right in pairs:
+        if relation in "<>":
+            over, under = (left, right) if relation == sign else (right, left)
+            lesser.setdefault(over, set()).add(under)
+    found: set[float] = set()
+    new = {best}
+    while new:
+        new = {value for over in new for value in lesser.get(over, ())} - found
+        found |= new
+    return found
