@@ -1,7 +1,7 @@
 """The workings of a trace: sums, differences and comparisons in signs or in words, found by their shape and computed again.
 
-"62 - 36 = 26 < 65 - 35 = 30", "the sum of 94 and 37 is 131", "45 is not above 50", "March and April exceed 50", "good leads by 26".
-A number may stand with its name: "94 (March) + 37 in June".
+"62 - 36 = 26 < 65 - 35 = 30", "the sum of 94 and 37 is 131", "45 is not above 50", "good leads by 26". A number
+may stand with its name: "94 (March) + 37 in June".
 """
 from __future__ import annotations
 
@@ -28,8 +28,10 @@ _SHAPES = re.compile("|".join((
     rf"(?P<margin>(?P<m_left>{_ITEM})[iI]?(?:g|l|[GL][ae]?h?)(?P<m_right>{_ITEM})?B(?P<m_by>n)"
     rf"|(?P<m_left2>{_ITEM}),?[iI](?P<m_by2>n)(?:[gl]|[GL]h)(?P<m_right2>{_ITEM}(?![ip:]?n))"
     rf"|(?P<m_by3>n)[GL](?P<m_left3>[ea]{{1,2}})h(?P<m_right3>[ea]{{1,2}}))",
-    rf"(?P<chain>(?:{_SUMMED}(?:,?(?:{_THAN}|{_IS}){_SIDE})*|{_SIDE}(?:(?:[iI]?=|{_THAN}){_SIDE})+)(?![,&]+{_NUM}{_NOT}|c))",
-    rf"(?P<sum>[ST]+[pb:]?(?P<s_list>{_LIST}),?{_IS}(?P<s_is>{_NUM}){_END}|(?P<s_list2>{_LIST})[,&z]*T+=?(?P<s_is2>{_NUM}){_END})",
+    rf"(?P<chain>(?:{_SUMMED}(?:,?(?:{_THAN}|{_IS}){_SIDE})*|{_SIDE}(?:(?:[iI]?=|{_THAN}){_SIDE})+)"
+    rf"(?![,&]+{_NUM}{_NOT}|c))",
+    rf"(?P<sum>[ST]+[pb:]?(?P<s_list>{_LIST}),?{_IS}(?P<s_is>{_NUM}){_END}"
+    rf"|(?P<s_list2>{_LIST})[,&z]*T+=?(?P<s_is2>{_NUM}){_END})",
     rf"(?P<mean>M[pb:]?(?P<a_list>{_LIST}),?{_IS}(?P<a_is>{_NUM}){_END})",
     rf"(?P<minus>D[pb](?P<d_a>{_NUM})[&t](?P<d_b>{_NUM}),?{_IS}(?P<d_is>{_NUM}){_END}"
     rf"|d(?P<d_b2>{_NUM})f(?P<d_a2>{_NUM})[,&]*{_IS}(?P<d_is2>{_NUM}){_END})",
@@ -89,7 +91,7 @@ class Working:
 
     @property
     def pairs(self) -> Iterator[tuple[Side, str, Side]]:
-        return zip(self.sides, self.relations, self.sides[1:])
+        return zip(self.sides[:-1], self.relations, self.sides[1:], strict=True)
 
 
 def find_workings(sentence: Sequence[Token], entity: str | None = None) -> tuple[list[Working], set[int]]:
@@ -110,7 +112,8 @@ def find_workings(sentence: Sequence[Token], entity: str | None = None) -> tuple
 
 
 def _read(match: re.Match, sentence: Sequence[Token], entity: str | None) -> Iterator[Working]:
-    group = {name: _Part(sentence, match.string, *match.span(name)) for name, text in match.groupdict().items() if text is not None}
+    group = {name: _Part(sentence, match.string, *match.span(name))
+             for name, text in match.groupdict().items() if text is not None}
     start, end = sentence[match.start()].start, sentence[match.end() - 1].end
 
     def working(*sides: Side, relations: str) -> Working:
@@ -143,10 +146,12 @@ def _read(match: re.Match, sentence: Sequence[Token], entity: str | None) -> Ite
         result = first("b_is", "b_is2", "b_is3").side()
         does = "+" if "b_sum" in group else "-" if "b_minus" in group else "/"
         by = (first("b_by").side().value,) if "b_by" in group else ()
-        of = group["b_of"].side() if "b_of" in group else Side(None)
-        yield working(Side(of.value / by[0] if of.value is not None and by[0] else None,
-                           {key: times / by[0] for key, times in of.form.items()} if by and by[0] else {}, of.terms, by,
-                           operators="/" if "b_of" in group else "", does="" if "b_of" in group else does), result, relations="=")
+        if "b_of" in group and by[0]:  # "dividing 24.9 by 3"
+            of = group["b_of"].side()
+            quotient = Side(of.value / by[0], {key: times / by[0] for key, times in of.form.items()}, of.terms, by, "/")
+            yield working(quotient, result, relations="=")
+        else:
+            yield working(Side(None, factors=by, does=does), result, relations="=")
     elif "many" in group:
         names, right = group["many"].items(), group["many_to"].side()
         if match.group("many")[-1] in "lg" and sentence[match.end("many") - 1].name.endswith("s"):

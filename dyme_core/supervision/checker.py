@@ -15,7 +15,7 @@ from dyme_core.data.numbers import read_quantity, same_answer
 from dyme_core.data.schema import Item, item_of, write_facts
 from dyme_core.supervision.claims import Reading, read_trace
 from dyme_core.supervision.conclusion import Statement
-from dyme_core.supervision.task import Steps, Task, beaten, same, same_form, task_of
+from dyme_core.supervision.task import Form, Steps, Task, beaten, same, same_form, task_of
 
 SCORES = {"low": 0.0, "medium": 0.5, "high": 1.0}  # the rubric's three grades
 
@@ -93,7 +93,7 @@ class _Check:
             yield "claims after the working"
         for statement in reading.statements:
             if not self._is_true(statement):
-                yield f"says {statement.text or statement.value!r} ({statement.kind}), which does not agree with the facts and the answer"
+                yield f"says {statement.text or statement.value!r} ({statement.kind}), which is not so"
         if not same_answer(reading.conclusion, self.item.answer):
             yield f"closes on {reading.conclusion or 'nothing'!r}, not on the answer {self.item.answer!r}"
         yield from reading.doubts
@@ -108,24 +108,23 @@ class _Check:
         if task.kind == "lookup":
             return True
         if task.kind in ("sum", "mean", "difference"):
-            return any(same_form(form, task.wanted[0]) or task.kind == "difference" and same_form(form, task.wanted[0], -1)
-                       for form in self.steps.reached)
+            return self._has_reached(task.wanted[0])
         if task.kind == "ratio":
             return any(same(self.answer.value, result) for result in self.steps.printed)
         if task.kind == "gap":
             gaps = {(statement.entity or "").lower() for statement in statements if statement.kind == "gap"
                     and statement.value == task.measure.get((statement.entity or "").lower())}
             gaps |= set(task.measure) if self.gaps == list(task.measure.values()) else set()
-            return all(name in gaps or any(same_form(form, wanted) or same_form(form, wanted, -1) for form in self.steps.reached)
-                       for name, wanted in zip(task.measure, task.wanted, strict=True))
+            return all(name in gaps or self._has_reached(form) for name, form in zip(task.measure, task.wanted, strict=True))
         if task.kind == "compare":
             wanted = {*task.values, task.limit} - {None}
-            return any({left, right} == wanted for left, _, right in self.steps.pairs) or task.limit is None and any(
-                said.kind in ("most", "least") and (said.value in wanted or said.text.lower() in task.measure) for said in statements)
+            is_said = any(said.kind in ("most", "least") and (said.value in wanted or said.text.lower() in task.measure)
+                          for said in statements)  # "45 is larger", "May has more"
+            return task.limit is None and is_said or any({left, right} == wanted for left, _, right in self.steps.pairs)
         if task.kind == "count":
-            above = {left for left, sign, right in self.steps.pairs if right == task.limit and sign == task.sign}
-            below = {right for left, sign, right in self.steps.pairs if left == task.limit and sign in "<>" and sign != task.sign}
-            return above | below == task.counted
+            turned = {"<": ">", ">": "<"}[task.sign]
+            return {left if sign == task.sign else right for left, sign, right in self.steps.pairs
+                    if (sign, right) == (task.sign, task.limit) or (left, sign) == (task.limit, turned)} == task.counted
         if task.kind == "peak":
             extremes = {statement.value for statement in statements if statement.kind in ("most", "least")}
             best = task.measure.get(self.item.answer.lower(), self.answer and self.answer.value)
@@ -134,6 +133,10 @@ class _Check:
             return bool(self.steps.pairs or self.steps.results)
         return any(same(self.answer.value, result) for result in self.steps.printed)
 
+    def _has_reached(self, wanted: Form) -> bool:
+        signs = (1, -1) if self.task.kind in ("difference", "gap") else (1,)
+        return any(same_form(form, wanted, sign) for form in self.steps.reached for sign in signs)
+
     def _is_true(self, said: Statement) -> bool:
         """True where a statement agrees with the facts and the answer, or says nothing on it."""
         task, answer = self.task, self.item.answer.lower()
@@ -141,7 +144,8 @@ class _Check:
         if said.kind in ("seen", "result", "fact"):
             return True
         if said.kind == "mention":
-            return name in self.item.question.lower() or any(name in (fact.entity.lower(), fact.attribute.lower()) for fact in task.evidence)
+            needed = {each.lower() for fact in task.evidence for each in (fact.entity, fact.attribute)}
+            return name in self.item.question.lower() or name in needed
         if said.kind in ("most", "least") and said.value is None:
             return self._is_extreme(name, said.kind)
         if said.kind in ("most", "least"):
@@ -158,8 +162,9 @@ class _Check:
             total, num = len(task.values), self.answer.value if self.answer else 0
             return task.kind != "count" or said.value == num or not said.is_led and said.value in (total, total - num)
         if said.kind == "number":
-            return self._is_answer(said.value) or not (said.is_led and task.kind in ("peak", "gap", "compare", "lookup", "count")) and (
-                said.value in self.steps.printed or said.noun == "S" and task.kind == "mean" or not said.is_led and said.value in self.steps.asked)
+            is_step = said.value in self.steps.printed or said.noun == "S" and task.kind == "mean"
+            is_step &= task.kind in ("sum", "mean", "difference", "ratio", "other") or not said.is_led
+            return self._is_answer(said.value) or is_step or not said.is_led and said.value in self.steps.asked
         if name in ("yes", "no"):
             return name == answer
         if task.kind == "count":
@@ -171,11 +176,11 @@ class _Check:
         return [statement.value for statement in self.reading.statements if statement.kind == "gaps"]
 
     def _may_be_called(self, said: Statement) -> bool:
-        """True where a number is called a sum, difference or average and the question asks for it, or it is a step on the way."""
-        kinds = {"S": ("sum", "mean", "count", "other"), "D": ("difference", "gap", "other"), "M": ("mean", "other")}[said.noun]
+        """True where what a number is called, a sum, difference or average, is asked for or a step on the way."""
+        kinds = {"S": ("sum", "count", "other"), "D": ("difference", "gap", "other"), "M": ("mean", "other")}[said.noun]
         if self.task.kind == "mean" and said.noun == "S":
             return self._is_total(said.value)
-        return self.task.kind in kinds or _NOUNS[said.noun].search(self.item.question) is not None
+        return self.task.kind in kinds or bool(_NOUNS[said.noun].search(self.item.question))
 
     def _is_total(self, value: float | None) -> bool:
         return value is not None and same(value, sum(self.task.values))
@@ -192,7 +197,8 @@ class _Check:
         return task.measure[name] == (max if kind == "most" else min)(task.measure.values())
 
 
-_NOUNS = {"S": re.compile("sum|total|combined|together", re.I), "D": re.compile("differ|gap|diverg|margin|spread|apart|distance", re.I),
+_NOUNS = {"S": re.compile("sum|total|combined|together", re.I),
+          "D": re.compile("differ|gap|diverg|margin|spread|apart|distance", re.I),
           "M": re.compile("average|mean", re.I)}
 _NEEDED = {"lookup": "nothing", "sum": "the addition", "mean": "the average", "difference": "the subtraction",
            "ratio": "the division", "gap": "a difference for each", "compare": "the comparison", "count": "which ones count",

@@ -93,8 +93,9 @@ def read_trace(text: str, facts: tuple[Fact, ...], question: str = "", answer: s
         reader.read(sentence, used, {abs(working.sides[-1].value or 0.0) for working in workings if "=" in working.relations})
         reader.claims += [claim for working in found for claim in _claims_in(working, facts)]
         rest = [token for place, token in enumerate(sentence) if place not in used]
-        reader.claims[first:] = [replace(claim, is_right=claim.is_right and not any(start <= claim.start < end for start, end in denied))
-                                 for claim in reader.claims[first:]] if (denied := _denied(sentence, used)) else reader.claims[first:]
+        for start, end in _denied(sentence, used):
+            reader.claims[first:] = [replace(claim, is_right=claim.is_right and not start <= claim.start < end)
+                                     for claim in reader.claims[first:]]
         said = find_statements(sentence, used, reader.owned, entity) + _results(found)
         statements += sorted(said, key=lambda statement: statement.start)
         doubts += _doubts(rest, said, text)
@@ -143,6 +144,9 @@ def _results(workings: Sequence[Working]) -> list[Statement]:
     return [Statement("result", "", term.start, term.end, term.value, working.entity) for working, term in terms]
 
 
+_DOUBTS = {"!": "denies", "~": "doubts or takes back", "?": "asks", "|": "leaves open", "us": "unknown words"}
+
+
 def _doubts(rest: Sequence[Token], said: Sequence[Statement], text: str) -> list[str]:
     """Words of a sentence that keep it from being plain; one stray unknown word is let pass where nothing is stated."""
     doubts = []
@@ -151,7 +155,7 @@ def _doubts(rest: Sequence[Token], said: Sequence[Statement], text: str) -> list
     shape = "".join(token.kind for token in rest)
     if re.search("nn|[iI=]{3}|^[vAiIGX:,p]*o[iIvAGX]*$", shape):
         doubts.append("a sentence that cannot be read")
-    for kinds, reason in (("!", "denies"), ("~", "doubts or takes back"), ("?", "asks"), ("|", "leaves open"), ("us", "unknown words")):
+    for kinds, reason in _DOUBTS.items():
         words = [text[token.start: token.end] for token in rest if token.kind in kinds]
         is_stray = kinds == "us" and len(words) == 1 and not said and _num_words(text, rest[0].start) > 3
         if words and not is_stray:
@@ -237,7 +241,8 @@ class _Reader:
         """False for bounds, retold results and answers ("the sum of A and B is 9"): numbers that say nothing of the picture."""
         before = shape[:place]
         agrees = bool(self.entities) and any(map(Claim(self.entities[-1], None, token.value, 0, 0).agrees, self.facts))
-        if before[-1:] in tuple("lgh<>B") or re.match("D|[GL](?!a?h)", shape[place + 1:]) or not re.search("[eas]", before) and not (agrees and shape.count("n") > 1):
+        is_bound = before[-1:] in tuple("lgh<>B") or re.match("D|[GL](?!a?h)", shape[place + 1:])  # "above 50", "26 apart"
+        if is_bound or not re.search("[eas]", before) and not (agrees and shape.count("n") > 1):
             return False
         if re.search(r"(?:v[^eas]*|A[iI:=]*[pt]?)$", before):
             return False

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 from dyme_core.supervision.mentions import Token
@@ -12,7 +12,7 @@ _VERDICT = re.compile(rf"(?:A[iI:=,]*|(?:^|[vz:=_]|[iI])[,&]?)[pt]?(?P<names>{_N
                       rf"|A[iI:=,]+[pt]?(?P<names2>{_NAMES})|(?P<names3>{_NAMES})[iI]A")
 _GAP = re.compile(r"D[piI=:Bte]*(n)(?![,&]n)|(n)D")
 _GAPS = re.compile(r"D[iI=:]*n(?:[,&]+n)+")
-_EXTREME = re.compile(r"([XN])[_pzae]*[iI=:,]+[_e]?[pi,(]*t?([nm])|([XNGL])[iI=:]([nm])|([nm]),?[iI]([XNGL])|([nm]),([XN])(?![_pae]*[iI:])")
+_EXTREME = re.compile(r"[XN][_pzae]*[iI=:,]+[_e]?[pi,(]*t?[nm]|[XNGL][iI=:][nm]|[nm],?[iI][XNGL]|[nm],[XN](?![_pae]*[iI:])")
 _LEADS = re.compile(r"[vA][^ea]*$|[iI=:]$")  # "so", "the answer"; or "is" right before
 
 
@@ -22,9 +22,9 @@ class Statement:
 
     Attributes:
         kind: "verdict": this name, number, yes or no; "most", "least": this name or number is the highest, the lowest; "gap":
-            this number is a difference (of `entity`); "gaps": one of several, in order; "number": it stands without a name; "count": so many things;
-            "result": a working ends on it; "fact": it is claimed of the picture; "mention": a name without a part in anything;
-            "seen": the same where something is looked at.
+            this number is a difference (of `entity`); "gaps": one of several, in order; "number": it stands without a name;
+            "count": so many things; "result": a working ends on it; "fact": it is claimed of the picture; "mention": a name
+            without a part in anything; "seen": the same where something is looked at.
         text: the name, number, yes or no as written.
         value: of a number.
         entity: named last before it.

@@ -25,73 +25,81 @@ from dyme_core.data.schema import Fact
 _WORDS = {  # by kind; a word also counts with its usual endings
     "I": "are were have",
     "i": """is was be been has had having get got show shown display reach stand stood sit sat hold held record
-        register represent indicate measure receive score earn sell sold produce generate report list print rise rose risen climb
-        fall fell fallen drop decline grow grew land come came start begin welcome contain belong run stay remain become attain
-        hit post said mark carry lie draw drawn go went end experience gain increase decrease jump dip slip sink plot
-        depict hover occupy finish close open boast feature cost weigh vote respond correspond employ export import equate level""",
+        register represent indicate measure receive score earn sell sold produce generate report list print rise
+        rose risen climb fall fell fallen drop decline grow grew land come came start begin welcome contain belong
+        run stay remain become attain hit post said mark carry lie draw drawn go went end experience gain increase
+        decrease jump dip slip sink plot depict hover occupy finish close open boast feature cost weigh vote respond
+        correspond employ export import equate""",
     "=": "equal give gave make made yield leave left bring", "+": "plus", "-": "minus", "*": "times",
-    "g": "exceed surpass beat lead above over outnumber outweigh outdo", "l": "below under beneath trail", "h": "than",
-    "G": "greater larger higher more bigger taller longer wider ahead stronger win", "X": """highest largest greatest biggest most
-        maximum max tallest longest widest peak top winner""",
-    "L": "less smaller lower fewer shorter narrower behind weaker", "N": "lowest smallest least minimum min fewest shortest narrowest",
-    "S": "sum total", "T": "add adding together combine altogether", "d": "subtract deduct", "M": "average mean", "V": "divide",
-    "D": "difference gap divergence distance margin spread apart",
-    "p": "in for at during of on within among with", "f": "from", "t": "to", "B": "by", "b": "between", "&": "and versus vs against",
-    "|": "or either", "q": "other others rest remaining", "o": "both all", "y": "yes yeah yep", "A": "answer result conclusion",
+    "g": "exceed surpass beat lead above over outnumber outweigh outdo", "l": "below under beneath trail",
+    "h": "than", "G": "greater larger higher more bigger taller longer wider ahead stronger win",
+    "X": "highest largest greatest biggest most maximum max tallest longest widest peak top winner",
+    "L": "less smaller lower fewer shorter narrower behind weaker",
+    "N": "lowest smallest least minimum min fewest shortest narrowest", "S": "sum total",
+    "T": "add adding together combine altogether", "d": "subtract deduct", "M": "average mean", "V": "divide",
+    "D": "difference gap divergence distance margin spread apart", "p": "in for at during of on within among with",
+    "f": "from", "t": "to", "B": "by", "b": "between", "&": "and versus vs against", "|": "or either",
+    "q": "other others rest remaining", "o": "both all", "y": "yes yeah yep", "A": "answer result conclusion",
     "z": "because since while whereas but however although though yet still where when until",
     "v": "so therefore thus hence consequently accordingly",
-    "Q": """locate find found look read extract see seen compare check consider identify focus examine take question ask need
-        want determine search inspect view visible appear notice know use calculate compute calculation computation note observe
-        comparison comparing""",
-    "!": """nope nah not never none nobody nothing neither nor without except excluding unlike cannot hardly barely scarcely lack deny miss
-        fail exclude refuse""",
-    "~": """maybe perhaps possibly probably might may could would should likely seem guess suppose assume imagine pretend if unless
-        unsure think believe claim allege rumour rumor doubt wait actually sorry oops correction correct mistake mistaken wrong
-        false untrue incorrect nonsense unknown invented fake random ignore nearly almost half double twice instead rather
-        otherwise sometimes often usually once estimate supposedly presumably uncertain hypothetical say""",
-    "w": """a an the this that these those it its they their them he she we us our i me my you your one ones each every away
-        only just also too very now then next first second third fourth last finally here there which who what whose how as into
-        onto across out up down again back let can do does did will must such same different own chart graph figure picture plot
-        image diagram bar line column row table legend axis label data value number point percentage share level height size
-        length year month quarter country group category city item series colour color blue red green name pair set order
-        title reading individual respective respectively corresponding relevant exactly precisely clearly directly simply
-        carefully about approximately roughly around visibly indeed likewise similarly meanwhile after before beside well overall
-        main whole full task problem step fact working count order list following small large high low big great tall short long
-        time place side way information statement per able thing sign obtain arrive printed given shown written
-        meaning namely follow beginning amount please obviously evidently certainly definitely surely easily quickly accurately
-        survey people respondent population portion part position tip according based basis mention purpose final initial
-        simple single sole separate current remember remind recap finding inspection closer careful""",
+    "Q": """locate find found look read extract see seen compare check consider identify focus examine take
+        question ask need want determine search inspect view visible appear notice know use calculate compute
+        calculation computation note observe comparison comparing""",
+    "!": """nope nah not never none nobody nothing neither nor without except excluding unlike cannot hardly
+        barely scarcely lack deny miss fail exclude refuse""",
+    "~": """maybe perhaps possibly probably might may could would should likely seem guess suppose assume imagine
+        pretend if unless unsure think believe claim allege rumour rumor doubt wait actually sorry oops correction
+        correct mistake mistaken wrong false untrue incorrect nonsense unknown invented fake random ignore nearly
+        almost half double twice instead rather otherwise sometimes often usually once estimate supposedly
+        presumably uncertain hypothetical say""",
+    "w": """a an the this that these those it its they their them he she we us our i me my you your one ones each
+        every away only just also too very now then next first second third fourth last finally here there which who
+        what whose how as into onto across out up down again back let can do does did will must such same different
+        own chart graph figure picture plot image diagram bar line column row table legend axis label data value
+        number point percentage share level height size length year month quarter country group category city item
+        series colour color blue red green name pair set order title reading individual respective respectively
+        corresponding relevant exactly precisely clearly directly simply carefully about approximately roughly
+        around visibly indeed likewise similarly meanwhile after before beside well overall main whole full task
+        problem step fact working count list following small large high low big great tall short long time place
+        side way information statement per able thing sign obtain arrive printed given shown written meaning namely
+        follow beginning amount please obviously evidently certainly definitely surely easily quickly accurately
+        survey people respondent population portion part position tip according based basis mention purpose final
+        initial simple single sole separate current remember remind recap finding inspection closer careful""",
 }
 _KINDS = {word: kind for kind, words in reversed(_WORDS.items()) for word in words.split()}
 _PHRASES = {  # first words, what may follow, and the kinds of the tokens that the phrase becomes
     "add adds adding added": ((r" up to", "T="),), "sum sums summing": ((r" (?:up )?to", "T="),),
     "make makes": ((" up", "i"),), "made": ((r"[ -]up", "~"),), "account accounts accounted": ((" for", "i"),),
     "come comes came coming amount amounts amounted work works worked": ((r" (?:out )?(?:to|at|as)", "="),),
-    "result results": ((" in", "="),), "is are was were": ((" equal to", "="),), "to": ((" (?:get|give|make|obtain|reach)", "="),),
+    "result results": ((" in", "="),), "is are was were": ((" equal to", "="),),
+    "to": ((" (?:get|give|make|obtain|reach)", "="),),
     "divided": ((" by", "/"),), "multiplied": ((" by", "*"),),
     "take takes taking taken": ((r"(?= (?:away )?[\d.,]{1,12}%? (?:away )?from)", "d"),),
     "as": ((" well as", "&"), (" follows", "")), "compared": ((" (?:to|with)", "&"),), "ahead": ((" of", "g"),),
     "in": ((" comparison (?:to|with)", "&"), (" excess of", "g"), (" (?:total|all|order)", "")), "short": ((" of", "l"),),
-    "all": ((" but", "!"), (r"(?: of)?(?: the)? others?", "q")), "anything but": ((" but", "!"),), "other apart rather": ((" (?:than|from)", "!"),),
-    "instead": ((" of", "!"),), "but": ((" not", "!"),), "far": ((" from", "~"),), "by": ((" no means", "~"),),
-    "at": ((" (?:least|most)", "~"),), "up": ((" to", "~"),), "no": ((" (?:more|less|fewer) than", "~"),), "each of": ((" other", ""),),
-    "of": ((" course", ""),), "every any": ((r"(?: of)?(?: the)? others?", "q"),), "the": ((" (?:rest|others?|remaining)", "q"),)}
+    "all": ((" but", "!"), (r"(?: of)?(?: the)? others?", "q")), "anything everything": ((" but", "!"),),
+    "other apart rather": ((" (?:than|from)", "!"),), "instead": ((" of", "!"),), "but": ((" not", "!"),),
+    "far": ((" from", "~"),), "by": ((" no means", "~"),),
+    "at": ((" (?:least|most)", "~"),), "up": ((" to", "~"),), "no": ((" (?:more|less|fewer) than", "~"),),
+    "of": ((" course", ""),), "each": ((" other", ""), (r"(?: of)?(?: the)? others?", "q")),
+    "every any": ((r"(?: of)?(?: the)? others?", "q"),), "the": ((" (?:rest|others?|remaining)", "q"),)}
 _AFTER = {word: [(re.compile(rf"{more}(?!\w)", re.IGNORECASE), kinds) for more, kinds in choices]
           for words, choices in _PHRASES.items() for word in words.split()}
-_SIGNS = {"\u2212": "-", "\u2013": "-", "\u2014": "-", "\u00d7": "*", "\u00b7": "*", "\u00f7": "/", "\u2264": "<", "\u2265": ">",
-          "\u2248": "=", "\u2019": "'"}
-_ONES = dict(zip("""zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
-    eighteen nineteen""".split(), range(20), strict=True))
+_SIGNS = {"\u2212": "-", "\u2013": "-", "\u2014": "-", "\u00d7": "*", "\u00b7": "*", "\u00f7": "/", "\u2264": "<",
+          "\u2265": ">", "\u2248": "=", "\u2019": "'"}
+_ONES = dict(zip("""zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
+    seventeen eighteen nineteen""".split(), range(20), strict=True))
 _TENS = dict(zip("twenty thirty forty fifty sixty seventy eighty ninety".split(), range(20, 100, 10), strict=True))
 _SCALES = {"hundred": 100, "thousand": 1_000, "million": 1_000_000, "billion": 1_000_000_000}
-_SPOKEN = re.compile(r"(?:[\s-](?:and\s)?(?:{0}))*(?!\w)".format("|".join((*sorted(_ONES, key=len, reverse=True), *_TENS, "hundred", "thousand"))),
-                     re.IGNORECASE)  # the words of a number after its first
+_MORE = "|".join((*sorted(_ONES, key=len, reverse=True), *_TENS, "hundred", "thousand"))
+_SPOKEN = re.compile(rf"(?:[\s-](?:and\s)?(?:{_MORE}))*(?!\w)", re.IGNORECASE)  # the words of a number after its first
 LONGEST = 120  # tokens of a sentence
-_NUMBER = (r"\d{1,3}(?:,\d{3})+(?:\.\d{1,12})?(?!,?\d)|\d{1,12},\d{1,2}(?![,.]?\d)|\d{1,3}(?:[ \u00a0\u202f]\d{3})+(?![,.]?\d)"
-           r"|\d{1,15}(?:\.\d{1,12})?")
-_THINGS = frozenset("""of bars values groups numbers labels marks categories countries months years quarters cities lines columns
-    series steps items points are""".split())
-_STEP = re.compile(r"(?:^|(?<=\n)|(?<=[.;!?]\s))[\s>*#|-]{0,6}\(?\d{1,2}[.)](?=\s)|\bstep\s{1,2}\d{1,2}\b(?:\s(?:is\sto|is))?", re.I)
+_NUMBER = (r"\d{1,3}(?:,\d{3})+(?:\.\d{1,12})?(?!,?\d)|\d{1,12},\d{1,2}(?![,.]?\d)"
+           r"|\d{1,3}(?:[ \u00a0\u202f]\d{3})+(?![,.]?\d)|\d{1,15}(?:\.\d{1,12})?")
+_THINGS = frozenset("""of bars values groups numbers labels marks categories countries months years quarters cities lines
+    columns series steps items points are""".split())
+_STEP = re.compile(r"(?:^|(?<=\n)|(?<=[.;!?]\s))[\s>*#|-]{0,6}\(?\d{1,2}[.)](?=\s)"
+                   r"|\bstep\s{1,2}\d{1,2}\b(?:\s(?:is\sto|is))?", re.IGNORECASE)
 _CONTRACTED = re.compile("'(?:s|ve|re|ll|m)$")
 _NAMED = re.compile(r"n(?:p?[ea]){1,2}$")
 _NEXT_WORD = re.compile(r"\s(?:more\s)?([a-z]{2,12})\b", re.IGNORECASE)
@@ -141,13 +149,18 @@ class Chart:
     def numbers(self) -> frozenset[float]:
         """Sizes of the numbers that a trace may print: values, those of the question and the answer."""
         printed = re.findall(_NUMBER, f"{self.question} {self.answer}")
-        return self.values | frozenset((*(float(re.sub(r"[^\d.]", "", text)) for text in printed),))
+        return self.values | {float(re.sub(r"[^\d.]", "", text)) for text in printed}
 
     @functools.cached_property
     def has_percent(self) -> bool:
         """True where "%" may stand behind a value: the unit says so, or there is no unit and nothing is above 1,000."""
         units = {fact.unit.lower() for fact in self.facts}
-        return bool(units & {"%", "percent", "per cent"}) or units <= {""} and all(abs(fact.value) <= 1000 for fact in self.facts)
+        return bool(units & {"%", "percent", "per cent"}) or units <= {""} and max(self.values, default=0) <= 1000
+
+    @functools.cached_property
+    def has_money(self) -> bool:
+        units = {fact.unit.lower() for fact in self.facts}
+        return any(not unit or re.search("dollar|euro|pound|usd|eur|[$\u20ac\u00a3]", unit) for unit in units)
 
     @functools.cached_property
     def has_years(self) -> bool:
@@ -160,8 +173,8 @@ class Chart:
         exact = [f"(?-i:{re.escape(name)})" if name.isupper() or _kind_of(name.lower()) else re.escape(name) for name in names]
         return re.compile(
             rf"(?<!\w)(?P<name>{'|'.join(exact) or '(?!)'})(?!\w)(?:'s?(?!\w))?|(?<![\w.])(?P<number>{_NUMBER})"
-            r"|(?P<word>[^\W\d_]{1,40}(?:'[^\W\d_]{1,3}(?!\w))?)|(?P<end>[.;!?](?=[\s\"'`)]|$)|\n)|(?P<sign>[-+*/=<>,&|:()%$\u20ac\u00a3])"
-            r"|(?P<odd>[^\s\"'.`_#\[\]!?;])", re.IGNORECASE)
+            r"|(?P<word>[^\W\d_]{1,40}(?:'[^\W\d_]{1,3}(?!\w))?)|(?P<end>[.;!?](?=[\s\"'`)]|$)|\n)"
+            r"|(?P<sign>[-+*/=<>,&|:()%$\u20ac\u00a3])|(?P<odd>[^\s\"'.`_#\[\]!?;])", re.IGNORECASE)
 
 
 chart_of = functools.lru_cache(maxsize=4096)(Chart)  # the charts of a run: its training set and test sets
@@ -306,7 +319,8 @@ class _Words:
             return
         elif kind is None:
             is_first = not self.sentences[-1] and not self.text[:start].rstrip(" *`\"'(")[-1:].isalnum()
-            kind = "w" if any(low.removesuffix(ending) in self.chart.usual for ending in ("", "s", "es", "d", "ed", "ing")) else "s" if written[0].isupper() and not is_first else "u"
+            is_usual = any(low.removesuffix(ending) in self.chart.usual for ending in ("", "s", "es", "d", "ed", "ing"))
+            kind = "w" if is_usual else "s" if written[0].isupper() and not is_first else "u"
         if kind != "w":
             self.add(kind, start, end, written)
 
@@ -328,7 +342,7 @@ class _Words:
             if not self.chart.has_percent:
                 self.add("u", start, end)
         elif sign in "$\u20ac\u00a3":
-            if not any(fact.unit == "" or re.search(r"dollar|euro|pound|usd|eur|[$\u20ac\u00a3]", fact.unit.lower()) for fact in self.chart.facts[:1]):
+            if not self.chart.has_money:
                 self.add("u", start, end)
         elif sign == "|" and (before.isdigit() or self.text[end: end + 1].isdigit()):
             return  # |62 - 36|

@@ -19,14 +19,14 @@ Form = dict[float, float]  # size of a number -> how often it is added
 _ABOVE = r"(?:above|over|more than|greater than|higher than|larger than|exceed\w*|at least)"
 _BELOW = r"(?:below|under|less than|lower than|smaller than|fewer than|at most)"
 _LIMIT = re.compile(rf"\b(?:(?P<above>{_ABOVE})|(?P<below>{_BELOW}))\s[^\d]{{0,12}}(?P<limit>-?\d[\d,]*(?:\.\d+)?)", re.I)
-_RANK = re.compile(r"\b(?:high|low|great|small|larg|bigg|few|long|short|wid|tall|narrow|strong|weak)(?:er|est)\b|\b(?:most|least|more|less|max\w*|min\w*"
-                   r"|peak|main|top|best|worst)\b", re.I)
+_RANK = re.compile(r"\b(?:high|low|great|small|larg|bigg|few|long|short|wid|tall|narrow|strong|weak)(?:er|est)\b"
+                   r"|\b(?:most|least|more|less|max\w*|min\w*|peak|main|top|best|worst)\b", re.I)
 _GAP = re.compile(r"\b(?:gap|difference|divergen\w+|apart|distance|spread|margin)\b", re.I)
 _WORDS = {  # looked for in this order
     "mean": r"\b(?:average|mean)\b", "ratio": r"\b(?:ratio|divided|times)\b",
     "sum": r"\b(?:sum|total|combined|together|altogether|add(?:ed|ing)?|in all)\b",
-    "difference": r"\b(?:difference|gap|divergence|exceeds?|than|changed?|increased?|decreased?|rise|rose|drop\w*|grow\w*|grew|decline\w*"
-                  r"|margin|leads?)\b"}
+    "difference": r"\b(?:difference|gap|divergence|exceeds?|than|changed?|increased?|decreased?|rise|rose|drop\w*|grow\w*|grew"
+                  r"|decline\w*|margin|leads?)\b"}
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,6 @@ class Task:
     Attributes:
         kind: "lookup", "sum", "mean", "difference", "ratio", "gap", "peak", "compare", "count" or "other".
         evidence: the facts that the answer rests on; where the data set does not say, those that the question names, else all.
-        is_given: the data set says which.
         measure: lower-case name -> the number by which it is compared (a value; for a gap the difference of its two values).
         sign: ">" where the answer has the largest measure or counts what is above the limit, "<" for the smallest or below.
         limit: of a count, or of a comparison with a number.
@@ -44,7 +43,6 @@ class Task:
 
     kind: str
     evidence: tuple[Fact, ...]
-    is_given: bool
     measure: dict[str, float] = field(default_factory=dict)
     sign: str = ""
     limit: float | None = None
@@ -88,58 +86,60 @@ def _by_entity(facts: Iterable[Fact]) -> dict[str, list[float]]:
 def task_of(item: Item) -> Task:
     """The task of a question."""
     evidence = item.evidence or _named(item)
-    given, answer, number = bool(item.evidence), item.answer.lower(), read_quantity(item.answer)
+    answer, number = item.answer.lower(), read_quantity(item.answer)
     limit = _LIMIT.search(item.question)
     bound = float(limit["limit"].replace(",", "")) if limit else None
     measure = {name: values[0] for name, values in (_by_entity(evidence) | _by_series(evidence)).items() if len(values) == 1}
     if answer in ("yes", "no"):
         is_pair = len(evidence) == 2 or len(evidence) == 1 and limit
-        return Task("compare", evidence, given, measure, limit=bound if len(evidence) == 1 else None) if is_pair else \
-            Task("other", item.evidence, given, measure)
+        return Task("compare", evidence, measure, limit=bound if len(evidence) == 1 else None) if is_pair else \
+            Task("other", item.evidence, measure)
     if answer in {name.lower() for fact in item.facts for name in (fact.entity, fact.attribute) if name}:
         return _of_name(item, answer, evidence, measure)
     if number is None:
-        return Task("other", item.evidence, given, measure)
+        return Task("other", item.evidence, measure)
     return _of_number(item, number.value, evidence, measure, limit, bound)
 
 
 def _of_name(item: Item, answer: str, evidence: tuple[Fact, ...], measure: dict[str, float]) -> Task:
     """"Which ...": the name with the largest or smallest measure, or the one that a value belongs to."""
-    given, groups = bool(item.evidence), _by_entity(evidence)
+    groups = _by_entity(evidence)
     is_gap = bool(_GAP.search(item.question)) and all(len(values) == 2 for values in groups.values())
     if is_gap:
         measure = {name: round(abs(first - second), 6) for name, (first, second) in groups.items()}
     if not is_gap and not _RANK.search(item.question):
-        return Task("lookup", tuple(fact for fact in evidence if answer in (fact.entity.lower(), fact.attribute.lower())) or evidence,
-                    given, measure)
+        own = tuple(fact for fact in evidence if answer in (fact.entity.lower(), fact.attribute.lower()))
+        return Task("lookup", own or evidence, measure)
     if answer not in measure or measure[answer] not in (max(measure.values()), min(measure.values())):
-        return Task("other", item.evidence, given, measure)
-    return Task("gap" if is_gap else "peak", evidence, given, measure, ">" if measure[answer] == max(measure.values()) else "<")
+        return Task("other", item.evidence, measure)
+    return Task("gap" if is_gap else "peak", evidence, measure, ">" if measure[answer] == max(measure.values()) else "<")
 
 
 def _of_number(item: Item, answer: float, evidence: tuple[Fact, ...], measure: dict[str, float], limit: re.Match | None,
                bound: float | None) -> Task:
     """"What is the sum ...": the kind whose words stand in the question and whose result is the answer."""
-    given, values = bool(item.evidence), [fact.value for fact in evidence]
+    values = [fact.value for fact in evidence]
     if limit and re.search(r"\bhow many\b|\bnumber of\b|\bcount\b", item.question, re.I):
-        task = Task("count", evidence, given, measure, ">" if limit["above"] else "<", bound)
+        task = Task("count", evidence, measure, ">" if limit["above"] else "<", bound)
         if sum(value in task.counted for value in values) == answer:
             return task
     if len(evidence) == 1 and values == [answer]:
-        return Task("lookup", evidence, given, measure)
+        return Task("lookup", evidence, measure)
     results = {"sum": [sum(values)], "mean": [sum(values) / len(values)] if values else []}
     if len(values) == 2:
         (a, b) = values
         results["difference"], results["ratio"] = [a - b, b - a], [x / y for x, y in ((a, b), (b, a)) if y]
     fitting = [kind for kind in results if any(_rounds_to(result, answer) for result in results[kind])]
     asked = [kind for kind, words in _WORDS.items() if re.search(words, item.question, re.I)]
-    kind = next((kind for kind in asked if kind in fitting), None) or (fitting[0] if given and fitting and len(values) > 1 else None)
+    kind = next((kind for kind in asked if kind in fitting), None)
+    if kind is None and item.evidence and fitting and len(values) > 1:
+        kind = fitting[0]
     if kind is None and len(values) > 1 and answer in (max(values), min(values)) and _RANK.search(item.question):
-        return Task("peak", evidence, given, measure, ">" if answer == max(values) else "<")
+        return Task("peak", evidence, measure, ">" if answer == max(values) else "<")
     holding = tuple(fact for fact in evidence if fact.value == answer)
     if kind is None and not asked and holding and not re.search("median|second|third", item.question, re.I):
-        return Task("lookup", holding, given, measure)
-    return Task(kind, evidence, given, measure) if kind else Task("other", item.evidence, given, measure)
+        return Task("lookup", holding, measure)
+    return Task(kind, evidence, measure) if kind else Task("other", item.evidence, measure)
 
 
 def _rounds_to(result: float, answer: float) -> bool:
@@ -158,7 +158,7 @@ def _named(item: Item) -> tuple[Fact, ...]:
     """The facts whose entity the question names, and series, where it names one; all where it names none."""
     def asked(names: Iterable[str]) -> set[str]:
         return {name for name in names if name and re.search(rf"(?<!\w){re.escape(name)}(?!\w)", item.question, re.I)}
-    entities, series = (asked(names) for names in zip(*((fact.entity, fact.attribute) for fact in item.facts))) if item.facts else ((), ())
+    entities, series = asked(fact.entity for fact in item.facts), asked(fact.attribute for fact in item.facts)
     chosen = tuple(fact for fact in item.facts if (not entities or fact.entity in entities)
                    and (not series or fact.attribute in series))
     return chosen or item.facts
@@ -219,8 +219,8 @@ class Steps:
         elif side.does == "/":
             if self.last is None or not side.factors[0]:
                 return None
-            value, form = self.last
-            return Side(value / side.factors[0], {key: count / side.factors[0] for key, count in form.items()}, (), side.factors, "/")
+            (value, form), by = self.last, side.factors[0]
+            return Side(value / by, {key: count / by for key, count in form.items()}, (), side.factors, "/")
         elif side.value is None:
             values = [self._value(term, working.entity) for term in side.terms]
             if None in values or not values:
@@ -264,9 +264,10 @@ class Steps:
             is_other = self.task.kind == "count" and self.task.limit not in (left.value, right.value)
             if is_other or not all(self._may_compare(side.value) for side in (left, right) if side.is_plain):
                 self.faults.append("makes a comparison that the question does not ask for")
-        elif all(side.is_plain for side in working.sides) and right.value != self.task.limit and self.task.values.count(right.value) < 2:
-            self.faults.append("a working says nothing")
-        is_again = relation == "=" and len(right.form) == 1 and right.factors and right.factors == left.factors  # "= 24.9 / 3"
+        elif all(side.is_plain for side in working.sides):
+            if right.value != self.task.limit and self.task.values.count(right.value) < 2:  # two bars may be equal
+                self.faults.append("a working says nothing")
+        is_again = relation == "=" and len(right.form) == 1 and right.factors and right.factors == left.factors
         if is_again:
             self._add(*right.form, left.form, right.factors[0])
         for side in (left,) if is_again else (left, right):
@@ -317,8 +318,8 @@ class Steps:
         if kind == "sum":
             return set(side.operators) <= set("+-") and all(same(count, wanted[0].get(key, 0.0)) for key, count in form.items())
         if kind == "mean":
-            num = len(task.values)
-            return any(all(same(count * scale, wanted[0].get(key, 0.0)) for key, count in form.items()) for scale in (1, 1 / num))
+            scales = (1, 1 / len(task.values))  # the average, or a sum on the way
+            return any(all(same(count * scale, wanted[0].get(key, 0.0)) for key, count in form.items()) for scale in scales)
         return bool(self._compared(form)) or any(same_form(form, each) or same_form(form, each, -1) for each in wanted)
 
 
