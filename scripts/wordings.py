@@ -114,7 +114,7 @@ def _draw(rng: random.Random, kind: str) -> tuple[Item, Draft] | None:
         if round(result, 2) != result or result == 0:
             return None
         what = "sum" if kind == "sum" else "average"
-        question = f"What is the {what} of {name} in {' and '.join(chosen) if len(chosen) < 3 else ', '.join(chosen[:-1]) + ' and ' + chosen[-1]}?"
+        question = f"What is the {what} of {name} in {_list(chosen)}?"
         return (
             Item(question, write_number(result), facts, picked),
             Draft(kind, picked, ((numbers, "+" if kind == "sum" else "m", result),), answer=write_number(result)),
@@ -128,7 +128,8 @@ def _draw(rng: random.Random, kind: str) -> tuple[Item, Draft] | None:
         high, low = sorted((fact.value for fact in picked), reverse=True)
         result = round(high - low, 6)
         names = (picked[0].attribute, picked[1].attribute) if is_pair else (picked[0].entity, picked[1].entity)
-        question = f"What is the difference between {names[0]} and {names[1]}{f' in {chosen[0]}' if is_pair else f' in {name}'}?"
+        place = chosen[0] if is_pair else name
+        question = f"What is the difference between {names[0]} and {names[1]} in {place}?"
         return (
             Item(question, write_number(result), facts, picked),
             Draft(kind, picked, (((high, low), "-", result),), answer=write_number(result)),
@@ -368,7 +369,8 @@ def _steps(draft: Draft, rng: random.Random, num) -> str:
         }
         if draft.counted and rng.random() < 0.4 and not no and not maybe:
             texts.append(
-                f"{rng.choice(('only ', ''))}{_list(list(draft.counted))} {'are' if len(draft.counted) > 1 else 'is'} above {num(draft.limit)}"
+                f"{rng.choice(('only ', ''))}{_list(list(draft.counted))} "
+                f"{'are' if len(draft.counted) > 1 else 'is'} above {num(draft.limit)}"
             )
         else:
             for place, (left, sign, right) in enumerate(draft.pairs):

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from dyme_core.data.numbers import decimals
 from dyme_core.supervision.mentions import Token
 
-_NUM = r"(?:(?<![^,z&])[ip]n,[ea]|[ea]{1,2}\(n\)|(?:[ea]{1,2}[ipI:=]{0,2})?n(?:\([ea]{1,2}\)|(?:p[ea]){1,2})?)"
-_ITEM = rf"(?:{_NUM}|(?:Dp?)?[ea]{{1,2}}D?)"
+_NUM = r"(?:(?<![^,z&])[ip]n,[ea]|[ea]{1,2}\(n\)|(?:[ea]{1,2}[ipI:=]{0,2})?n(?:\([ea]{1,2}\)|(?:[pP][ea]){1,2})?)"
+_ITEM = rf"(?:{_NUM}|(?:D[pP]?)?[ea]{{1,2}}D?)"
 _LIST = rf"{_NUM}(?:[,&t]+{_NUM})+"
 _REST = rf"(?:[-+*/]\(*{_NUM}\)*|[*/]c\)*)"
 _SIDE, _SUMMED = (rf"\(*{_NUM}\)*{_REST}{times}" for times in "*+")
-_THAN = r"(?:,?[iI])?!?(?:[<>lg]|[GL][ae]?h(?:a?p)?)"
+_THAN = r"(?:,?[iI])?!?(?:[<>lg]|[GL][ae]?h(?:a?[pP])?)"
 _IS = r"(?:[iI]?=|[iI:])"
 _END = r"(?![-+*/])"
 _NOT = r"(?![-+*/=<>lgGLBiI!(:])"
@@ -30,10 +30,10 @@ _SHAPES = re.compile("|".join((
     rf"|(?P<m_by3>n)[GL](?P<m_left3>[ea]{{1,2}})h(?P<m_right3>[ea]{{1,2}}))",
     rf"(?P<chain>(?:{_SUMMED}(?:,?(?:{_THAN}|{_IS}){_SIDE})*|{_SIDE}(?:(?:[iI]?=|{_THAN}){_SIDE})+)"
     rf"(?![,&]+{_NUM}{_NOT}|c))",
-    rf"(?P<sum>[ST]+[pb:]?(?P<s_list>{_LIST}),?{_IS}(?P<s_is>{_NUM}){_END}"
+    rf"(?P<sum>[ST]+[pPb:]?(?P<s_list>{_LIST}),?{_IS}(?P<s_is>{_NUM}){_END}"
     rf"|(?P<s_list2>{_LIST})[,&z]*T+=?(?P<s_is2>{_NUM}){_END})",
-    rf"(?P<mean>M[pb:]?(?P<a_list>{_LIST}),?{_IS}(?P<a_is>{_NUM}){_END})",
-    rf"(?P<minus>D[pb](?P<d_a>{_NUM})[&t](?P<d_b>{_NUM}),?{_IS}(?P<d_is>{_NUM}){_END}"
+    rf"(?P<mean>M[pPb:]?(?P<a_list>{_LIST}),?{_IS}(?P<a_is>{_NUM}){_END})",
+    rf"(?P<minus>D[pPb](?P<d_a>{_NUM})[&t](?P<d_b>{_NUM}),?{_IS}(?P<d_is>{_NUM}){_END}"
     rf"|d(?P<d_b2>{_NUM})f(?P<d_a2>{_NUM})[,&]*{_IS}(?P<d_is2>{_NUM}){_END})",
     rf"(?P<back>(?P<b_sum>T+q?[,z]*[=iI])(?P<b_is>n){_END}|(?P<b_minus>d[LGNXfq]*[,z]*=)(?P<b_is2>n){_END}"
     rf"|(?:V(?P<b_of>n)?B|/)(?P<b_by>[nc]),?{_IS}(?P<b_is3>n){_END})",
@@ -102,7 +102,7 @@ def find_workings(sentence: Sequence[Token], entity: str | None = None) -> tuple
     if not re.search(r"[nc]|[ea].*[lgh]", shape):
         return workings, used
     for match in _SHAPES.finditer(shape):
-        named = match.end() + 2 if shape.startswith("pe", match.end()) else match.end()
+        named = match.end() + 2 if re.match("[pP]e", shape[match.end(): match.end() + 2]) else match.end()
         about = next((token.name for token in reversed(sentence[:named]) if token.kind == "e"), entity)
         found = list(_read(match, sentence, about))
         workings += found

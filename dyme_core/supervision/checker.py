@@ -160,7 +160,9 @@ class _Check:
             return said.value == own if own is not None else self._is_answer(said.value)
         if said.kind == "count":
             total, num = len(task.values), self.answer.value if self.answer else 0
-            return task.kind != "count" or said.value == num or not said.is_led and said.value in (total, total - num)
+            if task.kind != "count":
+                return said.value <= max(2, len(self.item.facts))
+            return said.value == num or not said.is_led and said.value in (total, total - num)
         if said.kind == "number":
             is_step = said.value in self.steps.printed or said.noun == "S" and task.kind == "mean"
             is_step &= task.kind in ("sum", "mean", "difference", "ratio", "other") or not said.is_led

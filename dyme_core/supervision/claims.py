@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from dyme_core.data.numbers import decimals
 from dyme_core.data.schema import Fact, write_number
-from dyme_core.supervision.arithmetic import Working, find_workings, holds
+from dyme_core.supervision.arithmetic import Side, Working, find_workings, holds
 from dyme_core.supervision.conclusion import Statement, find_statements
 from dyme_core.supervision.mentions import Chart, Token, chart_of, read_words
 
@@ -86,6 +86,7 @@ def read_trace(text: str, facts: tuple[Fact, ...], question: str = "", answer: s
     workings: list[Working] = []
     statements: list[Statement] = []
     doubts: list[str] = []
+    sentence, said = [], []
     for sentence in read_words(text, chart):
         entity, first = reader.entities[-1] if reader.entities else None, len(reader.claims)
         found, used = find_workings(sentence, entity)
@@ -99,6 +100,8 @@ def read_trace(text: str, facts: tuple[Fact, ...], question: str = "", answer: s
         said = find_statements(sentence, used, reader.owned, entity) + _results(found)
         statements += sorted(said, key=lambda statement: statement.start)
         doubts += _doubts(rest, said, text)
+    if sentence and not said and re.search("[ASDMXNv].*[iI=:A]$|^[iI=:A]+$", "".join(token.kind for token in sentence)):
+        doubts.append("breaks off before its conclusion")
     shown = chart.numbers | {abs(said.value) for said in statements if said.noun and said.value is not None}
     return Reading(tuple(reader.claims), tuple(workings), tuple(statements), are_right(workings, shown), tuple(doubts),
                    _conclusion(statements, text))
@@ -122,12 +125,12 @@ def _only_entity(chart: Chart) -> str | None:
 def _claims_in(working: Working, facts: tuple[Fact, ...]) -> list[Claim]:
     """The numbers of a working that stand with their name: "94 (March) + 37 in June". A result that stands so is no claim."""
     claims = []
+    is_pair = len({fact.attribute for fact in facts}) > 1
     operands = [side for place, side in enumerate(working.sides)
-                if not (side.is_plain and place and working.relations[place - 1] == "=")]
+                if not (side.is_plain and place and working.relations[place - 1] == "=") or not is_pair and _leads(side)]
     for side in operands:
         entity = next((name.name for each in (side, working.sides[-1]) for term in each.terms for name in term.owners
                        if name.kind == "e"), None)
-        is_pair = len({fact.attribute for fact in facts}) > 1
         is_group = is_pair and "-" in side.operators  # "2010: 62 - 36"
         for term in side.terms:
             names = {name.kind: name.name for name in term.owners}
@@ -136,6 +139,11 @@ def _claims_in(working: Working, facts: tuple[Fact, ...]) -> list[Claim]:
                 claim = Claim(names.get("e", owner), names.get("a"), term.value, term.start, term.end)
                 claims.append(replace(claim, is_right=any(map(claim.agrees, facts))))
     return claims
+
+
+def _leads(side: Side) -> bool:
+    """True where an entity stands right before a number: "= Kenya 9"."""
+    return any(name.kind == "e" and name.start < term.start for term in side.terms for name in term.owners)
 
 
 def _results(workings: Sequence[Working]) -> list[Statement]:
@@ -150,10 +158,10 @@ _DOUBTS = {"!": "denies", "~": "doubts or takes back", "?": "asks", "|": "leaves
 def _doubts(rest: Sequence[Token], said: Sequence[Statement], text: str) -> list[str]:
     """Words of a sentence that keep it from being plain; one stray unknown word is let pass where nothing is stated."""
     doubts = []
-    if not {token.kind for token in rest} & set("no!~?|us"):
+    if not {token.kind for token in rest} & set("neo!~?|us-+*/<>"):
         return doubts
     shape = "".join(token.kind for token in rest)
-    if re.search("nn|[iI=]{3}|^[vAiIGX:,p]*o[iIvAGX]*$", shape):
+    if re.search("nn|[iI=]{3}|ee|[-+*/<>]|e[iIp:=]?n[pP]e|^[vAiIGX:,pP]*o[iIvAGX]*$", shape):
         doubts.append("a sentence that cannot be read")
     for kinds, reason in _DOUBTS.items():
         words = [text[token.start: token.end] for token in rest if token.kind in kinds]
@@ -241,12 +249,12 @@ class _Reader:
         """False for bounds, retold results and answers ("the sum of A and B is 9"): numbers that say nothing of the picture."""
         before = shape[:place]
         agrees = bool(self.entities) and any(map(Claim(self.entities[-1], None, token.value, 0, 0).agrees, self.facts))
-        is_bound = before[-1:] in tuple("lgh<>B") or re.match("D|[GL](?!a?h)", shape[place + 1:])  # "above 50", "26 apart"
+        is_bound = before[-1:] in tuple("lgh<>BP") or re.match("D|[GL](?!a?h)", shape[place + 1:])  # "above 50", "26 apart"
         if is_bound or not re.search("[eas]", before) and not (agrees and shape.count("n") > 1):
             return False
-        if re.search(r"(?:v[^eas]*|A[iI:=]*[pt]?)$", before):
+        if re.search(r"(?:v[^eas]*|A[iI:=]*[pt]?|[DMT][eapPb,&]*[iI:=]*[pt]?)$", before):
             return False
-        is_answer = re.search(r"[SDMXNTG][pb]?[eapb,&]*[iI:=]*[pt]?$", before)
+        is_answer = re.search(r"[SXNG][eapPb,&]*[iI:=]*[pt]?$", before)
         return agrees and not re.search("[,&][eas][iI]?$", before) or not is_answer and abs(token.value) not in results
 
     def name(self, token: Token, place: int, is_listed: bool) -> None:
@@ -310,7 +318,7 @@ def _judge(claim: Claim, facts: tuple[Fact, ...], unused: list[Fact], is_bare: b
     return replace(claim, is_right=match is not None or is_again)
 
 
-_RUN = re.compile(r"n(?:[,&]+n)*(?:p|\(|(?=[ea](?![ea]?[(:]?[iI=]?n))|(?:I|i(?=a))(?=[ea](?![(:]?[iI=]?n)))(?=[eas])")
+_RUN = re.compile(r"n(?:[,&]+n)*(?:[pP]|\(|(?=[ea](?![ea]?[(:]?[iI=]?n))|(?:I|i(?=a))(?=[ea](?![(:]?[iI=]?n)))(?=[eas])")
 _OWNERS = re.compile(r"[eas](?:[,&]+[eas])*")
 
 
@@ -329,7 +337,7 @@ def owners_after(shape: str) -> dict[int, list[int]]:
         elif len(run) > 1 and not re.search(r"[es][^eas]*$", shape[: run[0]]) and shape[names[0]] in "es":
             owned |= {place: names[:1] for place in run}
         else:
-            more = re.match(r"[eas]p([eas])", shape[names[0]:])
+            more = re.match(r"[eas][pP]([eas])", shape[names[0]:])
             is_chained = more and more[1] != shape[names[0]]
             owned[run[-1]] = [names[0], names[0] + 2] if is_chained else names[:1]
     return owned

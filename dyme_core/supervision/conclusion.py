@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from dyme_core.supervision.mentions import Token
 
 _NAMES = r"[eas](?:[,&|]+[eas])*"
-_VERDICT = re.compile(rf"(?:A[iI:=,]*|(?:^|[vz:=_]|[iI])[,&]?)[pt]?(?P<names>{_NAMES})(?=[,&]?(?:$|[zv?])|[iI]?$)"
-                      rf"|A[iI:=,]+[pt]?(?P<names2>{_NAMES})|(?P<names3>{_NAMES})[iI]A")
-_GAP = re.compile(r"D[piI=:Bte]*(n)(?![,&]n)|(n)D")
+_VERDICT = re.compile(rf"(?:A[iI:=,]*|(?:^|[vz:=_]|[iI])[,&]?)[pPt]?(?P<names>{_NAMES})(?=[,&]?(?:$|[zv?])|[iI]?$)"
+                      rf"|A[iI:=,]+[pPt]?(?P<names2>{_NAMES})|(?P<names3>{_NAMES})[iI]A")
+_GAP = re.compile(r"D[pPiI=:Bte]*(n)(?![,&]n)|(n)D")
+_TOPIC = re.compile(rf"[pPb]{_NAMES}")
 _GAPS = re.compile(r"D[iI=:]*n(?:[,&]+n)+")
-_EXTREME = re.compile(r"[XN][_pzae]*[iI=:,]+[_e]?[pi,(]*t?[nm]|[XNGL][iI=:][nm]|[nm],?[iI][XNGL]|[nm],[XN](?![_pae]*[iI:])")
+_EXTREME = re.compile(r"[XN][_pPzae]*[iI=:,]+[_e]?[pi,(]*t?[nm]|[XNGL][iI=:][nm]|[nm],?[iI][XNGL]|[nm],[XN](?![_pPae]*[iI:])")
 _LEADS = re.compile(r"[vA][^ea]*$|[iI=:]$")  # "so", "the answer"; or "is" right before
 
 
@@ -63,12 +64,15 @@ def find_statements(sentence: Sequence[Token], used: Set[int], claimed: Set[int]
         found.setdefault(place, "most" if word in "XG" else "least")
     compared = [place for place, kind in enumerate(shape) if kind in "XNGLgl"]
     for place, kind in enumerate(shape):
-        is_topic = kind == "a" and (shape[place - 1: place] in tuple("XNGL") or shape[place + 1: place + 2] == "p")
+        is_topic = kind == "a" and (shape[place - 1: place] in tuple("XNGL") or shape[place + 1: place + 2] in ("p", "P"))
         if kind in "eas" and compared and not is_topic:
             word = shape[min(compared, key=lambda other: abs(other - place))]
             found[place] = "most" if word in "XGg" else "least"
     for match in () if compared else _VERDICT.finditer(shape):
         found.update((place, "verdict") for place in range(*match.span(match.lastgroup)) if shape[place] in "eas")
+    if "A" in shape:  # "Kenya: the answer is Peru"
+        led = {place for match in _TOPIC.finditer(shape) for place in range(*match.span())}
+        found.update((place, "verdict") for place, kind in enumerate(shape) if kind in "es" and place not in led | found.keys())
     mention = "seen" if "Q" in shape else "mention"
     for place, kind in enumerate(shape):
         default = {"y": "verdict", "n": "number", "c": "count", "e": mention, "a": mention, "s": mention, "m": "fact"}.get(kind)
@@ -79,7 +83,7 @@ def find_statements(sentence: Sequence[Token], used: Set[int], claimed: Set[int]
 
 def _statement(sentence: Sequence[Token], place: int, kind: str, shape: str, entity: str | None) -> Statement:
     token = sentence[place]
-    after = sentence[place + 2] if re.match(r"[nm]pe", shape[place:]) else None
+    after = sentence[place + 2] if re.match(r"[nm][pP]e", shape[place:]) else None
     named = (after.name if after else None, *(other.name for other in reversed(sentence[:place]) if other.kind == "e"), entity)
     return Statement(kind, token.name, token.start, token.end, token.value if token.kind in "nc" else None,
                      next((name for name in named if name), None), bool(_LEADS.search(shape[:place])),

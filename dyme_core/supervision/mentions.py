@@ -4,7 +4,7 @@
     + - * / =           signs, or words for them            < > l g       relations in signs, in words ("below", "exceeds")
     L G h               "less", "greater"; "than"           N X           "lowest", "highest"
     S T D d M V         nouns and verbs of sum, difference, mean, division
-    i I states a value  p preposition   f t B b             from, to, by, between
+    i I states a value  p P prepositions    f t B b             from, to, by, between
     , & | : ( )         lists           q o others, both    z joins clauses
     v A y               "so", "the answer", yes or no       Q names what is looked at and says nothing of it
     ! ~ ?               denied; doubted or taken back; asked
@@ -37,7 +37,7 @@ _WORDS = {  # by kind; a word also counts with its usual endings
     "L": "less smaller lower fewer shorter narrower behind weaker",
     "N": "lowest smallest least minimum min fewest shortest narrowest", "S": "sum total",
     "T": "add adding together combine altogether", "d": "subtract deduct", "M": "average mean", "V": "divide",
-    "D": "difference gap divergence distance margin spread apart", "p": "in for at during of on within among with",
+    "D": "difference gap divergence distance margin spread apart", "p": "at of on with", "P": "in for during within among",
     "f": "from", "t": "to", "B": "by", "b": "between", "&": "and versus vs against", "|": "or either",
     "q": "other others rest remaining", "o": "both all", "y": "yes yeah yep", "A": "answer result conclusion",
     "z": "because since while whereas but however although though yet still where when until",
@@ -101,7 +101,7 @@ _THINGS = frozenset("""of bars values groups numbers labels marks categories cou
 _STEP = re.compile(r"(?:^|(?<=\n)|(?<=[.;!?]\s))[\s>*#|-]{0,6}\(?\d{1,2}[.)](?=\s)"
                    r"|\bstep\s{1,2}\d{1,2}\b(?:\s(?:is\sto|is))?", re.IGNORECASE)
 _CONTRACTED = re.compile("'(?:s|ve|re|ll|m)$")
-_NAMED = re.compile(r"n(?:p?[ea]){1,2}$")
+_NAMED = re.compile(r"n(?:[pP]?[ea]){1,2}$")
 _NEXT_WORD = re.compile(r"\s(?:more\s)?([a-z]{2,12})\b", re.IGNORECASE)
 _BEFORE_MINUS = frozenset(" \t\n([=,:|*`+-/<>\u00a0")
 
@@ -272,7 +272,7 @@ class _Words:
             scale = _SCALES.get(after[1].lower())
             if scale and value * scale in self.chart.numbers:
                 value, self.read_to = value * scale, after.end()
-            is_thing = value <= 20 and after[1] in _THINGS - self.chart.units and self.last() not in tuple("lgh")
+            is_thing = value <= 20 and value.is_integer() and after[1] in _THINGS - self.chart.units and self.last() not in tuple("lgh")
         if is_thing and value not in self.chart.values:
             self.add("c", start, end, value=value)
         elif self.chart.has_years and is_year(printed) and value not in self.chart.numbers:

@@ -1,4 +1,4 @@
-"""The checker's contract (docs/method.md): what a trace must state, do and conclude, by kind of question; and the sets it is measured on."""
+"""The checker's contract (docs/method.md), by kind of question, and the sets that it is measured on."""
 
 from __future__ import annotations
 
