@@ -546,4 +546,3 @@ def count(num: int, seed: int = 0) -> list[dict]:
 if __name__ == "__main__":
     rows = count(int(sys.argv[1]), seed=1)
     (Path(__file__).parent / "traces" / "properties.json").write_text(json.dumps(rows, indent=1) + "\n")
-    print(json.dumps(rows, indent=1))

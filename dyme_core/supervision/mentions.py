@@ -272,7 +272,8 @@ class _Words:
             scale = _SCALES.get(after[1].lower())
             if scale and value * scale in self.chart.numbers:
                 value, self.read_to = value * scale, after.end()
-            is_thing = value <= 20 and value.is_integer() and after[1] in _THINGS - self.chart.units and self.last() not in tuple("lgh")
+            is_small = value <= 20 and value.is_integer() and self.last() not in tuple("lgh")
+            is_thing = is_small and after[1] in _THINGS - self.chart.units
         if is_thing and value not in self.chart.values:
             self.add("c", start, end, value=value)
         elif self.chart.has_years and is_year(printed) and value not in self.chart.numbers:

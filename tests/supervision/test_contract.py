@@ -202,10 +202,10 @@ def test_a_data_set_that_does_not_say_which_facts_the_answer_needs_is_rated_by_t
 
 
 def test_no_wrong_trace_of_the_written_set_is_high_and_98_percent_are_rated_rightly() -> None:
-    for part in PARTS:
-        rows = agreement(CHECKER, contract_set(part))
-        assert not [row for row in rows if row["expected"] != "high" and row["rating"] == "high"]
-        assert sum(row["is_right"] for row in rows) >= 0.98 * len(rows)
+    rows = agreement(CHECKER, [trace for part in PARTS for trace in contract_set(part)])
+    assert len(rows) > 600
+    assert not [row for row in rows if row["expected"] != "high" and row["rating"] == "high"]
+    assert sum(row["is_right"] for row in rows) >= 0.98 * len(rows)
 
 
 def test_one_thing_changed_costs_the_full_score_and_other_words_do_not() -> None:
