@@ -164,9 +164,9 @@ class _Check:
                 return said.value <= max(2, len(self.item.facts))
             return said.value == num or not said.is_led and said.value in (total, total - num)
         if said.kind == "number":
-            is_step = said.value in self.steps.printed or said.noun == "S" and task.kind == "mean"
-            is_step &= task.kind in ("sum", "mean", "difference", "ratio", "other") or not said.is_led
-            return self._is_answer(said.value) or is_step or not said.is_led and said.value in self.steps.asked
+            is_step = said.noun == "S" and task.kind == "mean"  # its value is checked above
+            is_known = said.value in self.steps.printed or said.value in self.steps.asked
+            return self._is_answer(said.value) or is_step or is_known and not said.is_led
         if name in ("yes", "no"):
             return name == answer
         if task.kind == "count":

@@ -76,7 +76,7 @@ _PHRASES = {  # first words, what may follow, and the kinds of the tokens that t
     "divided": ((" by", "/"),), "multiplied": ((" by", "*"),),
     "take takes taking taken": ((r"(?= (?:away )?[\d.,]{1,12}%? (?:away )?from)", "d"),),
     "as": ((" well as", "&"), (" follows", "")), "compared": ((" (?:to|with)", "&"),), "ahead": ((" of", "g"),),
-    "in": ((" comparison (?:to|with)", "&"), (" excess of", "g"), (" (?:total|all|order)", "")), "short": ((" of", "l"),),
+    "in": ((" comparison (?:to|with)", "&"), (" excess of", "g"), (" (?-i:total|all|order)", "")), "short": ((" of", "l"),),
     "all": ((" but", "!"), (r"(?: of)?(?: the)? others?", "q")), "anything everything": ((" but", "!"),),
     "other apart rather": ((" (?:than|from)", "!"),), "instead": ((" of", "!"),), "but": ((" not", "!"),),
     "far": ((" from", "~"),), "by": ((" no means", "~"),),
@@ -164,7 +164,8 @@ class Chart:
 
     @functools.cached_property
     def has_years(self) -> bool:
-        return any(is_year(name) for name in self.names)
+        """True where another year can only be a name: years are names, and no value or result is as large."""
+        return any(is_year(name) for name in self.names) and max(self.values, default=0) < 900
 
     @functools.cached_property
     def pattern(self) -> re.Pattern:

@@ -150,6 +150,22 @@ def test_a_negative_number_is_itself_only_with_its_sign(text: str, score: float)
     assert CHECKER.judge(text, Item("What is the rain in Oslo?", "-3", COLD, COLD[:1])).score == score
 
 
+@pytest.mark.parametrize(
+    ("value", "unit", "said"),
+    [
+        (12400, "", "12,400"), (12400, "", "12 400"), (12400, "", "12.4 thousand"), (8.9, "", "8,9"), (8.9, "%", "8.9 %"),
+        (8.9, "%", "8.9 percent"), (-8.9, "", "\u22128.9"), (62, "", "sixty-two"), (3.5, "billion dollars", "$3.5 billion"),
+    ],
+)
+def test_a_value_is_read_as_people_write_it_and_another_one_is_not(value: float, unit: str, said: str) -> None:
+    facts = (Fact("Total", "", value, unit), Fact("2019", "", 40.0, unit), Fact("May", "", 7.0, unit))
+    item = Item("What is the value of Total?", f"{value:g}", facts, facts[:1])
+    assert CHECKER.judge(f"In Total it is {said}. The answer is {said}.", item).score == 1
+    assert CHECKER.judge(f"In 2019 it is {said}. The answer is {said}.", item).score == 0
+    for wrong in (f"1{said}", f"{said} kg", f"{said} thousand" if "thousand" not in said else "12.5 thousand"):
+        assert CHECKER.judge(f"In Total it is {wrong}. The answer is {said}.", item).score < 1, wrong
+
+
 def test_a_negative_answer_has_a_target() -> None:
     item = Item(
         "What is the sum of rain in Oslo and Bern?",
