@@ -1,11 +1,12 @@
 """Traces written by hand on hand-made charts, to measure a checker on wording that it was not made for.
 
 `held_out_set` is the first set, on seven charts, in classes of mistakes; the rule checker rates 62 of 62 rightly.
-`contract_set` is the second, for the contract of docs/method.md: 42 kinds of wrong traces and 32 kinds of right ones, written before the
-checker was. Half of the kinds ("kept") were left unread until the checker was done: it then rated 252 of these 255 rightly and
-1 of 141 wrong ones high (traces/after.csv; traces/before.csv is the checker that it replaced: 78 high). "third" was written after
-that: 136 of 146 rightly, none of 92 wrong ones high. What failed was mended, so the sets test that it stays so, and no longer
-measure wording that is new. The checker's author wrote all traces. Do not change one that a checker fails on.
+`contract_set` is the second, for the contract of docs/method.md: 42 kinds of wrong traces and 32 kinds of right ones,
+written before the checker was. Half of the kinds ("kept") were left unread until the checker was done: it then rated
+252 of these 255 rightly and 1 of 141 wrong ones high (traces/after.csv; traces/before.csv is the checker that it
+replaced: 78 high). "third" was written after that: 136 of 146 rightly, none of 92 wrong ones high. What failed was
+mended, so the sets test that it stays so, and no longer measure wording that is new. The checker's author wrote all
+traces. Do not change one that a checker fails on.
 """
 from __future__ import annotations
 
