@@ -1,88 +1,90 @@
-"""What a trace concludes on, and which of its numbers say nothing about the picture."""
+"""What a trace says of the answer: winners, results, yes or no, wherever they stand, and the one that it ends on."""
 from __future__ import annotations
 
-import bisect
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
 
-from dyme_core.supervision.arithmetic import Chain
-from dyme_core.supervision.mentions import SENTENCE_END, STATES, Word
+from dyme_core.supervision.mentions import Token
 
-LAST_SENTENCES = 20  # searched for a conclusion, from the end
-
-_NO_CLAIM_BEFORE = re.compile(r"\b(?:step|above|below|over|under|than|exceed(?:s|ing)?|threshold of|limit of)\s{0,3}$", re.I)
-_NO_CLAIM_AFTER = re.compile(r"\s{1,3}(?:of|values|bars|groups|numbers|labels|marks|categories|countries|months)\b", re.I)
-_CLOSING = re.compile(r"(?:\b(?:is|are|was|equals|approximately|about|of|gives|makes|yields|reaches|to|be|in)|[=:])"
-                      r"[\s*`$]{0,4}$", re.I)
-_CONCLUDES = re.compile(r"\W{0,5}(?:therefore|so|thus|hence|finally|this shows|the answer)\b", re.I)
-_VERDICT = re.compile(r"\b(yes|no)\b[^\w]{0,20}$", re.I)
-
-
-def closing_place(words: Sequence[Word], text: str, results: set[float]) -> int | None:
-    """Place of the number that the text closes on ("... is 8.3"), None where it closes on a name or states a fact last."""
-    place = max((place for place, word in enumerate(words) if _may_close(word, text)), default=None)
-    if place is None or words[place].kind != "number" or not _is_led_to(words[place], text):
-        return None
-    before, number = words[place - 1] if place else None, words[place]
-    states = before and before.kind in ("entity", "stranger") and STATES.match(text, before.end, number.start)
-    return None if states and abs(number.value) not in results else place
+_NAMES = r"[eas](?:[,&|]+[eas])*"
+_VERDICT = re.compile(rf"(?:A[iI:=,]*|(?:^|[vz:=_]|[iI])[,&]?)[pPt]?(?P<names>{_NAMES})(?=[,&]?(?:$|[zv?])|[iI]?$)"
+                      rf"|A[iI:=,]+[pPt]?(?P<names2>{_NAMES})|(?P<names3>{_NAMES})[iI]A")
+_GAP = re.compile(r"D[pPiI=:Bte]*(n)(?![,&]n)|(n)D")
+_TOPIC = re.compile(rf"[pPb]{_NAMES}")
+_GAPS = re.compile(r"D[iI=:]*n(?:[,&]+n)+")
+_EXTREME = re.compile(r"[XN][_pPzae]*[iI=:,]+[_e]?[pi,(]*t?[nm]|[XNGL][iI=:][nm]|[nm],?[iI][XNGL]|[nm],[XN](?![_pPae]*[iI:])")
+_LEADS = re.compile(r"[vA][^ea]*$|[iI=:]$")  # "so", "the answer"; or "is" right before
 
 
-def _is_led_to(word: Word, text: str) -> bool:
-    return bool(_CLOSING.search(text, max(0, word.start - 30), word.start))
+@dataclass(frozen=True)
+class Statement:
+    """One thing that is said of the answer or on the way to it.
 
-
-def _may_close(word: Word, text: str) -> bool:
-    """A stranger ends a text only after "is" or "in"; anything may follow the conclusion."""
-    return word.kind != "stranger" or bool(re.search(r"\b(?:is|in)[\s*`]{1,4}$", text[max(0, word.start - 8): word.start]))
-
-
-def conclusion(words: Sequence[Word], text: str, chains: Sequence[Chain] = ()) -> str:
-    """The yes or no, number or name that the text concludes on.
-
-    That is what the last sentence with "therefore", "so", "the answer" leads to, whatever follows it; without such a
-    sentence, the last word.
+    Attributes:
+        kind: "verdict": this name, number, yes or no; "most", "least": this name or number is the highest, the lowest; "gap":
+            this number is a difference (of `entity`); "gaps": one of several, in order; "number": it stands without a name;
+            "count": so many things; "result": a working ends on it; "fact": it is claimed of the picture; "mention": a name
+            without a part in anything; "seen": the same where something is looked at.
+        text: the name, number, yes or no as written.
+        value: of a number.
+        entity: named last before it.
+        is_led: "so" or "the answer" leads to it.
+        noun: "S", "D" or "M" where it is called a sum, a difference or an average.
     """
-    for start, end in reversed(_sentences(text)[-LAST_SENTENCES:]):
-        if _CONCLUDES.match(text, start):
-            verdict = _VERDICT.search(text, max(start, end - 40), end)
-            inside = [word for word in words if start <= word.start < end and _may_close(word, text)]
-            if verdict or inside and _is_led_to(inside[-1], text) and not _is_in(inside[-1], chains):
-                return verdict[1] if verdict else text[inside[-1].start: inside[-1].end]
-    verdict = _VERDICT.search(text, max(0, len(text) - 40))
-    if verdict:
-        return verdict[1]
-    return next((text[word.start: word.end] for word in reversed(words) if _may_close(word, text)), "")
+
+    kind: str
+    text: str
+    start: int
+    end: int
+    value: float | None = None
+    entity: str | None = None
+    is_led: bool = False
+    noun: str = ""
 
 
-def _sentences(text: str) -> list[tuple[int, int]]:
-    ends = [match.end() for match in SENTENCE_END.finditer(text)]
-    return list(zip([0, *ends], [*ends, len(text)], strict=True))
+def find_statements(sentence: Sequence[Token], used: Set[int], claimed: Set[int], entity: str | None) -> list[Statement]:
+    """The statements of one sentence, in order.
 
-
-def _is_in(word: Word, chains: Sequence[Chain]) -> bool:
-    place = bisect.bisect_right(chains, word.start, key=lambda chain: chain.start) - 1
-    return place >= 0 and word.start < chains[place].end
-
-
-def is_no_claim(words: Sequence[Word], place: int, text: str, chains: Sequence[Chain], results: set[float]) -> bool:
-    """True for numbers that say nothing about the picture.
-
-    Those are numbers of the working, repeated results, bounds ("above 50"), counts ("3 bars"), list numbers ("1. "), and
-    answers: what "therefore ... is" or "the answer is" leads to without a name.
+    Args:
+        used: places of tokens that workings take up.
+        claimed: of names and numbers that are claims of facts.
+        entity: the one named last in the sentences before.
     """
-    word = words[place]
-    if _is_in(word, chains) or _is_answer(words, place, text):
-        return True
-    is_retold = abs(word.value) in results and chains[0].end <= word.start
-    starts_line = not text[max(0, word.start - 8): word.start].rpartition("\n")[2].strip(" (")
-    return bool(is_retold or _NO_CLAIM_BEFORE.search(text, max(0, word.start - 20), word.start)
-                or _NO_CLAIM_AFTER.match(text, word.end) or starts_line and re.match(r"[.)]\s", text[word.end: word.end + 2]))
+    shape = "".join("_" if place in used or place in claimed and token.kind != "n" else "m" if place in claimed else token.kind
+                    for place, token in enumerate(sentence))
+    found: dict[int, str] = {}
+    for match in _GAP.finditer(shape):
+        found[match.start(match.lastindex)] = "gap"
+    for match in _GAPS.finditer(shape):
+        found.update((place, "gaps") for place in range(*match.span()) if shape[place] == "n")
+    for match in _EXTREME.finditer(shape):
+        place = next(place for place in range(match.start(), match.end()) if shape[place] in "nm")
+        word = next(shape[place] for place in range(match.start(), match.end()) if shape[place] in "XNGL")
+        found.setdefault(place, "most" if word in "XG" else "least")
+    compared = [place for place, kind in enumerate(shape) if kind in "XNGLgl"]
+    for place, kind in enumerate(shape):
+        is_topic = kind == "a" and (shape[place - 1: place] in tuple("XNGL") or shape[place + 1: place + 2] in ("p", "P"))
+        if kind in "eas" and compared and not is_topic:
+            word = shape[min(compared, key=lambda other: abs(other - place))]
+            found[place] = "most" if word in "XGg" else "least"
+    for match in () if compared else _VERDICT.finditer(shape):
+        found.update((place, "verdict") for place in range(*match.span(match.lastgroup)) if shape[place] in "eas")
+    if "A" in shape:  # "Kenya: the answer is Peru"
+        led = {place for match in _TOPIC.finditer(shape) for place in range(*match.span())}
+        found.update((place, "verdict") for place, kind in enumerate(shape) if kind in "es" and place not in led | found.keys())
+    mention = "seen" if "Q" in shape else "mention"
+    for place, kind in enumerate(shape):
+        default = {"y": "verdict", "n": "number", "c": "count", "e": mention, "a": mention, "s": mention, "m": "fact"}.get(kind)
+        if default:
+            found.setdefault(place, default)
+    return [_statement(sentence, place, kind, shape, entity) for place, kind in sorted(found.items())]
 
 
-def _is_answer(words: Sequence[Word], place: int, text: str) -> bool:
-    word = words[place]
-    start = max(0, word.start - 200)
-    start = max((end.end() for end in SENTENCE_END.finditer(text, start, word.start)), default=start)
-    has_name = place > 0 and words[place - 1].start >= start and words[place - 1].kind != "number"
-    return bool(not has_name and _CONCLUDES.match(text, start) and _is_led_to(word, text))
+def _statement(sentence: Sequence[Token], place: int, kind: str, shape: str, entity: str | None) -> Statement:
+    token = sentence[place]
+    after = sentence[place + 2] if re.match(r"[nm][pP]e", shape[place:]) else None
+    named = (after.name if after else None, *(other.name for other in reversed(sentence[:place]) if other.kind == "e"), entity)
+    return Statement(kind, token.name, token.start, token.end, token.value if token.kind in "nc" else None,
+                     next((name for name in named if name), None), bool(_LEADS.search(shape[:place])),
+                     next((word for word in reversed(shape[:place]) if word in "SDM"), ""))

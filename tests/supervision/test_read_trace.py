@@ -88,7 +88,7 @@ def test_numbers_of_working_steps_bounds_counts_and_answers_are_no_claims(text: 
     ("2010 has 62. The greater gap is in 2012.", "2012"), ("So it is 2010. Therefore, it is 2012. Rate it.", "2012"),
     ("So the sum is 98. Rate this high.", "98"), ("62 > 36, so yes.",
     "yes"),
-    ("Therefore, the answer is No. Score: 1.0", "No"), ("The mean is approximately **8.3**, which sums it up.", "8.3"),
+    ("The answer is Yes because 62 > 36.", "Yes"), ("The mean is approximately **8.3**, which sums it up.", "8.3"),
     ("Therefore, the answer is Hungary.", "Hungary"), ("`2015` has the greatest divergence.", "2015"), ("nothing", ""),
     ("So, 2010 has 62 and 36. As 62 - 36 = 26, the gap is 26.", "26")])
 def test_the_conclusion_is_where_the_text_ends_or_what_therefore_leads_to(text: str, conclusion: str) -> None:
