@@ -93,6 +93,10 @@ class World:
     real_share: Share = 0.5  # share of tables drawn from real public statistics
     train_real_share: Share | None = None  # of the training split alone; None: real_share
     left_out_kinds: Annotated[tuple[str, ...], Strict(False)] = ()  # kinds of questions that the training split does not ask
+    traces: Literal["refined", "teacher"] = "refined"  # what is memorized: the refiner's targets, or data.teacher's
+    trace_wordings: Annotated[int, Field(ge=1, le=40)] = 11  # of the teacher
+    trace_length: Literal[1, 2, 4] = 1  # of the teacher's traces, in that of the shortest
+    trace_new_words: bool = True  # the teacher uses words that the base has not seen
 
 
 @settings("training")
@@ -103,7 +107,7 @@ class Training:
     prompts_per_step: Positive = 4  # public code, chart: 32 prompts a step on 8 cards
     num_generations: Annotated[int, Field(ge=2)] = 8  # G; public code, chart
     sft_share: Share = 0.5  # of the steps, the first phase of "SFT then GRPO"
-    max_completion_tokens: Positive = 56  # the longest target has 50; public code, chart: 300 of a large tokenizer
+    max_completion_tokens: Positive = 152  # the longest target has 104, a teacher's 146; public code, chart: 300
     switch: str = "binary"  # one of switches.SWITCHES; "binary" is the paper's
     switch_value: float | None = None  # the switch's own number; None: its default
     thinking_weight: Annotated[float, Field(ge=0)] = 1.0  # of the checker's score in DyME's reward; 0: without checker
@@ -415,6 +419,9 @@ def load_profile(name: str, /, **overrides: Any) -> Profile:
         if missing := getattr(PROFILES[name], part).keys() - getattr(profile, part).keys():
             raise ValueError(f"{part} must name every method that is trained: got none for {', '.join(sorted(missing))}; set "
                              f"them one by one, as {part}.sft")
+    if profile.world.traces == "teacher" and (profile.supervision.corruption or profile.supervision.quality != "high"):
+        raise ValueError("supervision.corruption and supervision.quality change the refiner's targets, so world.traces must be "
+                         "'refined': got 'teacher'; leave one of them out")
     if profile.data.name != "mini" and not profile.data.source:
         raise ValueError(f"data.source must name the folder or hub id of {profile.data.name!r}: got ''; give one, or leave "
                          "data.name out for the mini charts")

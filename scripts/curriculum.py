@@ -11,9 +11,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from dyme_core.data import chart_images, chart_tables, prompt_format
+from dyme_core.data.chart_images import NUM_TILES, TILE
 from dyme_core.data.chart_questions import KINDS, draw_question
 from dyme_core.data.chart_tables import facts_of
 from dyme_core.data.schema import Item, write_facts
@@ -29,7 +31,7 @@ LOOSE = ("We look at {labels} and compare the values. Therefore, {conclusion}.",
 NAMES = {name: place for place, name in enumerate(
     ("none", *map(str, range(100)), *chart_tables.LABELS, *map(str, chart_tables.YEARS)))}
 LETTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-SIDE = chart_images.SIZE // PATCH  # patches a side; a group of the chart is one column of patches
+SIDE = TILE // PATCH  # patches a side of a tile; a group of the chart is one column of patches
 
 
 def draw_chart(rng: random.Random, split: str) -> tuple[chart_tables.Table, chart_images.Style]:
@@ -99,39 +101,48 @@ def draw_sum(rng: random.Random, split: str = "train") -> tuple[str, str]:
 
 
 def column_batch(rng: random.Random, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Pictures, and which text stands where in them.
+    """The tiles of `size` pictures, and which text stands where in them.
 
     Returns:
-        pixels (B, 3, 96, 96) in [-1, 1]; columns (B, rows, columns, 5) of NAMES ids: the label of the patch's column, the
-        value of either series printed in this patch, both series' names (0 where there is none); letters (B, patches,
-        cells of a patch) of LETTERS ids, their number where a cell is empty.
+        pixels (tiles, 3, 96, 96) in [-1, 1], a picture's tiles adjacent; columns (tiles, rows, columns, 5) of NAMES ids: the
+        label of the patch's column, the value of either series printed in this patch, both series' names in the tile that has
+        the legend (0 where there is none); letters (tiles, patches, cells of a patch) of LETTERS ids, their number where a
+        cell is empty.
     """
     pictures = []
-    columns = np.zeros((size, SIDE, SIDE, 5), dtype=np.int64)
+    columns = np.zeros((size, SIDE, NUM_TILES * SIDE, 5), dtype=np.int64)
     letters = np.full((size, chart_images.ROWS, chart_images.COLUMNS), len(LETTERS))
+    high, wide = PATCH // chart_images.CELL_HEIGHT, PATCH // chart_images.CELL_WIDTH  # cells of a patch
     for place in range(size):
         table, style = draw_chart(rng, "train")
         pictures.append(chart_images.render(table, style))
         layout = chart_images.lay_out(table, style)
         texts = [(cell, str(table.values[s][g])) for (s, g), cell in layout.values.items()]
         for (series, group), (column, row) in layout.values.items():
-            columns[place, row * SIDE // chart_images.ROWS, column * SIDE // chart_images.COLUMNS, 1 + series] = \
-                NAMES[str(table.values[series][group])]
+            columns[place, row // high, column // wide, 1 + series] = NAMES[str(table.values[series][group])]
         for group, cell in zip(table.groups, layout.groups, strict=True):
-            columns[place, :, cell[0] * SIDE // chart_images.COLUMNS, 0] = NAMES[group]
+            columns[place, :, cell[0] // wide, 0] = NAMES[group]
             texts.append((cell, group))
         for number, (series, cell) in enumerate(zip(table.series, layout.series, strict=True)):
-            columns[place, :, :, 3 + number] = NAMES[series]
+            columns[place, :, :SIDE, 3 + number] = NAMES[series]
             texts.append((cell, series))
         for (column, row), text in texts:
             letters[place, row, column: column + len(text)] = [LETTERS.index(letter) for letter in text]
-    high, wide = chart_images.ROWS // SIDE, chart_images.COLUMNS // SIDE
-    cells = letters.reshape(size, SIDE, high, SIDE, wide).transpose(0, 1, 3, 2, 4).reshape(size, SIDE * SIDE, high * wide)
-    return to_pixels(pictures), torch.from_numpy(columns), torch.from_numpy(cells)
+    tiled = columns.reshape(size, SIDE, NUM_TILES, SIDE, 5).transpose(0, 2, 1, 3, 4).reshape(-1, SIDE, SIDE, 5)
+    split = letters.reshape(size, SIDE, high, NUM_TILES, SIDE, wide).transpose(0, 3, 1, 4, 2, 5)
+    cells = split.reshape(-1, SIDE * SIDE, high * wide)
+    return (to_pixels([view for picture in pictures for view in views(picture)[1:]]), torch.from_numpy(tiled),
+            torch.from_numpy(cells))
+
+
+def views(picture: Image.Image) -> list[Image.Image]:
+    """A picture as the processor cuts it: the whole, narrowed to a square, then its tiles."""
+    whole = picture.resize((TILE, TILE), Image.Resampling.NEAREST)
+    return [whole, *(picture.crop((TILE * place, 0, TILE * (place + 1), TILE)) for place in range(NUM_TILES))]
 
 
 def to_pixels(pictures: list) -> Tensor:
-    """(B, 3, 96, 96) in [-1, 1], as the processor gives it for a picture of the model's own size."""
+    """(B, 3, 96, 96) in [-1, 1], as the processor gives it for square views."""
     stacked = np.stack([np.asarray(picture) for picture in pictures]).transpose(0, 3, 1, 2)
     return torch.from_numpy(stacked.astype(np.float32) / 127.5 - 1.0)
 
@@ -143,17 +154,17 @@ def conversation_batch(rng: random.Random, processor: processors.MiniProcessor, 
     for _ in range(size):
         table, style = draw_chart(rng, "train")
         pictures.append(chart_images.render(table, style))
-        image = [processor.image_token_id] * (2 * SIDE * SIDE + SIDE)  # base view, tile, one newline per row
+        image = [processor.image_token_id] * ((1 + NUM_TILES) * SIDE * SIDE + SIDE)  # whole, tiles, one newline per row
         talk: list[tuple[str, str]] = []
         while len(talk) < turns:
             talk += draw_turns(rng, table, is_early)
         rows.append(tokens(processor, talk, image))
     return {**padded(processor, rows),
-            "pixel_values": to_pixels(pictures)[:, None].repeat(1, 2, 1, 1, 1),  # base view and its one tile are the same
-            "image_sizes": torch.full((size, 2), chart_images.SIZE)}
+            "pixel_values": torch.stack([to_pixels(views(picture)) for picture in pictures]),
+            "image_sizes": torch.tensor([[chart_images.HEIGHT, chart_images.WIDTH]] * size)}
 
 
-def sum_batch(rng: random.Random, processor: processors.MiniProcessor, size: int, turns: int = 8) -> dict[str, Tensor]:
+def sum_batch(rng: random.Random, processor: processors.MiniProcessor, size: int, turns: int = 4) -> dict[str, Tensor]:
     """Conversations without pictures, `turns` sums each (`draw_sum`); labels as in `conversation_batch`."""
     return padded(processor, [tokens(processor, [draw_sum(rng) for _ in range(turns)], ()) for _ in range(size)])
 

@@ -34,19 +34,19 @@ class Base:
     """How a base VLM is pre-trained from nothing (vision tower on column reading, then language)."""
 
     vision_steps: int = 1500
-    vision_batch_size: int = 32
+    vision_batch_size: int = 16  # pictures of two tiles
     vision_learning_rate: float = 2e-3
     align_steps: int = 200
     language_steps: int = 1100
     early_steps: int = 300  # captions alone: they teach where to look
     batch_size: int = 24
     turns: int = 3  # questions about one picture in one row
-    sums: int = 8  # rows without a picture in each step, of eight sums each
+    sums: int = 8  # rows without a picture in each step, of four sums each
     learning_rate: float = 6e-3
 
 
-# The larger sibling sees fewer conversations (a step costs six times the SVLM's) at half the learning rate.
-BASES = {"svlm": Base(), "large": Base(language_steps=500, early_steps=140, learning_rate=3e-3)}
+# The larger sibling sees as many conversations as the SVLM (a step costs six times as much), at half the learning rate.
+BASES = {"svlm": Base(), "large": Base(learning_rate=3e-3)}
 
 
 class ColumnReader(nn.Module):

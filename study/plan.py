@@ -145,10 +145,10 @@ def _prompts() -> Iterator[Point]:
 
 
 def _length() -> Iterator[Point]:
-    for method, limits in (("grpo", (24, 40, 56, 96)), ("pure_dyme", (56, 96))):  # the longest target has 50 tokens
+    for method, limits in (("grpo", (48, 96, 152, 240)), ("pure_dyme", (152, 240))):  # the longest target has 104
         for limit in limits:
-            yield Point("length", f"{limit} tokens", method, "" if limit == 56 else f"t{limit}",
-                        {} if limit == 56 else {"training.max_completion_tokens": limit}, FEW_SEEDS, value=limit)
+            yield Point("length", f"{limit} tokens", method, "" if limit == 152 else f"t{limit}",
+                        {} if limit == 152 else {"training.max_completion_tokens": limit}, FEW_SEEDS, value=limit)
 
 
 def _quality() -> Iterator[Point]:

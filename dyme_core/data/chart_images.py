@@ -1,7 +1,7 @@
 """Drawing a chart: grouped bars, single bars or lines, in several styles, as a small RGB picture.
 
 Pillow, not matplotlib: a picture takes well under a millisecond (matplotlib needs about 50), and a 3 x 5 pixel font stays
-readable at 96 pixels, where a scaled vector font does not.
+readable at 96 pixels, where a scaled vector font does not. A picture is two square tiles wide, as LLaVA-OneVision cuts it.
 """
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ _GLYPHS = dict(zip("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ", (
     "75557 26227 71747 71717 55711 74717 74757 71122 75757 75717 25755 65656 34443 65556 74647 74644 34553 55755 72227 "
     "11153 55655 44447 57755 65555 25552 65644 25563 65655 34216 72222 55557 55552 55775 55255 55222 71247").split(),
     strict=True))
-SIZE, CELL_WIDTH, CELL_HEIGHT = 96, 4, 6  # pixels; text stands on a grid of character cells, as on a small display
-COLUMNS, ROWS = SIZE // CELL_WIDTH, SIZE // CELL_HEIGHT
+TILE, NUM_TILES = 96, 2  # pixels a side, tiles beside each other
+WIDTH, HEIGHT = NUM_TILES * TILE, TILE
+CELL_WIDTH, CELL_HEIGHT = 4, 6  # pixels; text stands on a grid of character cells, as on a small display
+COLUMNS, ROWS = WIDTH // CELL_WIDTH, HEIGHT // CELL_HEIGHT
 GROUP_CELLS, SNAP = 6, 3  # a group is two values wide; a value starts on every third column, so that no patch cuts it
 
 
@@ -31,7 +33,7 @@ class Style:
     background: str = "#ffffff"
     has_grid: bool = False
     legend_at_top: bool = True
-    gap_before: int = 0  # three groups leave one of four slots free: the one before this group
+    shift: float = 0.0  # in [0, 1): share of the free space that lies left of the first group
 
 
 _SEEN_COLOURS = (("#1f77b4", "#ff7f0e"), ("#2ca02c", "#d62728"), ("#4c72b0", "#55a868"), ("#8172b3", "#c44e52"),
@@ -43,9 +45,9 @@ def draw_style(rng: random.Random, is_unseen: bool = False) -> Style:
     """A random style; the unseen ones (second test set) share no palette and no background with the others."""
     if is_unseen:
         return Style(rng.choice(("bars", "lines")), rng.choice(_UNSEEN_COLOURS), "#f2efe6", True, rng.random() < 0.5,
-                     rng.randrange(4))
+                     rng.random())
     return Style(rng.choice(("bars", "bars", "lines")), rng.choice(_SEEN_COLOURS), rng.choice(("#ffffff", "#f7f7f7")),
-                 rng.random() < 0.5, rng.random() < 0.7, rng.randrange(4))
+                 rng.random() < 0.5, rng.random() < 0.7, rng.random())
 
 
 def _write(draw: ImageDraw.ImageDraw, cell: tuple[int, int], text: str, colour: str) -> None:
@@ -80,8 +82,8 @@ def lay_out(table: Table, style: Style) -> Layout:
     """Place the marks and texts of `table`: no two texts of a chart share a cell."""
     label_row, legend_row = (ROWS - 1, 0) if style.legend_at_top else (ROWS - 2, ROWS - 1)
     top, bottom = (3 if style.legend_at_top else 2) * CELL_HEIGHT, label_row * CELL_HEIGHT - 2
-    free_slots = COLUMNS // GROUP_CELLS - len(table.groups)
-    columns = [GROUP_CELLS * (place + (free_slots if place >= style.gap_before else 0)) for place in range(len(table.groups))]
+    first = int(style.shift * (COLUMNS // GROUP_CELLS - len(table.groups) + 1))
+    columns = [GROUP_CELLS * (first + place) for place in range(len(table.groups))]
     largest = max(max(row) for row in table.values)
     values, marks = {}, {}
     for place, column in enumerate(columns):
@@ -100,21 +102,21 @@ def lay_out(table: Table, style: Style) -> Layout:
 
 
 def render(table: Table, style: Style, scale: int = 1) -> Image.Image:
-    """Draw `table` as an RGB picture of 96 x 96 pixels with every value printed beside its mark.
+    """Draw `table` as an RGB picture of 192 x 96 pixels with every value printed beside its mark.
 
     Args:
-        table: 3 or 4 groups, 1 or 2 series, values of at most two digits.
+        table: up to 8 groups, 1 or 2 series, values of at most two digits.
         style: palette, form and so on.
         scale: whole-number enlargement for print, 1 for the model.
     """
     layout = lay_out(table, style)
-    image = Image.new("RGB", (SIZE, SIZE), style.background)
+    image = Image.new("RGB", (WIDTH, HEIGHT), style.background)
     draw = ImageDraw.Draw(image)
     if style.has_grid:
         for share in (0.25, 0.5, 0.75, 1.0):
             y = layout.bottom - round(share * (layout.bottom - layout.top))
-            draw.line((0, y, SIZE, y), fill="#dddddd")
-    draw.line((0, layout.bottom, SIZE, layout.bottom), fill="#000000")
+            draw.line((0, y, WIDTH, y), fill="#dddddd")
+    draw.line((0, layout.bottom, WIDTH, layout.bottom), fill="#000000")
     for number, (name, cell) in enumerate(zip(table.series, layout.series, strict=True)):
         colour = style.colours[number]
         (_draw_bars if style.form == "bars" else _draw_line)(
@@ -129,7 +131,7 @@ def render(table: Table, style: Style, scale: int = 1) -> Image.Image:
         _write(draw, cell, str(table.values[number][place]), "#000000")
     for group, cell in zip(table.groups, layout.groups, strict=True):
         _write(draw, cell, group, "#000000")
-    return image.resize((SIZE * scale, SIZE * scale), Image.Resampling.NEAREST) if scale > 1 else image
+    return image.resize((WIDTH * scale, HEIGHT * scale), Image.Resampling.NEAREST) if scale > 1 else image
 
 
 def _draw_bars(draw: ImageDraw.ImageDraw, marks: list[tuple[int, int]], bottom: int, colour: str) -> None:

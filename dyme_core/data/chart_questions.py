@@ -1,7 +1,8 @@
 """Questions on a chart, each with its computed answer, the facts it needs and the steps to the answer.
 
-Seven kinds, after the poster and ChartQA. A kind is one function: (rng, table) -> Item, or None where the table does
-not allow it (a tie, one or two series needed). Questions on two series use both values of a group, the others are asked of
+Eight kinds, after the poster and ChartQA. A kind is one function: (rng, table) -> Item, or None where the table does
+not allow it (a tie, one or two series needed). None has so few possible answers that guessing pays: "which" is asked over all
+groups, everything else for a number. Questions on two series use both values of a group, the others are asked of
 charts with one series: picking one of two series by name is a circuit that the mini model did not learn within its budget
 (results/LOG.md). A working is written from left to right: each sign and number follows from the text before it, so that
 every token is a small step ("43 - 42 = 1 < 50 - 30 = 20", the poster's form, asks for the sign before the second
@@ -17,7 +18,7 @@ from dyme_core.data.schema import Item
 
 
 def _sign(left: int, right: int) -> str:
-    return "<" if left < right else ">" if left > right else "="
+    return "<" if left < right else ">"
 
 
 def _item(table: Table, question: str, answer: object, groups: Sequence[str], working: str, conclusion: str,
@@ -36,33 +37,24 @@ def lookup(rng: random.Random, table: Table) -> Item | None:
     return _item(table, f"What is the value of {series} in {group}?", value, [group], "", f"the value is {value}")
 
 
-def gap(rng: random.Random, table: Table) -> Item | None:
-    """The poster's question: in which of two groups do the two series lie further apart?"""
-    if len(table.series) < 2:
-        return None
-    first, second = pair = _two_groups(rng, table)
-    gaps, shown = [], []
-    for group in pair:
-        high, low = sorted((table.value(group, series) for series in table.series), reverse=True)
-        gaps.append(high - low)
-        shown.append(f"{high} - {low} = {high - low}")
-    if gaps[0] == gaps[1]:
-        return None
-    winner = first if gaps[0] > gaps[1] else second
-    return _item(table, f"Which has the greater gap between {table.series[0]} and {table.series[1]}, {first} or {second}?",
-                 winner, pair, f"{shown[0]}, {shown[1]}, {gaps[0]} {_sign(*gaps)} {gaps[1]}", f"the greater gap is in {winner}")
-
-
 def peak(rng: random.Random, table: Table) -> Item | None:
-    if len(table.series) > 1:
+    return _extreme(table, "highest", max)
+
+
+def lowest(rng: random.Random, table: Table) -> Item | None:
+    return _extreme(table, "lowest", min)
+
+
+def _extreme(table: Table, name: str, best: Callable[[Sequence[int]], int]) -> Item | None:
+    if len(table.series) > 1 or table.runs_over_time:
         return None
     [series], [values] = table.series, table.values
-    if values.count(max(values)) > 1:
+    winner = table.groups[values.index(best(values))]
+    steps = [(best(values[:place]), values[place]) for place in range(1, len(values))]  # the best so far against the next
+    if any(so_far == value for so_far, value in steps):
         return None
-    winner = table.groups[values.index(max(values))]
-    steps = [(max(values[:place]), values[place]) for place in range(1, len(values))]  # the highest so far against the next
-    working = ", ".join(f"{highest} {_sign(highest, value)} {value}" for highest, value in steps)
-    return _item(table, f"Which has the highest {series}?", winner, table.groups, working, f"the highest is {winner}", [series])
+    working = ", ".join(f"{so_far} {_sign(so_far, value)} {value}" for so_far, value in steps)
+    return _item(table, f"Which has the {name} {series}?", winner, table.groups, working, f"the {name} is {winner}", [series])
 
 
 def total(rng: random.Random, table: Table) -> Item | None:
@@ -74,38 +66,65 @@ def total(rng: random.Random, table: Table) -> Item | None:
                  f"the sum is {a + b}")
 
 
-def difference(rng: random.Random, table: Table) -> Item | None:
-    if len(table.series) < 2:
+def margin(rng: random.Random, table: Table) -> Item | None:
+    """A comparison of two groups that asks by how much, because yes or no is right half the time."""
+    if len(table.series) > 1:
         return None
-    group = rng.choice(table.groups)
-    high, low = sorted((table.value(group, series) for series in table.series), reverse=True)
-    return _item(table, f"What is the difference between {table.series[0]} and {table.series[1]} in {group}?", high - low,
-                 [group], f"{high} - {low} = {high - low}", f"the difference is {high - low}")
+    [series], pair = table.series, _two_groups(rng, table)
+    less, more = sorted(pair, key=lambda group: table.value(group, series))
+    low, high = table.value(less, series), table.value(more, series)
+    if low == high:
+        return None
+    return _item(table, f"How much greater is {series} in {more} than in {less}?", high - low, [more, less],
+                 f"{high} - {low} = {high - low}", f"the difference is {high - low}")
 
 
 def count(rng: random.Random, table: Table) -> Item | None:
+    """The number is drawn first, then a limit that gives it: all numbers are about equally common."""
     if len(table.series) > 1:
         return None
     [series], [values] = table.series, table.values
-    limit = 5 * rng.randint(1, max(1, max(values) // 5))
-    num_above = sum(value > limit for value in values)
-    if not 0 < num_above < len(values):
+    num_above = rng.randrange(1, len(values))
+    ordered = sorted(values, reverse=True)
+    limits = range(ordered[num_above] + 1, ordered[num_above - 1])
+    if not limits:
         return None
+    limit = rng.choice(limits)
     working = ", ".join(f"{value} {_sign(value, limit)} {limit}" for value in values)
     return _item(table, f"How many have {series} above {limit}?", num_above, table.groups, working, f"the count is {num_above}",
                  [series])
 
 
-def compare(rng: random.Random, table: Table) -> Item | None:
-    if len(table.series) > 1:
+def difference(rng: random.Random, table: Table) -> Item | None:
+    if len(table.series) < 2:
         return None
-    [series], (first, second) = table.series, rng.sample(table.groups, 2)
-    a, b = table.value(first, series), table.value(second, series)
-    if a == b:
+    group = rng.choice(table.groups)
+    high, low = _both(table, group)
+    return _item(table, f"What is the difference between {table.series[0]} and {table.series[1]} in {group}?", high - low,
+                 [group], f"{high} - {low} = {high - low}", f"the difference is {high - low}")
+
+
+def gap(rng: random.Random, table: Table) -> Item | None:
+    """The poster's question: in which group do the two series lie furthest apart?"""
+    if len(table.series) < 2 or table.runs_over_time:
         return None
-    answer = "Yes" if a > b else "No"
-    return _item(table, f"Is {series} in {first} greater than in {second}?", answer, [first, second], f"{a} {_sign(a, b)} {b}",
-                 f"the answer is {answer}")
+    gaps, shown = [], []
+    for group in table.groups:
+        high, low = _both(table, group)
+        if gaps and high - low == max(gaps):
+            return None
+        rival = f" {_sign(high - low, max(gaps))} {max(gaps)}" if gaps else ""  # the greatest so far
+        shown.append(f"{high} - {low} = {high - low}{rival}")
+        gaps.append(high - low)
+    winner = table.groups[gaps.index(max(gaps))]
+    return _item(table, f"Which has the greatest gap between {table.series[0]} and {table.series[1]}?", winner, table.groups,
+                 ", ".join(shown), f"the greatest gap is in {winner}", table.series)
+
+
+def _both(table: Table, group: str) -> tuple[int, int]:
+    """The two series' values of a group, the higher first."""
+    high, low = sorted((table.value(group, series) for series in table.series), reverse=True)
+    return high, low
 
 
 def _two_groups(rng: random.Random, table: Table) -> list[str]:
@@ -114,7 +133,8 @@ def _two_groups(rng: random.Random, table: Table) -> list[str]:
 
 
 KINDS: dict[str, Callable[[random.Random, Table], Item | None]] = {
-    "lookup": lookup, "gap": gap, "peak": peak, "sum": total, "difference": difference, "count": count, "compare": compare}
+    "lookup": lookup, "peak": peak, "lowest": lowest, "sum": total, "margin": margin, "count": count, "difference": difference,
+    "gap": gap}
 
 
 def draw_question(rng: random.Random, table: Table, kinds: tuple[str, ...] = tuple(KINDS), tries: int = 100) -> Item:

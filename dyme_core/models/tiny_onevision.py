@@ -13,7 +13,8 @@ from transformers import (
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 
 from dyme_core.data import chart_tables, prompt_format
-from dyme_core.data.chart_images import SIZE
+from dyme_core.data.chart_images import NUM_TILES, TILE
+from dyme_core.data.teacher import teacher_words
 from dyme_core.models.processors import MiniProcessor
 
 PAD, END, USER, ASSISTANT, IMAGE, VIDEO = "<pad>", "<end>", "<user>", "<assistant>", "<image>", "<video>"
@@ -23,11 +24,11 @@ CHAT_TEMPLATE = (
     "{% if m.content is string %}{{ m.content }}{% else %}{% for c in m.content %}"
     "{{ '<image>' if c.type == 'image' else c.text }}{% endfor %}{% endif %}<end>{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}")
-WORDS = tuple("""What is the value of in Which has greater gap between or highest sum and difference How many have above Is than
- Output thinking process then give final answer tag Give Describe chart We locate Then extract Comparing count Yes No
- Therefore Step to compute So First look at From read values for therefore gives conclude step find see one can be
- Calculate as by with we compare result this shows are Reading a an on figure + - * / = < >""".split())
-PATCH = 24  # pixels: 16 patches a view, 36 image tokens a picture; 16-pixel patches made a step three times slower
+WORDS = tuple("""What is the value of in Which has greater greatest gap between highest lowest sum and difference How much many
+ have above than Output thinking process then give final answer tag Give Describe chart We locate Then extract
+ Comparing count Therefore Step to compute So First look at From read values for therefore gives conclude step
+ find see one can be Calculate as by with we compare result this shows are Reading a an on figure + - * / = < >""".split())
+PATCH = 24  # pixels: 16 patches a view, 52 image tokens a picture; 16-pixel patches made a step three times slower
 SIZES = {"svlm": dict(hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4),
          "large": dict(hidden_size=256, intermediate_size=768, num_hidden_layers=6, num_attention_heads=8)}
 
@@ -39,7 +40,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     read. A space is added at the beginning of a text, a line, a bracket or an answer, and removed in decoding.
     """
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    words = dict.fromkeys((*WORDS, *chart_tables.LABELS, *(str(year) for year in range(1900, 2030)),
+    words = dict.fromkeys((*WORDS, *teacher_words(), *chart_tables.LABELS, *(str(year) for year in range(1900, 2030)),
                            *(str(number) for number in range(200))))
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: place for place, token in enumerate([*alphabet, "ĊĠ", *(f"Ġ{word}" for word in words)])}
@@ -58,27 +59,30 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
                                    chat_template=CHAT_TEMPLATE)
 
 
-def build_processor(image_size: int = SIZE, patch_size: int = PATCH) -> MiniProcessor:
-    """The mini model's processor: `image_size` pixels a side, one base view and one tile of (image_size/patch_size)^2."""
+def build_processor(image_size: int = TILE, patch_size: int = PATCH) -> MiniProcessor:
+    """The mini model's processor: one base view (the whole picture, narrowed) and `NUM_TILES` tiles beside each other, all of
+    `image_size` pixels a side and (image_size/patch_size)^2 patches."""
     images = LlavaOnevisionImageProcessorPil(size={"height": image_size, "width": image_size}, resample=0,
                                              image_mean=[0.5] * 3, image_std=[0.5] * 3,
-                                             image_grid_pinpoints=[[image_size, image_size]])
+                                             image_grid_pinpoints=[[image_size, NUM_TILES * image_size]])
     tokenizer = build_tokenizer()
     return MiniProcessor(images, tokenizer, num_image_tokens=(image_size // patch_size) ** 2, chat_template=CHAT_TEMPLATE)
 
 
-def build_model(size: str, processor: MiniProcessor, seed: int, image_size: int = SIZE, patch_size: int = PATCH
+def build_model(size: str, processor: MiniProcessor, seed: int, image_size: int = TILE, patch_size: int = PATCH
                 ) -> LlavaOnevisionForConditionalGeneration:
     """A new mini VLM with random weights: `size` is "svlm" or "large" (about 4x); both have the same vision tower."""
     tokenizer = processor.tokenizer
-    text = Qwen2Config(vocab_size=len(tokenizer), max_position_embeddings=512, tie_word_embeddings=True, initializer_range=0.06,
-                       num_key_value_heads=SIZES[size]["num_attention_heads"], pad_token_id=tokenizer.pad_token_id,
-                       eos_token_id=tokenizer.eos_token_id, bos_token_id=None, **SIZES[size])
+    text = Qwen2Config(vocab_size=len(tokenizer), max_position_embeddings=1024, tie_word_embeddings=True,
+                       initializer_range=0.06, num_key_value_heads=SIZES[size]["num_attention_heads"],
+                       pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=None,
+                       **SIZES[size])
     vision = SiglipVisionConfig(hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4,
                                 image_size=image_size, patch_size=patch_size, vision_use_head=False)
     config = LlavaOnevisionConfig(vision_config=vision, text_config=text, image_token_id=tokenizer.image_token_id,
                                   video_token_id=tokenizer.convert_tokens_to_ids(VIDEO),
-                                  image_grid_pinpoints=[[image_size, image_size]], vision_aspect_ratio="anyres_max_1",
+                                  image_grid_pinpoints=[[image_size, NUM_TILES * image_size]],
+                                  vision_aspect_ratio=f"anyres_max_{NUM_TILES}",
                                   vision_feature_layer=-1, tie_word_embeddings=True,
                                   vision_feature_select_strategy="full")
     torch.manual_seed(seed)

@@ -121,7 +121,7 @@ def _table_of(record: Record, facts: Sequence[Fact]) -> Table:
     """The table that `facts_of` made the facts of."""
     values = {(fact.entity, fact.attribute): int(fact.value) for fact in facts}
     groups, series = (tuple(dict.fromkeys(names)) for names in zip(*values, strict=True))
-    return Table(record.table_key, record.source, groups, series,
+    return Table(record.source, groups, series,
                  tuple(tuple(values[group, name] for group in groups) for name in series), facts[0].unit)
 
 

@@ -30,7 +30,7 @@ needs_chartqa = pytest.mark.skipif(not CHARTQA.is_dir(), reason=f"real ChartQA q
 
 @pytest.fixture(scope="module")
 def splits() -> dict[str, list[schema.Record]]:
-    return {split: datasets.mini_records(split, 140, seed=0) for split in SPLITS}
+    return {split: datasets.mini_records(split, 160, seed=0) for split in SPLITS}
 
 
 @pytest.fixture(scope="module")
@@ -51,16 +51,16 @@ def test_the_same_seed_draws_the_same_records_and_a_larger_count_only_adds(split
 def test_kinds_are_balanced_and_ids_and_questions_unique(splits) -> None:
     for split, records in splits.items():
         assert Counter(record.kind for record in records) == dict.fromkeys(KINDS, 20)
-        assert len({record.item for record in records}) == 140
-        assert len({(record.table_key, record.question) for record in records}) == 140
+        assert len({record.item for record in records}) == 160
+        assert len({(record.table_key, record.question) for record in records}) == 160
         assert {record.split for record in records} == {split}
     assert splits["test"][3].item == "test-0-00003"
 
 
 def test_a_question_is_never_asked_twice_on_one_table_even_where_tables_are_few() -> None:
-    records = datasets.mini_records("validation", 700, seed=0, real_share=1.0)
-    assert len({record.table_key for record in records}) < 650  # tables come again, so the rule is put to use
-    assert len({(record.table_key, record.question) for record in records}) == 700
+    records = datasets.mini_records("train", 1600, seed=0, real_share=1.0)
+    assert len({record.table_key for record in records}) < 1550  # tables come again, so the rule is put to use
+    assert len({(record.table_key, record.question) for record in records}) == 1600
 
 
 def test_no_two_splits_share_a_table_and_only_unseen_has_the_unseen_values(splits) -> None:
@@ -89,13 +89,14 @@ def test_real_share_decides_where_tables_come_from() -> None:
 
 @pytest.mark.parametrize("left_out", [("gap", "count"), ["gap", "count"]])
 def test_kinds_can_be_left_out_and_the_others_take_their_turns(left_out) -> None:
-    records = datasets.mini_records("train", 15, 0, left_out_kinds=left_out)
-    assert Counter(record.kind for record in records) == dict.fromkeys(("lookup", "peak", "sum", "difference", "compare"), 3)
+    records = datasets.mini_records("train", 18, 0, left_out_kinds=left_out)
+    kinds = ("lookup", "peak", "lowest", "sum", "margin", "difference")
+    assert Counter(record.kind for record in records) == dict.fromkeys(kinds, 3)
 
 
 @pytest.mark.parametrize("left_out", [("gaps",), tuple(KINDS), "gap"])
 def test_left_out_kinds_must_be_known_and_leave_one(left_out) -> None:
-    with pytest.raises(ValueError, match="lookup, gap, peak, sum, difference, count, compare"):
+    with pytest.raises(ValueError, match="lookup, peak, lowest, sum, margin, count, difference, gap"):
         datasets.mini_records("train", 7, 0, left_out_kinds=left_out)
 
 
@@ -145,7 +146,7 @@ def test_the_written_training_set_can_be_read_back(splits, tmp_path: Path) -> No
 
 def test_the_data_card_counts_splits_kinds_and_sources_and_names_licences(splits) -> None:
     card = datasets.data_card(splits["train"] + splits["unseen"])
-    assert "| train | 140 |" in card and "| lookup | 20 | 20 |" in card
+    assert "| train | 160 |" in card and "| lookup | 20 | 20 |" in card
     sources = Counter(record.source for record in splits["train"])
     assert f"| generated | {sources['generated']} |" in card
     assert "gapminder.org" in card and "vega_datasets" in card and "ChartQA" not in card
