@@ -23,7 +23,7 @@ FACTS = (("We read in ", "{e} {v}", ", in "), ("Then, ", "{e} has {v}", ", "), (
          ("Then, ", "{e}: {n}", "; "), ("Then, in ", "{e} we find {v}", ", in "), ("We find ", "{e} = {v}", ", "),
          ("Then, we extract ", "{e} ({n})", ", "), ("We read ", "{e} has {n}", "; "))
 # {w} the working.
-WORKINGS = ("We compare: {w}.", "Then, {w}.", "Calculate {w}.", "Comparing {w}.", "Then we find {w}.")
+WORKINGS = ("We compare: {w}.", "Then, {w}.", "Calculate {w}.", "Compare {w}.", "Then we find {w}.")
 # {c} the conclusion, {a} the answer.
 ENDINGS = ("Therefore, the answer is {a}.", "Then, {c}.", "We see {c}.", "Therefore, {c}.", "We give the final answer {a}.",
            "Then, the result is {a}.")

@@ -77,7 +77,7 @@ def test_logits_are_the_same_and_a_view_is_encoded_once() -> None:
         wanted = plain(**inputs).logits
         for _ in range(2):
             torch.testing.assert_close(shared(**inputs).logits, wanted, atol=1e-5, rtol=1e-5)
-    assert views == [len(RECORDS)]  # one distinct view each: a square picture's only tile is its base view
+    assert views == [3 * len(RECORDS)]  # the whole and two tiles
 
 
 def test_generations_are_the_same() -> None:

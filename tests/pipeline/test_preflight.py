@@ -100,7 +100,7 @@ def test_a_picture_or_table_of_another_split_is_leakage(records, check, shared: 
     assert check(records, others=others).num_records == RECORDS
 
 
-@pytest.mark.parametrize(("sizes", "got"), [((96, 16), "each of the 78 image tokens .* got 36 features"),
+@pytest.mark.parametrize(("sizes", "got"), [((96, 16), "each of the 114 image tokens .* got 52 features"),
                                             ((48, 24), "got an error")])
 def test_a_processor_that_does_not_fit_the_model_is_refused(records, model, sizes: tuple[int, int], got: str) -> None:
     with pytest.raises(DataError, match=f"train-0-00000.*{got}"):
@@ -113,8 +113,8 @@ def test_a_target_longer_than_a_rollout_is_refused(records, check) -> None:
 
 
 def test_a_question_longer_than_the_context_is_refused(records, check) -> None:
-    with pytest.raises(DataError, match="train-0-00005.*512 tokens"):
-        check(spoilt(records, question="What is " * 250))
+    with pytest.raises(DataError, match="train-0-00005.*1024 tokens"):
+        check(spoilt(records, question="What is " * 550))
 
 
 def test_fewer_than_no_rollouts_are_refused(records, check) -> None:

@@ -234,7 +234,7 @@ def test_a_run_learns_from_what_its_settings_spoil_and_is_measured_on_what_is_tr
     monkeypatch.setattr(training, "caption_match", lambda model, processor, records: len(records) / 1000)
     run = Run(config.load_profile("smoke", **SMALL | given), "sft", variant="spoilt")
     manifest = training.execute(run)
-    assert {record.kind for record, _ in trained} == {"lookup", "peak", "sum", "difference", "compare"}
+    assert {record.kind for record, _ in trained} == {"lookup", "peak", "lowest", "sum", "margin", "difference"}
     assert all(record.source != "generated" and "Comparing the values, " in target for record, target in trained)
     assert 0 < sum("misread_answer" in record.supervision for record, _ in trained) < len(trained)
     for split in ("validation", "test", "unseen"):

@@ -20,7 +20,7 @@ from dyme_core.supervision.claims import read_trace
 from dyme_core.supervision.corruption import GradedRefiner, corrupt, misread
 from dyme_core.supervision.refiner import RuleRefiner, target_writer
 
-RECORDS = datasets.mini_records("train", 420, seed=0)
+RECORDS = datasets.mini_records("train", 480, seed=0)
 WRONG = corrupt(RECORDS, 1.0)
 LIMIT = load_profile("mini").training.max_completion_tokens
 
@@ -52,7 +52,7 @@ def test_the_checker_rates_targets_as_they_are_called(quality: str) -> None:
                       for record, thinking in zip(RECORDS, thinkings(quality), strict=True))
     assert ratings[True, "high" if quality == "medium" else quality] == 60, "a look-up has no working and one fact"
     # Where two series have the same value, the other one states the fact that is left out.
-    assert ratings[False, quality] >= (355 if quality == "medium" else 360)
+    assert ratings[False, quality] >= (415 if quality == "medium" else 420)
 
 
 def test_medium_targets_state_right_facts_but_the_last_and_no_working() -> None:
@@ -131,8 +131,8 @@ def test_a_misread_target_is_sound_but_for_its_facts() -> None:
         by_truth = checker.judge(thinking, item_of(record.row))
         assert by_truth.rating == "low" and by_truth.reading.groundedness < 0.5, thinking
         agreed[record.kind] += misread == record.answer
-    assert agreed["lookup"] == 0 and agreed["sum"] + agreed["difference"] < 20
-    assert all(20 < agreed[kind] < 60 for kind in ("gap", "peak", "count", "compare")), "right by luck at times"
+    assert agreed["lookup"] == 0 and agreed["sum"] + agreed["difference"] + agreed["margin"] < 30
+    assert all(5 < agreed[kind] < 60 for kind in ("gap", "peak", "lowest", "count")), "right by luck at times"
 
 
 def test_the_true_thinking_is_rated_against_what_supervision_believes() -> None:
