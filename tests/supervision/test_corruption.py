@@ -107,7 +107,7 @@ def test_which_records_are_misread_and_how_is_the_same_everywhere() -> None:
     assert [record.item for record, before in zip(corrupt(RECORDS[:40], 0.125), RECORDS, strict=False)
             if record is not before] == ["train-0-00001", "train-0-00021", "train-0-00027"]
     item = item_of(WRONG[3].row)
-    assert (item.working, item.conclusion) == ("8 + 25 = 33", "the sum is 33"), "1 and 16 are true"
+    assert (item.working, item.conclusion) == ("39 + 37 = 76", "the sum is 76"), "31 and 42 are true"
 
 
 def test_exactly_the_facts_of_the_evidence_are_wrong_alike_in_both_lists() -> None:
