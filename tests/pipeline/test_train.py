@@ -34,8 +34,8 @@ from study.runner import scheduler
 
 CORE = Path(__file__).resolve().parents[2] / "dyme_core"
 METHODS = ("sft", "full_dyme", "sft_grpo")
-NUM = 7  # questions of each held-out split: one of every kind
-SMALL = {"world.train_questions": 21, "world.validation_questions": NUM, "world.test_questions": NUM, "training.steps": 4,
+NUM = 8  # questions of each held-out split: one of every kind
+SMALL = {"world.train_questions": 24, "world.validation_questions": NUM, "world.test_questions": NUM, "training.steps": 4,
          "training.evaluate_every": 2, "training.prompts_per_step": 2, "training.num_generations": 4,
          "warmup_steps": dict.fromkeys(("sft", "grpo", "sft_grpo", "pure_dyme", "full_dyme"), 2),
          "training.sft_share": 0.5}  # smoke's own numbers may change
