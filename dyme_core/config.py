@@ -111,6 +111,7 @@ class Training:
     mastered: Literal["skip", "explore"] = "skip"
     reward_gate: Literal["sum", "gated"] = "sum"  # public code: trains on the ungated sum
     correct_needs_format: bool = True  # public code: false; see docs/method.md
+    likeliest_target: bool = False  # full_dyme: of the right targets the most probable one under the policy
     evaluate_every: Positive = 40
     refill: Annotated[float, Field(ge=0)] = 0.0  # share of a step's rollouts that fresh prompts may add (trainer.refill)
     probe_every: NotNegative = 40  # steps between measurements of the gradients of targets and rollouts (mechanism)
