@@ -93,6 +93,7 @@ class World:
     real_share: Share = 0.5  # share of tables drawn from real public statistics
     train_real_share: Share | None = None  # of the training split alone; None: real_share
     left_out_kinds: Annotated[tuple[str, ...], Strict(False)] = ()  # kinds of questions that the training split does not ask
+    teacher_wordings: Annotated[int, Field(ge=0, le=8)] = 0  # of the training traces that a teacher wrote; 0: none has a trace
 
 
 @settings("training")

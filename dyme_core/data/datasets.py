@@ -34,6 +34,7 @@ from dyme_core.data.schema import (
     supervision_row,
     write_supervision,
 )
+from dyme_core.data.teacher_traces import with_teacher_traces
 from dyme_core.utils import write_atomic
 
 logger = logging.getLogger(__name__)
@@ -252,7 +253,8 @@ def of_profile(profile: Profile, split: str, seed: int, bad: BadRows | None = No
     if split != "train":
         return mini_records(split, _count(world, split), 0, world.real_share)
     real_share = world.real_share if world.train_real_share is None else world.train_real_share
-    return mini_records(split, world.train_questions, seed, real_share, world.left_out_kinds)
+    records = mini_records(split, world.train_questions, seed, real_share, world.left_out_kinds)
+    return with_teacher_traces(records, world.teacher_wordings) if world.teacher_wordings else records
 
 
 def limited(records: Sequence[Record], limit: int | None) -> list[Record]:
