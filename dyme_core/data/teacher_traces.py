@@ -1,6 +1,6 @@
 """Traces as a teacher writes them, right and in varied words, by a declared grammar: what a large model's data set has.
 
-A trace states the facts in one of eight ways, works in one of five and closes in one of six (`WRITINGS`, `_working`, `_ending`).
+A trace states facts in one of eight ways, works in one of five and closes in one of six (`WRITINGS`, `_working`, `_ending`).
 The words are the mini tokenizer's; most of these sentences are improbable under the bases, which is the point: the refiner's
 template is not among them.
 """
