@@ -208,4 +208,8 @@ def _bold(item: Item, rng: random.Random) -> str:
     return re.sub(r"\b(locate|extract|Comparing)\b", r"**\1**", text)
 
 
-WRITERS: tuple[Writer, ...] = (_template(0), _template(1), _bold, *WRITINGS)
+def _poster_list(item: Item, rng: random.Random) -> str:
+    return WRITINGS[0](item, rng) or _template(1)(item, rng)
+
+
+WRITERS: tuple[Writer, ...] = (_template(0), _template(1), _bold, _poster_list, *WRITINGS[1:])

@@ -11,6 +11,7 @@ import argparse
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +50,12 @@ class KeepingChecker(RuleChecker):
 
 
 def train(method: str, seed: int, steps: int, folder: Path) -> list[dict[str, Any]]:
-    """Train the seed's base on the thinking reward alone; every well-formed rollout with its score.
+    """Train the base of seed 0 on the thinking reward alone; every well-formed rollout with its score.
 
     For DyME a rollout is correct where its thinking is rated 1.0: what it memorizes is where none of the group is.
     """
     run = Run(config.load_profile("mini"), "pure_dyme", "svlm", seed)
-    model, processor = load_start(run)
+    model, processor = load_start(replace(run, seed=0))
     records, checker = datasets.of_profile(run.profile, "train", seed), KeepingChecker()
     arguments = {**shared_arguments(run, steps, RATES[method], folder), **grpo_arguments(run), "save_strategy": "no"}
     shared = dict(train_dataset=datasets.to_dataset(records), processing_class=processor)

@@ -245,6 +245,28 @@ def _performance() -> list[Claim]:
                            _metric(method), "unseen") for method in BASELINES]
 
 
+def _teacher() -> list[Claim]:
+    """Every method that memorizes has the same traces, in a teacher's varied words (experiment "teacher")."""
+    sft, hybrid, pure, full = (_setting("teacher", METHOD_NAMES[method])
+                               for method in ("sft", "sft_grpo", "pure_dyme", "full_dyme"))
+    longer, smol = _setting("teacher", "CoT-SFT, 960 steps"), PAPER_SMOLVLM
+    return [
+        better("CoT-SFT on a teacher's traces leaves a small VLM below its base", "svlm-base", sft, "strict", where="paper",
+               reported=_against(smol["sft"], smol["base"])),
+        better("CoT-SFT gives a small VLM pseudo thinking: more on a teacher's traces than on the refiner's", sft, SFT,
+               "pseudo", where="poster", reported="examples"),
+        better("Pure DyME beats CoT-SFT on the same traces", pure, sft, where="paper",
+               reported=_against(smol["dyme"], smol["sft"])),
+        better("Pure DyME beats CoT-SFT on the same traces at about equal cost (four times the steps)", pure, longer),
+        better("Full DyME beats Pure DyME where both start from a teacher's traces", full, pure, where="poster",
+               reported=_against(POSTER["full_dyme"][0], POSTER["pure_dyme"][0])),
+        better("Full DyME beats CoT-SFT on a teacher's traces at about equal cost (four times the steps)", full, longer),
+        better("Full DyME beats SFT then GRPO on a teacher's traces", full, hybrid, where="paper",
+               reported=_against(smol["dyme"], smol["sft_grpo"])),
+        better("Full DyME's thinking is better grounded than that of CoT-SFT on a teacher's traces", full, sft, "groundedness",
+               where="poster", reported="examples")]
+
+
 def _metric(baseline: str) -> str:
     """The base's thinking is rarely well-formed: answers alone are the harder comparison."""
     return "strict" if baseline == "base" else "correct"
@@ -281,6 +303,7 @@ def claims() -> dict[str, list[Claim]]:
             _per_run("Advantages collapse: most of GRPO's groups teach nothing", GRPO, MOST, "zero_variance"),
             better("Under GRPO the thinking is not grounded; under DyME it is", PURE, GRPO, "groundedness", where="poster",
                    reported="examples")],
+        "A teacher's traces (what the paper's methods memorize)": _teacher(),
         "Better performance": _performance(),
         "Stable training": [
             _per_run(f"A DyME run is steadier than a GRPO run over its last {LAST_EVALUATIONS} evaluations", PURE, GRPO,

@@ -32,7 +32,8 @@ def with_teacher_traces(records: Sequence[Record], wordings: int) -> list[Record
 
 def _trace(name: str, item: Item, wordings: int) -> str:
     rng = random.Random(f"teacher {name}")
-    return rng.choice(WRITINGS[:wordings])(item, rng)
+    texts = list(filter(None, [write(item, rng) for write in WRITINGS[:wordings]]))
+    return rng.choice(texts or [_phrased("{e} has {v}")(item, rng)])
 
 
 def _ending(item: Item, rng: random.Random) -> str:
@@ -75,9 +76,9 @@ def _phrased(pattern: str, glue: str = ", ") -> Writer:
 
 
 def _poster_list(item: Item, rng: random.Random) -> str:
-    """The poster's list: names first, then their values; for one series."""
+    """The poster's list: names first, then their values; "" for two series and for a single value."""
     if len({fact.attribute for fact in item.facts}) > 1 or len(item.evidence) < 2:
-        return _phrased("{e} has {v}")(item, rng)
+        return ""
     names, values = [fact.entity for fact in item.evidence], [write_number(fact.value) for fact in item.evidence]
     return (f"To answer the question, step 1 is to extract the values for {_listed(names)}: {_listed(values)}, respectively. "
             f"{_working(item, rng)}{_ending(item, rng)}")

@@ -25,6 +25,9 @@ CAPTIONS = {
                 "statistics or on both (hollow), tested on each.",
     "mechanism": "Poster's claim: SFT and RL complement each other. {parts} Lines are means over seeds; "
                  "bands: lowest to highest seed.",
+    "targets": "What Full DyME memorizes drifts toward what the model says. Mean negative log-likelihood per token under the "
+               "policy, of the teacher's trace and of the target chosen in its place, mean of {window} steps; training on a "
+               "teacher's traces, mini world. Lines are means over seeds; bands: lowest to highest seed.",
 }
 PARTS = {
     "gradients": "Pure DyME: norm of the memorize and the explore part of one step's gradient.",
@@ -99,6 +102,25 @@ def mechanism(logs: pd.DataFrame, manifests: Iterable[Mapping[str, Any]]) -> Fig
     frame = pd.concat(frames.values())
     parts = " ".join(PARTS[name].format(window=WINDOW) for name in frames)
     return finish(figure, frame, CAPTIONS["mechanism"].format(parts=parts) + seeds_sentence(frame))
+
+
+@themed()
+def targets(logs: pd.DataFrame) -> Figure:
+    """Draw how probable Full DyME's targets are under the policy, those chosen and those that stood first, over training."""
+    (point,) = [point for point in plan.points("teacher") if point.method == "full_dyme"]
+    logs = logs[(logs["method"] == point.method) & (logs["variant"] == point.variant)]
+    names = {"first_target_nll": "the teacher's trace", "target_nll": "the target chosen"}
+    frames = [_curves(logs, column, WINDOW).assign(name=name) for column, name in names.items()]
+    frame = pd.concat([part for part in frames if len(part)] or [pd.DataFrame()])
+    if frame.empty:
+        raise NoRows("Full DyME on a teacher's traces has not been trained")
+    figure, ((axes,),) = panels(1, 1, theme.COLUMN, 2.0)
+    ends = [draw_line(axes, part, "step", "value", style, name, num_marks=6)
+            for (name, part), style in zip(frame.groupby("name", sort=False), GRADIENT_STYLES.values(), strict=True)]
+    axes.set(xlim=(0, frame["step"].max()), ylim=(0, 1.05 * frame["high"].max()), xlabel="optimisation step",
+             ylabel="nats per token")
+    label_ends(axes, ends)
+    return finish(figure, frame, CAPTIONS["targets"].format(window=WINDOW) + seeds_sentence(frame))
 
 
 def _curves(logs: pd.DataFrame, column: str, window: int = 1) -> pd.DataFrame:
