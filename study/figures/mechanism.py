@@ -15,7 +15,7 @@ from study.figures import theme
 from study.figures.plots import WINDOW, draw_curves, step_curves
 from study.figures.sweeps import INTERVALS
 from study.figures.theme import draw_intervals, draw_line, finish, label_ends, name_lines, panels, seeds_sentence, themed
-from study.statistics import NoRows, bootstrap, method_rank
+from study.statistics import NoRows, interval, method_rank
 
 GRADIENT_STYLES = {"memorize": theme.Style(theme.PALETTE[3], "solid", "^"),
                    "explore": theme.Style(theme.PALETTE[0], (0, (4, 1.5)), "o")}
@@ -137,7 +137,7 @@ def _captions(manifests: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     for manifest in manifests:
         if manifest.get("captions") is not None and manifest["model"] == "svlm" and not manifest.get("variant"):
             kept.setdefault(manifest["method"], []).append(100 * manifest["captions"])
-    return pd.DataFrame([{"name": method, **vars(bootstrap(pd.DataFrame(kept[method]).to_numpy()))}
+    return pd.DataFrame([{"name": method, **vars(interval(pd.DataFrame(kept[method]).to_numpy()))}
                          for method in METHODS if method in kept])
 
 

@@ -16,8 +16,8 @@ from study.figures.theme import draw_intervals, draw_line, finish, label_ends, n
 from study.statistics import scores
 
 SPLITS = {"test": "test", "unseen": "unseen styles"}
-INTERVALS = " Bars: 95 % bootstrap intervals over seeds and items."
-BANDS = " Bands: 95 % bootstrap intervals over seeds and items."
+INTERVALS = " Bars: 95 % intervals for new seeds and items."
+BANDS = " Bands: 95 % intervals for new seeds and items."
 CAPTIONS = {
     "switches": "Paper's claim: the binary switch is the best one. What decides between memorizing and exploring, all else as "
                 "in Pure DyME; correct after training, mini world. Each switch's own number was chosen on validation. Vertical "
