@@ -138,7 +138,7 @@ def structure_of(thinking: str, item: Item) -> str:
     parts = parts_of(item)
     slots = {text: slot for slot, text in reversed(parts.items())}  # a text that is two parts is the larger one's
     either = "|".join(map(re.escape, sorted(slots, key=len, reverse=True)))
-    pieces = re.split(rf"(?<![\w.-])({either})(?!\w|[.,]\d)", thinking)
+    pieces = re.split(rf"(?<![\w.-])(?<![Ss]tep )({either})(?!\w|[.,]\d)", thinking)
     found = [slots[text] for text in pieces[1::2]]
     if "conclusion" not in found and item.answer in pieces[1::2]:
         last = len(found) - 1 - pieces[1::2][::-1].index(item.answer)

@@ -19,6 +19,7 @@ from dyme_core.supervision.refiner import (
     Template,
     TemplateBank,
     TraceRefiner,
+    structure_of,
 )
 from scripts.checker_benchmark import WRITERS
 
@@ -128,3 +129,10 @@ def test_a_structure_without_working_is_for_look_ups_alone() -> None:
         assert bank.observe(FIRST_TEMPLATE.fill(lookup), lookup)
     assert next(bank.suiting(lookup)) != FIRST_TEMPLATE == next(bank.suiting(other))
     assert next(bank.suiting(lookup)).fill(lookup) == FIRST_TEMPLATE.fill(lookup)
+
+
+def test_the_number_of_a_step_is_no_part_of_the_question() -> None:
+    evidence = (Fact("2010", "FAV", 3.0), Fact("2010", "UNF", 1.0))
+    item = dataclasses.replace(ITEM, facts=evidence, evidence=evidence, answer="2", working="3 - 1 = 2",
+                               conclusion="the difference is 2")
+    assert structure_of(DEFAULT_TEMPLATES[1].fill(item), item) == DEFAULT_TEMPLATES[1].text
