@@ -1,8 +1,7 @@
 """From stored rows (one per run and item) to estimates: loading, the rows of a setting, intervals and paired tests.
 
 A setting is a run's name without its seed ("svlm-pure_dyme-luffy"). A study under way is incomplete: what has no rows is left
-out, and every number says on how many seeds it rests. Every bootstrap takes `seed=` and draws from its own numpy generator:
-the same rows give the same interval, whatever else is computed beside it.
+out, and every number says on how many seeds it rests. Nothing is drawn: the same rows give the same interval.
 """
 from __future__ import annotations
 
