@@ -65,14 +65,14 @@ def teacher(rows: pd.DataFrame) -> Figure:
     refined = [replace(point, seeds=seeds) for point in plan.points("main") if point.method in taught]
     parts = [scores(rows, chosen, metric=metric).assign(memorizes=name) for metric in ("correct", "groundedness")
              for name, chosen in (("teacher", points), ("refiner", [*refined, points[0]]))]
-    frame = pd.concat(parts).drop_duplicates(["setting", "metric"])
+    frame = pd.concat(parts).drop_duplicates(["setting", "metric"], ignore_index=True)
     labels = [point.label for point in points]
     base = scores(rows, [*(replace(point, seeds=seeds) for point in plan.points("main", methods=("base",))), points[0]],
                   metric="strict").query("method == 'base'")
     figure, (line,) = panels(1, 2, theme.COLUMN, 0.75 + 0.24 * len(labels), gap=theme.GAP, sharey=True)
     for axes, metric, title in zip(line, ("correct", "groundedness"), ("correct on test (%)", "groundedness (%)"), strict=True):
-        for is_refined, part in frame[frame["metric"] == metric].groupby(frame["memorizes"] == "refiner"):
-            draw_intervals(axes, part, labels, hollow=labels if is_refined else ())
+        for memorized, part in frame[frame["metric"] == metric].groupby("memorizes"):
+            draw_intervals(axes, part, labels, hollow=labels if memorized == "refiner" else ())
         axes.set(xlabel=title, xlim=(0, 103))
     for level in base["value"]:
         line[0].axvline(level, color=theme.STYLES["base"].color, linestyle=(0, (1, 1.5)), linewidth=0.9, zorder=1)
