@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -91,7 +92,7 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING)
     kept = train(given.method, given.seed, given.steps, given.out / "trainer")
     utils.write_rows(given.out / f"{given.method}-s{given.seed}.jsonl.xz", kept)
-    print(report(kept))
+    sys.stdout.write(report(kept) + "\n")
 
 
 if __name__ == "__main__":
