@@ -1,0 +1,130 @@
+"""How far a small language model on this machine agrees with the checker's contract (docs/method.md), kind by kind.
+
+`python -m scripts.judge_agreement` asks SmolLM2-135M-Instruct (`make llm`), `--gguf FILE` another model. It rates traces of
+the 100 kinds of scripts/traces by the prompt of `LLMChecker`: greedily, in one try, without the guard. Into results/llm go
+contract_<model>.jsonl (its valid replies), .csv (by kind) and .json (over all kinds). A run that was ended resumes.
+"""
+from __future__ import annotations
+
+import argparse
+import copy
+import random
+from collections import defaultdict
+from concurrent.futures import Future
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.cache_utils import Cache
+
+from dyme_core import config
+from dyme_core.supervision.checker import SCORES, RuleChecker, VisualChecker
+from dyme_core.supervision.llm.cache import FIELDS, Recording
+from dyme_core.supervision.llm.completion import Reply
+from dyme_core.supervision.llm.judge import LLMChecker
+from dyme_core.supervision.llm.parsing import InvalidReply, Request, Unusable, read_object
+from dyme_core.utils import write_json
+from scripts.checker_benchmark import LabelledTrace, agreement, confusion
+from scripts.heldout import PARTS, contract_set
+from scripts.weights import convert, model_folder
+
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "llm"
+PARAMETERS = {"temperature": 0.0, "max_tokens": 60}
+
+
+def balanced(num: int) -> list[LabelledTrace]:
+    """`num` traces of the whole set, always drawn in the same order: one of each kind, then a second one, and so on."""
+    rng, kinds = random.Random(0), defaultdict(list)
+    for trace in (trace for part in PARTS for trace in contract_set(part)):
+        kinds[trace.label].append(trace)
+    rounds = zip_longest(*(rng.sample(traces, len(traces)) for traces in kinds.values()))
+    return [trace for one in rounds for trace in rng.sample(one, len(one)) if trace is not None][:num]
+
+
+def measured(judge: VisualChecker, traces: list[LabelledTrace]) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Rate the traces: a table by kind, and what holds over all kinds.
+
+    A judge that tells nothing apart has equal shares of right and of wrong traces rated high, and kappas of 0. The first kappa
+    is of "high" against the label, the second of three grades against the rule checker's, both where a reply was usable.
+    """
+    rows, by_rule = (pd.DataFrame(agreement(checker, traces)) for checker in (judge, RuleChecker()))
+    is_right, is_high, has_rating = rows["expected"] == "high", rows["rating"] == "high", rows["rating"] != ""
+    grades = [frame["rating"][has_rating].map(SCORES) for frame in (rows, by_rule)]
+    return pd.DataFrame(confusion(rows.to_dict("records"))), {
+        "num": len(rows), "num_unusable": int((~has_rating).sum()), "agreement": rows["is_right"].mean(),
+        "right_rated_high": is_high[is_right].mean(), "wrong_rated_high": is_high[~is_right].mean(),
+        "kappa_high": kappa(is_high[has_rating], is_right[has_rating]), "kappa_grades": kappa(*grades)}
+
+
+def kappa(found: pd.Series, wanted: pd.Series) -> float:
+    """Cohen's kappa of ratings in numbers, weighted linearly: 0 for chance, 1 for full agreement."""
+    one, other = found.to_numpy(float), wanted.to_numpy(float)
+    return float(1 - np.abs(one - other).mean() / np.abs(one[:, None] - other).mean())
+
+
+class LocalModel:
+    """Answers an LLMChecker in this process, one request after the other; what all prompts begin with is read once."""
+
+    def __init__(self, folder: Path, recording: Recording) -> None:
+        self.name, self.recording, self._shared, self._cache = folder.name, recording, None, None
+        here = {"local_files_only": True, "trust_remote_code": False}
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, **here)
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32", **here)
+
+    def submit(self, request: Request) -> Future:
+        """A future that is done: with the valid reply, which is recorded, or with InvalidReply."""
+        future, key = Future(), request.key(self.name)
+        try:
+            row = self.recording.get(key) or self._ask(request, key)
+            future.set_result(request.schema.model_validate(row["reply"]))
+        except Unusable as error:
+            future.set_exception(InvalidReply(str(error), request.item, request.purpose))
+        return future
+
+    def _ask(self, request: Request, key: str) -> dict[str, Any]:
+        prompt = self._tokens(request.messages, add_generation_prompt=True)
+        made = self.model.generate(prompt, do_sample=False, max_new_tokens=request.parameters["max_tokens"],
+                                   past_key_values=self._read(request.messages[:-1], prompt))[0, prompt.shape[1]:]
+        reply = read_object(Reply(self.tokenizer.decode(made, skip_special_tokens=True)), request.schema).model_dump()
+        row = dict(zip(FIELDS, (key, "check", request.item, self.name, reply, prompt.shape[1], len(made)), strict=True))
+        self.recording.put(row)
+        return row
+
+    def _read(self, examples: list[dict[str, Any]], prompt: Tensor) -> Cache:
+        """A copy of the keys and values of rubric and examples, with which each prompt begins."""
+        if self._cache is None:
+            self._shared = self._tokens(examples)
+            self._cache = self.model(self._shared, use_cache=True, logits_to_keep=1).past_key_values
+        if not prompt[:, :self._shared.shape[1]].equal(self._shared):
+            raise ValueError(f"{self.name}: expected a chat template that writes each turn by itself; take another model")
+        return copy.deepcopy(self._cache)
+
+    def _tokens(self, messages: list[dict[str, Any]], **how: Any) -> Tensor:
+        return self.tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=False, **how)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--gguf", type=Path, help="weights of another model, named after the file")
+    parser.add_argument("--num", type=int, default=100, help="traces, drawn evenly from the kinds")
+    options, runs = parser.parse_args(), config.paths("llm").runs
+    folder = runs / options.gguf.stem if options.gguf else model_folder(runs)
+    if options.gguf and not folder.exists():
+        folder.mkdir(parents=True)
+        convert(options.gguf.resolve(), folder)
+    with Recording(runs / f"contract_{folder.name}.sqlite") as recording, torch.inference_mode():
+        judge = LLMChecker(LocalModel(folder, recording), "skip", guard=False, parameters=PARAMETERS)
+        by_kind, summary = measured(judge, balanced(options.num))
+        recording.export_jsonl(RESULTS / f"contract_{folder.name}.jsonl")
+    by_kind.to_csv(RESULTS / f"contract_{folder.name}.csv", index=False)
+    write_json(RESULTS / f"contract_{folder.name}.json", {"model": folder.name, **summary})
+    print(by_kind.to_string(index=False), *(f"{name}: {value}" for name, value in summary.items()), sep="\n")
+
+
+if __name__ == "__main__":
+    main()
