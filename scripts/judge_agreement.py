@@ -1,8 +1,9 @@
 """How far a small language model on this machine agrees with the checker's contract (docs/method.md), kind by kind.
 
-`python -m scripts.judge_agreement` asks SmolLM2-135M-Instruct (`make llm`), `--gguf FILE` another model. It rates traces of
-the 100 kinds of scripts/traces by the prompt of `LLMChecker`: greedily, in one try, without the guard. Into results/llm go
-contract_<model>.jsonl (its valid replies), .csv (by kind) and .json (over all kinds). A run that was ended resumes.
+`python -m scripts.judge_agreement` asks SmolLM2-135M-Instruct (`make llm`), `--gguf FILE` another model. It rates
+traces of the 100 kinds of scripts/traces by the prompt of `LLMChecker`, without the guard. Its grade is the likeliest
+of the three words behind an empty list of reasons: each reply is valid, as with a server that enforces the schema. Into
+results/llm go contract_<model>.jsonl (the replies), .csv (by kind) and .json (over all kinds). An ended run resumes.
 """
 from __future__ import annotations
 
@@ -25,16 +26,16 @@ from transformers.cache_utils import Cache
 from dyme_core import config
 from dyme_core.supervision.checker import SCORES, RuleChecker, VisualChecker
 from dyme_core.supervision.llm.cache import FIELDS, Recording
-from dyme_core.supervision.llm.completion import Reply
 from dyme_core.supervision.llm.judge import LLMChecker
-from dyme_core.supervision.llm.parsing import InvalidReply, Request, Unusable, read_object
+from dyme_core.supervision.llm.parsing import Request
 from dyme_core.utils import write_json
 from scripts.checker_benchmark import LabelledTrace, agreement, confusion
 from scripts.heldout import PARTS, contract_set
 from scripts.weights import convert, model_folder
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "llm"
-PARAMETERS = {"temperature": 0.0, "max_tokens": 60}
+PARAMETERS = {"temperature": 0.0}
+BEGUN = '{"reasons": [], "rating": "'  # of a reply; a grade follows
 
 
 def balanced(num: int) -> list[LabelledTrace]:
@@ -49,16 +50,16 @@ def balanced(num: int) -> list[LabelledTrace]:
 def measured(judge: VisualChecker, traces: list[LabelledTrace]) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Rate the traces: a table by kind, and what holds over all kinds.
 
-    A judge that tells nothing apart has equal shares of right and of wrong traces rated high, and kappas of 0. The first kappa
-    is of "high" against the label, the second of three grades against the rule checker's, both where a reply was usable.
+    A judge that tells nothing apart rates equal shares of right and wrong traces high and has kappas of 0. The first
+    kappa is of "high" against the label, the second of three grades against the rule checker's.
     """
     rows, by_rule = (pd.DataFrame(agreement(checker, traces)) for checker in (judge, RuleChecker()))
-    is_right, is_high, has_rating = rows["expected"] == "high", rows["rating"] == "high", rows["rating"] != ""
-    grades = [frame["rating"][has_rating].map(SCORES) for frame in (rows, by_rule)]
+    is_right, is_high = rows["expected"] == "high", rows["rating"] == "high"
     return pd.DataFrame(confusion(rows.to_dict("records"))), {
-        "num": len(rows), "num_unusable": int((~has_rating).sum()), "agreement": rows["is_right"].mean(),
+        "num": len(rows), "agreement": rows["is_right"].mean(), "always_low_agreement": (~is_right).mean(),
         "right_rated_high": is_high[is_right].mean(), "wrong_rated_high": is_high[~is_right].mean(),
-        "kappa_high": kappa(is_high[has_rating], is_right[has_rating]), "kappa_grades": kappa(*grades)}
+        "kappa_high": kappa(is_high, is_right),
+        "kappa_grades": kappa(rows["rating"].map(SCORES), by_rule["rating"].map(SCORES))}
 
 
 def kappa(found: pd.Series, wanted: pd.Series) -> float:
@@ -77,23 +78,26 @@ class LocalModel:
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32", **here)
 
     def submit(self, request: Request) -> Future:
-        """A future that is done: with the valid reply, which is recorded, or with InvalidReply."""
+        """A future that is done, with the likeliest grade, which is recorded."""
         future, key = Future(), request.key(self.name)
-        try:
-            row = self.recording.get(key) or self._ask(request, key)
-            future.set_result(request.schema.model_validate(row["reply"]))
-        except Unusable as error:
-            future.set_exception(InvalidReply(str(error), request.item, request.purpose))
+        row = self.recording.get(key)
+        if row is None:
+            reply, length = self._likeliest(request)
+            row = dict(zip(FIELDS, (key, request.purpose, request.item, self.name, reply, length, 1), strict=True))
+            self.recording.put(row)
+        future.set_result(request.schema.model_validate(row["reply"]))
         return future
 
-    def _ask(self, request: Request, key: str) -> dict[str, Any]:
-        prompt = self._tokens(request.messages, add_generation_prompt=True)
-        made = self.model.generate(prompt, do_sample=False, max_new_tokens=request.parameters["max_tokens"],
-                                   past_key_values=self._read(request.messages[:-1], prompt))[0, prompt.shape[1]:]
-        reply = read_object(Reply(self.tokenizer.decode(made, skip_special_tokens=True)), request.schema).model_dump()
-        row = dict(zip(FIELDS, (key, "check", request.item, self.name, reply, prompt.shape[1], len(made)), strict=True))
-        self.recording.put(row)
-        return row
+    @torch.inference_mode()
+    def _likeliest(self, request: Request) -> tuple[dict[str, Any], int]:
+        """The reply with the likeliest grade, by its first token, and the prompt's number of tokens."""
+        begun, *grades = (self.tokenizer.encode(text, add_special_tokens=False) for text in (BEGUN, *SCORES))
+        prompt = torch.cat([self._tokens(request.messages, add_generation_prompt=True), torch.tensor([begun])], dim=1)
+        cache = self._read(request.messages[:-1], prompt)
+        rest = prompt[:, self._shared.shape[1]:]
+        logits = self.model(rest, past_key_values=cache, logits_to_keep=1).logits[0, -1]
+        best = int(logits[[grade[0] for grade in grades]].argmax())
+        return {"reasons": [], "rating": list(SCORES)[best]}, prompt.shape[1]
 
     def _read(self, examples: list[dict[str, Any]], prompt: Tensor) -> Cache:
         """A copy of the keys and values of rubric and examples, with which each prompt begins."""
@@ -101,7 +105,7 @@ class LocalModel:
             self._shared = self._tokens(examples)
             self._cache = self.model(self._shared, use_cache=True, logits_to_keep=1).past_key_values
         if not prompt[:, :self._shared.shape[1]].equal(self._shared):
-            raise ValueError(f"{self.name}: expected a chat template that writes each turn by itself; take another model")
+            raise ValueError(f"{self.name}: expected a chat template that writes turn by turn; take another model")
         return copy.deepcopy(self._cache)
 
     def _tokens(self, messages: list[dict[str, Any]], **how: Any) -> Tensor:
@@ -117,13 +121,12 @@ def main() -> None:
     if options.gguf and not folder.exists():
         folder.mkdir(parents=True)
         convert(options.gguf.resolve(), folder)
-    with Recording(runs / f"contract_{folder.name}.sqlite") as recording, torch.inference_mode():
+    with Recording(runs / f"contract_{folder.name}.sqlite") as recording:
         judge = LLMChecker(LocalModel(folder, recording), "skip", guard=False, parameters=PARAMETERS)
         by_kind, summary = measured(judge, balanced(options.num))
         recording.export_jsonl(RESULTS / f"contract_{folder.name}.jsonl")
     by_kind.to_csv(RESULTS / f"contract_{folder.name}.csv", index=False)
     write_json(RESULTS / f"contract_{folder.name}.json", {"model": folder.name, **summary})
-    print(by_kind.to_string(index=False), *(f"{name}: {value}" for name, value in summary.items()), sep="\n")
 
 
 if __name__ == "__main__":

@@ -11,14 +11,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from dyme_core.config import Endpoint
+from dyme_core.supervision.checker import SCORES
 from dyme_core.supervision.llm.cache import Recording
 from dyme_core.supervision.llm.client import Client
-from dyme_core.supervision.llm.completion import Reply
 from dyme_core.supervision.llm.judge import LLMChecker, fact_rows
-from dyme_core.supervision.llm.parsing import read_object
 from dyme_core.supervision.llm.prompts import check_messages
 from dyme_core.utils import read_json
-from scripts import judge_agreement
+from scripts.checker_benchmark import agreement
 from scripts.judge_agreement import PARAMETERS, RESULTS, LocalModel, balanced, kappa, measured
 
 STORED = sorted(RESULTS.glob("contract_*.jsonl"))
@@ -42,7 +41,8 @@ def test_kappa_is_what_is_worked_out_by_hand() -> None:
 def test_the_stored_replies_give_the_stored_table_again_without_a_model(path: Path) -> None:
     """After a change of the rubric or of the traces it must be made again."""
     stored, summary = pd.read_csv(path.with_suffix(".csv")), read_json(path.with_suffix(".json"))
-    with Recording(path, read_only=True) as recording, Client(Endpoint(model=summary["model"]), recording, "replay") as client:
+    endpoint = Endpoint(model=summary["model"])
+    with Recording(path, read_only=True) as recording, Client(endpoint, recording, "replay") as client:
         judge = LLMChecker(client, "skip", guard=False, parameters=PARAMETERS)
         by_kind, found = measured(judge, balanced(summary["num"]))
     pd.testing.assert_frame_equal(by_kind, stored)
@@ -61,32 +61,28 @@ def tiny(tmp_path: Path) -> Path:
                           "{% if add_generation_prompt %}assistant: {% endif %}")
     fast.save_pretrained(tmp_path / "tiny")
     torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(vocab_size=96, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
-                                 num_attention_heads=2, eos_token_id=0, pad_token_id=0)).save_pretrained(tmp_path / "tiny")
+    config = LlamaConfig(vocab_size=96, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+                         initializer_range=1.0, eos_token_id=0, pad_token_id=0)
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "tiny")
     return tmp_path / "tiny"
 
 
-def test_replies_are_those_of_the_model_without_the_shared_beginning_and_only_valid_ones_are_recorded(
-        tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    written: list[str] = []
-
-    def read(reply: Reply, schema: type) -> object:
-        written.append(reply.content)
-        return read_object(Reply('{"rating": "medium"}' if len(written) % 2 else reply.content), schema)
-
-    monkeypatch.setattr(judge_agreement, "read_object", read)
-    traces = balanced(4)
-    with Recording(tmp_path / "replies.sqlite") as recording, torch.inference_mode():
+def test_the_grade_is_the_likeliest_word_behind_the_whole_prompt_and_a_recorded_one_is_not_asked_for_again(
+        tiny: Path, tmp_path: Path) -> None:
+    traces, seen = balanced(4), []
+    with Recording(tmp_path / "replies.sqlite") as recording:
         model = LocalModel(tiny, recording)
+        hook = model.model.register_forward_hook(lambda module, asked, made: seen.append(made.logits[0, -1]))
         checker = LLMChecker(model, "skip", guard=False, parameters=PARAMETERS)
-        ratings = measured(checker, traces)[0].iloc[-1]
-        assert (ratings["num"], ratings["medium"], ratings["low"] + ratings["high"]) == (4, 2, 0)
-        for trace, text in zip(traces, written, strict=True):
-            messages = check_messages(fact_rows(trace.item.facts), trace.item.question, trace.item.answer, trace.thinking)
-            prompt = model.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt",
-                                                         return_dict=False)
-            alone = model.model.generate(prompt, do_sample=False, max_new_tokens=PARAMETERS["max_tokens"])
-            assert text == model.tokenizer.decode(alone[0, prompt.shape[1]:], skip_special_tokens=True) != ""
-        assert recording.export_jsonl(tmp_path / "replies.jsonl") == 2
-        measured(checker, traces)
-    assert len(written) == 6  # the two valid replies were not asked for again
+        rated = [row["rating"] for row in agreement(checker, traces)]
+        hook.remove()
+        for trace, rating, found in zip(traces, rated, seen[1:], strict=True):  # the first call read what all share
+            asked = check_messages(fact_rows(trace.item.facts), trace.item.question, trace.item.answer, trace.thinking)
+            text = "".join(f"{turn['role']}: {turn['content']} " for turn in asked)
+            text += 'assistant: {"reasons": [], "rating": "'
+            with torch.inference_mode():
+                logits = model.model(model.tokenizer(text, return_tensors="pt").input_ids).logits[0, -1]
+            torch.testing.assert_close(found, logits)
+            assert rating == max(SCORES, key=lambda word: logits[ord(word[0]) - 31])
+        model.model = None
+        assert [row["rating"] for row in agreement(checker, traces)] == rated
