@@ -61,8 +61,8 @@ def tiny(tmp_path: Path) -> Path:
                           "{% if add_generation_prompt %}assistant: {% endif %}")
     fast.save_pretrained(tmp_path / "tiny")
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=96, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-                         initializer_range=1.0, eos_token_id=0, pad_token_id=0)
+    config = LlamaConfig(vocab_size=96, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+                         num_attention_heads=2, initializer_range=1.0, eos_token_id=0, pad_token_id=0)
     LlamaForCausalLM(config).save_pretrained(tmp_path / "tiny")
     return tmp_path / "tiny"
 
