@@ -9,10 +9,12 @@ from __future__ import annotations
 import argparse
 import csv
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from dyme_core.data.benchmarks.tabular import csv_facts
 from dyme_core.data.numbers import same_label, same_value
+from dyme_core.data.schema import Fact
 from dyme_core.supervision.chart_ocr.matching import compare
 from dyme_core.supervision.chart_ocr.ocr import OcrFacts
 from dyme_core.supervision.fact_extraction import FactStore, Picture
@@ -21,7 +23,8 @@ from scripts.drawn_charts import drawn_pictures
 
 def real_pictures(folder: Path) -> list[Picture]:
     """The pictures of a folder in ChartQA's layout that have a table."""
-    return [Picture.of_files(folder / "png" / f"{table.stem}.png", table) for table in sorted((folder / "tables").glob("*.csv"))]
+    tables = sorted((folder / "tables").glob("*.csv"))
+    return [Picture.of_files(folder / "png" / f"{table.stem}.png", table) for table in tables]
 
 
 def source_row(source: str, half: str, pictures: list[Picture], store: FactStore) -> dict[str, str | int | float]:
@@ -30,14 +33,19 @@ def source_row(source: str, half: str, pictures: list[Picture], store: FactStore
     for picture in pictures:
         found, gold = store.get(picture, backend).facts, csv_facts(picture.table)
         counts += Counter(compare(found, gold))
-        counts["num_wrong_series"] += sum(
-            len({fact.attribute for fact in gold}) > 1 and bool(named := [
-                other.attribute for other in gold if same_label(other.entity, fact.entity) and same_value(fact.value, other.value)])
-            and not any(same_label(fact.attribute, name) for name in named) for fact in found)
+        counts["num_wrong_series"] += sum(_has_wrong_series(fact, gold) for fact in found)
     found = max(1, counts["num_found"])
     return {"source": source, "half": half, "version": backend.version, "num_charts": len(pictures), **counts,
             "precision": round(counts["num_right"] / found, 3), "recall": round(counts["num_right"] / counts["num_gold"], 3),
             "wrong_series": round(counts["num_wrong_series"] / found, 3)}
+
+
+def _has_wrong_series(fact: Fact, gold: Sequence[Fact]) -> bool:
+    """True where the entity has this value in the table, in other series only."""
+    names = [other.attribute for other in gold
+             if same_label(other.entity, fact.entity) and same_value(fact.value, other.value)]
+    has_series = len({other.attribute for other in gold}) > 1
+    return has_series and bool(names) and not any(same_label(fact.attribute, name) for name in names)
 
 
 def main() -> None:
