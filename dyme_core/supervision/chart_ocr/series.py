@@ -35,6 +35,8 @@ def chart_facts(chart: Chart, pixels: np.ndarray) -> tuple[Fact, ...]:
         one fact per printed number whose name and series are certain: entity, attribute, value, unit. A unit that the chart
         prints at some numbers holds for all.
     """
+    if not chart.cells:
+        return ()
     series = _series(chart, pixels)
     units = Counter(mark.quantity.unit for _, mark in chart.cells)
     shared = max(units) if len(units.keys() - {""}) == 1 else ""
