@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,6 +116,7 @@ class Training:
     mastered: Literal["skip", "explore"] = "skip"
     reward_gate: Literal["sum", "gated"] = "sum"  # public code: trains on the ungated sum
     correct_needs_format: bool = True  # public code: false; see docs/method.md
+    likeliest_target: bool = False  # full_dyme: of the right targets the most probable one under the policy
     evaluate_every: Positive = 40
     refill: Annotated[float, Field(ge=0)] = 0.0  # share of a step's rollouts that fresh prompts may add (trainer.refill)
     probe_every: NotNegative = 40  # steps between measurements of the gradients of targets and rollouts (mechanism)
@@ -267,8 +269,9 @@ class DataSource:
         held_out: splits that are answered, of HELD_OUT; the first one is evaluated during training.
         on_bad_row: for a row that is refused: "raise" stops, "skip" leaves it out and counts it (bad_rows.py).
         options: of the data set's reader (`benchmarks.sources.load`), such as the folder of pictures.
-        facts: of training questions without any: "given" leaves them so, "ocr" reads the printed values, "vlm" asks the
-            supervising model, which must read pictures (fact_extraction.py).
+        facts: of training questions without any: "given" leaves them so, "ocr" reads the printed values, "deplot" is the
+            chart-to-table model ("deplot:FOLDER" a saved one), "vlm" asks the supervising model, which must read pictures
+            (fact_extraction.py).
         test_name, test_source: another data set for the test split, as MathVerse is for Geo170K; "": the same one.
     """
 
@@ -277,11 +280,14 @@ class DataSource:
     held_out: Annotated[tuple[Literal["validation", "test", "unseen"], ...], Strict(False)] = HELD_OUT
     on_bad_row: BadRowPolicy = "raise"
     options: dict[str, Any] = field(default_factory=dict)
-    facts: Literal["given", "ocr", "vlm"] = "given"
+    facts: str = "given"
     test_name: str = ""
     test_source: str = ""
 
     def __post_init__(self) -> None:
+        if not re.fullmatch(r"given|ocr|vlm|deplot(:.+)?", self.facts):
+            raise ValueError("data.facts must be 'given', 'ocr', 'deplot', 'deplot:FOLDER' or 'vlm': got "
+                             f"{self.facts!r}; use one of them")
         if not self.held_out or len(set(self.held_out)) < len(self.held_out):
             raise ValueError(f"data.held_out must name at least one split, none twice: got {self.held_out!r}; name some of "
                              f"{HELD_OUT}")

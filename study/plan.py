@@ -24,7 +24,9 @@ SWITCH_VALUES = {"threshold": (0.25, 0.5), "cosine": (None,), "budget": (8.0, 32
 SWITCH_RATES = (3e-4, 1e-3)  # learning rates
 LEFT_OUT_KINDS = ("gap", "count")  # of question, in the experiment "kinds"
 GRADIENT_BOUNDS = {"float64": 1e-12, "float32": 1e-5}  # on the relative error of gradients that should be equal (notebook 01)
-OLDEST_VERSION = {"short": 3}  # of results (runs.RESULTS_VERSION) that an experiment takes; 1 where none stands here
+TEACHER = {"world.traces": "teacher"}
+# Of results (methods.RESULTS_VERSION): the oldest that an experiment takes; 1 where none stands here.
+OLDEST_VERSION = {"short": 4, "teacher_tuning": 4, "teacher": 4}
 # (value, learning rate): the best on validation.
 CHOSEN_SWITCHES = {"threshold": (0.5, 1e-3), "cosine": (None, 1e-3), "budget": (8.0, 1e-3), "luffy": (0.1, 3e-4),
                    "chord": (0.1, 3e-4), "prefix": (None, 3e-4), "grounded": (None, 1e-3)}
@@ -78,6 +80,24 @@ def _short() -> Iterator[Point]:
                 "world.validation_questions": 40}
     for method in ("sft", "grpo", "pure_dyme", "full_dyme"):
         yield Point("short", f"{config.METHOD_NAMES[method]}, 6 steps", method, "short", settings, (0,), ("validation",))
+
+
+def _teacher_tuning() -> Iterator[Point]:
+    """Learning rates of CoT-SFT on a teacher's traces, on seed 0. The other methods keep those of the refiner's targets."""
+    for rate in (3e-4, 2e-3):  # 1e-3 is the main run's
+        yield Point("teacher_tuning", f"{config.METHOD_NAMES['sft']}, {rate:g}", "sft", f"teacher-lr{rate:g}",
+                    {**TEACHER, "learning_rates.sft": rate}, (0,), ("validation",), value=rate)
+
+
+def _teacher() -> Iterator[Point]:
+    """The paper's setting: what memorizes, memorizes a teacher's traces, and Full DyME chooses the target that the policy finds
+    most probable, of the teacher's and the refiner's. `sft`, four times the steps: about the cost of DyME. A first look."""
+    first = (0,)
+    for method in ("sft", "sft_grpo", "pure_dyme"):
+        yield Point("teacher", config.METHOD_NAMES[method], method, "teacher", TEACHER, first)
+    yield Point("teacher", "CoT-SFT, 960 steps", "sft", "teacher-960", {**TEACHER, "training.steps": 960}, first)
+    yield Point("teacher", config.METHOD_NAMES["full_dyme"], "full_dyme", "teacher",
+                {**TEACHER, "training.likeliest_target": True}, first)
 
 
 def _large() -> Iterator[Point]:
@@ -187,10 +207,10 @@ def _statistics() -> Iterator[Point]:
             yield Point("statistics", label, method, f"real{share:.0f}", {"world.train_real_share": share}, FEW_SEEDS)
 
 
-EXPERIMENTS = {"tuning": _tuning, "main": _main, "short": _short, "switch_tuning": _switch_tuning, "switch": _switch,
-               "ablation": _ablation, "rollouts": _rollouts, "quality": _quality, "corruption": _corruption,
-               "length": _length, "data": _data, "kinds": _kinds, "statistics": _statistics, "large": _large,
-               "prompts": _prompts}
+EXPERIMENTS = {"tuning": _tuning, "main": _main, "short": _short, "teacher_tuning": _teacher_tuning, "teacher": _teacher,
+               "switch_tuning": _switch_tuning, "switch": _switch, "ablation": _ablation, "rollouts": _rollouts,
+               "quality": _quality, "corruption": _corruption, "length": _length, "data": _data, "kinds": _kinds,
+               "statistics": _statistics, "large": _large, "prompts": _prompts}
 
 
 def points(*experiments: str, methods: Sequence[str] = config.METHODS) -> list[Point]:

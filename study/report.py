@@ -114,6 +114,8 @@ FIGURES: dict[str, Callable[[Stored], Figure]] = {
     "pseudo_thinking": lambda stored: traces.pseudo_thinking(stored.main_rows, stored.pictures.__getitem__),
     "switches": lambda stored: sweeps.switches(stored.rows),
     "ablation": lambda stored: sweeps.ablation(stored.rows),
+    "teacher": lambda stored: sweeps.teacher(stored.rows),
+    "targets": lambda stored: mechanism.targets(stored.logs),
     "rollouts": lambda stored: sweeps.sweep(stored.rows, "rollouts"),
     "prompts": lambda stored: sweeps.sweep(stored.rows, "prompts"),
     "data": lambda stored: sweeps.sweep(stored.rows, "data"),
@@ -124,7 +126,7 @@ FIGURES: dict[str, Callable[[Stored], Figure]] = {
 }
 TABLES: dict[str, tuple[Callable[[Stored], pd.DataFrame], str]] = {
     "main": (lambda stored: tables.main_table(stored.main_rows),
-             "Share of well-formed correct answers in the mini world, with 95 % bootstrap intervals over seeds and items."),
+             "Share of well-formed correct answers in the mini world, means over seeds with 95 % intervals."),
     "cost": (lambda stored: tables.cost_table(stored.main_logs, stored.main_rows, stored.main_manifests),
              "The poster's cost table: measured lines are of the mini world on a CPU (medians over seeds, per run), reported "
              "ones of ChartQA on GPUs."),

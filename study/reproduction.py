@@ -17,7 +17,7 @@ from dyme_core.config import METHOD_NAMES
 from dyme_core.pipeline.methods import differences
 from dyme_core.utils import provenance, read_rows, run_file, write_atomic
 from study.runner.registry import read_manifests
-from study.statistics import Estimate, bootstrap, load_rows, score_matrix
+from study.statistics import Estimate, interval, load_rows, score_matrix
 from study.tables import MODEL_NAMES, markdown_table
 
 IDENTICAL, INSIDE, OUTSIDE = "identical to the last bit", "inside", "outside"
@@ -82,7 +82,7 @@ class Report:
             f"{same} of {len(self.lines)} methods are identical to the published runs, to the last bit{end}.",
             markdown_table(pd.DataFrame([line.cells() for line in self.lines])),
             f"- Own: {_origin([self.own])}\n- Published: {_origin(self.published)}",
-            "Well-formed correct answers on the test set. The interval resamples seeds and items of the published runs of the "
+            "Well-formed correct answers on the test set. The interval is that of the published runs of the "
             "same seeds; \"inside\": the own value lies in it."]) + "\n"
 
 
@@ -109,7 +109,7 @@ def _lines(own: config.Paths, published: config.Paths, mine: Manifests, theirs: 
                 continue
             is_same = all(read_rows(run_file(own.rows, name)) == read_rows(run_file(published.rows, name))
                           for name in runs.values())
-            here, there = (bootstrap(score_matrix(rows[rows["split"] == SPLIT], METRIC))
+            here, there = (interval(score_matrix(rows[rows["split"] == SPLIT], METRIC))
                            for rows in (load_rows(paths.rows, runs.values()) for paths in (own, published)))
             verdict = IDENTICAL if is_same else INSIDE if there.low <= here.value <= there.high else OUTSIDE
             reasons = dict.fromkeys(reason for name in runs.values() for reason in explanations(mine[name], theirs[name]))

@@ -153,7 +153,7 @@ def _difference(rows: pd.DataFrame, setting: str, base: str) -> dict[str, float 
     parts, seeds = statistics.shared(rows, (setting, base), "test")
     if setting == base or not seeds:
         return {f"{name}{suffix}": None for suffix in BOUNDS}
-    estimate = statistics.paired_bootstrap(*(statistics.score_matrix(part, "correct") for part in parts))
+    estimate = statistics.paired(*(statistics.score_matrix(part, "correct") for part in parts))
     return {f"{name}{suffix}": 100 * getattr(estimate, bound) for suffix, bound in BOUNDS.items()}
 
 

@@ -13,8 +13,8 @@ PACKAGES = ("dyme_core", "study", "scripts")
 LAYERS = ("utils", "data", "models", "supervision", "trainer", "pipeline", "study")
 TORCH_LAYERS = {"models", "trainer", "pipeline"}
 # Modules of the other layers that load torch themselves.
-TORCH_ELSEWHERE = {"dyme_core/ranks", "study/doctor", "study/gradients", "scripts/curriculum", "scripts/pretrain",
-                   "scripts/weights"}
+TORCH_ELSEWHERE = {"dyme_core/ranks", "dyme_core/supervision/deplot", "study/doctor", "study/gradients", "scripts/curriculum",
+                   "scripts/judge_agreement", "scripts/learnability", "scripts/pretrain", "scripts/weights"}
 HEAVY = {"torch", "transformers", "trl", "accelerate", "peft", "unsloth", "torchvision"}
 FORBIDDEN_MODULES = {"pickle", "cloudpickle", "dill", "shelve", "marshal"}
 FORBIDDEN_CALLS = {"eval", "exec", "print", "breakpoint"}

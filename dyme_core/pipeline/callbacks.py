@@ -19,7 +19,7 @@ from dyme_core.supervision.factory import Experts, describe
 logger = logging.getLogger(__name__)
 LOGGED = ("loss", "memorize", "explore", "mastered", "format", "accuracy", "correct", "thinking", "zero_variance", "entropy",
           "thinking_tokens", "truncated", "repeated", "without_target", "rows", "refilled", "rollouts",
-          "memorize_norm", "explore_norm", "cosine",
+          "memorize_norm", "explore_norm", "cosine", "target_nll", "first_target_nll", "other_target", "choose_s",
           "generate_s", "score_s", "update_s")
 WINDOW = 10  # steps over which the signs of a collapse are averaged
 REMEDIES = {  # by logged column: what its collapse means, and what to do

@@ -141,7 +141,7 @@ def check_start(session: Session) -> None:
     if run.method not in UNSUPERVISED and not has_targets:
         raise DataError(f"none of {len(records)} training questions has facts of its picture, so that no target can be written "
                         "and no thinking checked; give data.source a folder with tables (ChartQA's own release has them), "
-                        "set data.facts to 'ocr' or 'vlm', or train with grpo")
+                        "set data.facts to 'ocr', 'deplot' or 'vlm', or train with grpo")
     if run.profile.model != "mini" and phase_steps(run):
         logger.info("%s", estimate_run(run, session.model, checked))
         longest = next(record for record in records if record.item == checked.longest_item)

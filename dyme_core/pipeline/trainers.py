@@ -104,6 +104,7 @@ def dyme_trainer(session: Session, arguments: dict[str, Any], callbacks: list[Tr
                           switch_value=training.switch_value, thinking_weight=training.thinking_weight,
                           probe_every=training.probe_every, memorize_weight=training.memorize_weight,
                           mastered=training.mastered, reward_gate=training.reward_gate, refill=training.refill,
+                          likeliest_target=training.likeliest_target,
                           correct_needs_format=training.correct_needs_format)
     supervision = supervise_online(experts, training) if run.method == "full_dyme" else {
         "reward_funcs": dyme_rewards(RuleChecker(), experts.accuracy), "refiner": experts.offline(session.records)}

@@ -225,7 +225,7 @@ class _Part:
             return Side(None, does="q")
         if not re.search("[nc]", self.shape):
             names = tuple(token for token in self.sentence[self.start: self.end] if token.kind in "ea")
-            return Side(None, terms=(Term(None, names[0].start, names[-1].end, names),))
+            return Side(None, terms=(Term(None, names[0].start, names[-1].end, names),)) if names else Side(math.nan)
         pieces: list[Side | str] = []
         at = 0
         for match in re.finditer(rf"(?P<num>{_NUM}|c)|(?P<sign>[-+*/()])", self.shape):

@@ -141,13 +141,13 @@ class _Check:
         """True where a statement agrees with the facts and the answer, or says nothing on it."""
         task, answer = self.task, self.item.answer.lower()
         name = said.text.lower()
-        if said.kind in ("seen", "result", "fact"):
+        if said.kind in ("result", "fact"):
             return True
-        if said.kind == "mention":
+        if said.kind in ("mention", "seen"):
             needed = {each.lower() for fact in task.evidence for each in (fact.entity, fact.attribute)}
             return name in self.item.question.lower() or name in needed
         if said.kind in ("most", "least") and said.value is None:
-            return self._is_extreme(name, said.kind)
+            return name not in ("yes", "no") and self._is_extreme(name, said.kind)
         if said.kind in ("most", "least"):
             pick = max if said.kind == "most" else min
             return said.value == pick(task.values) or bool(task.measure) and said.value == pick(task.measure.values())

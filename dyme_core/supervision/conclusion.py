@@ -62,6 +62,8 @@ def find_statements(sentence: Sequence[Token], used: Set[int], claimed: Set[int]
         place = next(place for place in range(match.start(), match.end()) if shape[place] in "nm")
         word = next(shape[place] for place in range(match.start(), match.end()) if shape[place] in "XNGL")
         found.setdefault(place, "most" if word in "XG" else "least")
+    for match in re.finditer("[XN][iI=:]*y", shape):  # "the highest is Yes"
+        found[match.end() - 1] = "most"
     compared = [place for place, kind in enumerate(shape) if kind in "XNGLgl"]
     for place, kind in enumerate(shape):
         is_topic = kind == "a" and (shape[place - 1: place] in tuple("XNGL") or shape[place + 1: place + 2] in ("p", "P"))

@@ -66,6 +66,13 @@ class GradedRefiner:
         items = [_as_misread(record) for record in records]
         return [self.refine(item) if item.evidence else None for item in items]
 
+    def candidates_all(self, records: Sequence[dict[str, Any]]) -> list[list[str]]:
+        """The right targets of each data record, as RuleRefiner's; of a lower quality there is one."""
+        if self.quality != "high":
+            return [[text] if text else [] for text in self.refine_all(records)]
+        items = [_as_misread(record) for record in records]
+        return [self.rules.candidates(item) if item.evidence else [] for item in items]
+
 
 def _as_misread(record: dict[str, Any]) -> Item:
     """The item with the answer that its facts give; for a misread record that is not the data set's answer."""

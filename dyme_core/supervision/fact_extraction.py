@@ -1,7 +1,7 @@
 """Facts for questions that have none: extracted from each picture once, and stored with their provenance.
 
 A back end is anything with the members of `FactBackend`. Here: `TableFacts` (the data set's own table) and `ImageFacts` (a
-model that reads pictures). `chart_ocr.ocr.OcrFacts` reads the picture offline.
+model that reads pictures). `chart_ocr.ocr.OcrFacts` reads the picture offline, `deplot.DePlotFacts` by a chart-to-table model.
 """
 from __future__ import annotations
 
@@ -181,7 +181,8 @@ def store_key(picture: Picture, backend: FactBackend) -> str:
 
 
 def backend_of(name: str, client: Client | None, parameters: Mapping[str, Any] = DEFAULTS) -> FactBackend:
-    """The back end called "ocr" (offline) or "vlm" (asks the supervising model, which must read pictures).
+    """The back end called "ocr" (offline), "deplot" (the hub's chart-to-table model, "deplot:FOLDER" for a saved one) or "vlm"
+    (asks the supervising model, which must read pictures).
 
     Args:
         parameters: of the requests to this endpoint (`supervision.parameters`); the defaults get room for a whole chart.
@@ -190,9 +191,11 @@ def backend_of(name: str, client: Client | None, parameters: Mapping[str, Any] =
     """
     if name == "ocr":
         return importlib.import_module("dyme_core.supervision.chart_ocr.ocr").OcrFacts()  # an extra
+    if name.startswith("deplot"):
+        return importlib.import_module("dyme_core.supervision.deplot").DePlotFacts(*filter(None, [name[len("deplot:"):]]))
     if client is None:
         raise ValueError("data.facts='vlm' asks a model about pictures: set supervision.backend='api' and an endpoint that "
-                         "sees pictures, or data.facts='ocr'")
+                         "sees pictures, or data.facts='ocr' or 'deplot'")
     return ImageFacts(client, PARAMETERS if parameters == DEFAULTS else parameters)
 
 

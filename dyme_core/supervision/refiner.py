@@ -6,17 +6,19 @@ needs no model; `llm.refiner` asks a language model.
 """
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from dyme_core.data.datasets import Refine
 from dyme_core.data.prompt_format import MIN_THINKING_WORDS, is_well_formed, write_response
-from dyme_core.data.schema import Item, item_of, write_facts
+from dyme_core.data.schema import Item, item_of, write_facts, write_number
 from dyme_core.supervision.checker import SCORES, Judgement, RuleChecker, VisualChecker
 
-SLOTS = ("labels", "facts", "working", "conclusion")
+SLOTS = ("labels", "facts", "working", "conclusion", "answer")  # of templates, besides numbered ones
+CANDIDATES = 4  # targets of a prompt that are weighed against each other
 
 
 class VisualRefiner(Protocol):
@@ -44,6 +46,17 @@ def target_writer(refiner: VisualRefiner | Refine | None) -> Refine:
     return write
 
 
+def candidate_writer(refiner: VisualRefiner) -> Callable[[Sequence[dict[str, Any]]], list[list[str]]]:
+    """Give the function from data rows to all their right targets, whole responses: the row's own, and those that the refiner
+    writes by `candidates_all`."""
+    def write(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
+        own, written = own_targets(rows), refiner.candidates_all(rows)
+        return [list(dict.fromkeys([*filter(None, [target]), *(write_response(text, row["answer"]) for text in texts)]))
+                for row, target, texts in zip(rows, own, written, strict=True)]
+
+    return write
+
+
 def own_targets(rows: Sequence[dict[str, Any]]) -> list[str | None]:
     """The response that comes with each data row: its `target`, or its trace with the answer line; None without either."""
     traces = _respond_all(TraceRefiner(), rows)
@@ -55,34 +68,83 @@ def _respond_all(refiner: VisualRefiner, rows: Sequence[dict[str, Any]]) -> list
             for thinking, row in zip(refiner.refine_all(rows), rows, strict=True)]
 
 
+def parts_of(item: Item) -> dict[str, str]:
+    """What the slots of a template stand for in a question: its name and text, the larger parts first.
+
+    conclusion, facts ("2010 has 62 and 36, 2012 has 65 and 35"), working, labels ("2010 and 2012"); then of each fact of the
+    evidence value1, entity1, attribute1, and so on; result1, ... of the working; and the answer.
+    """
+    parts = {"conclusion": item.conclusion, "facts": write_facts(item.evidence), "working": item.working,
+             "labels": " and ".join(item.labels)}
+    for number, fact in enumerate(item.evidence, start=1):
+        parts |= {f"value{number}": write_number(fact.value), f"entity{number}": fact.entity,
+                  f"attribute{number}": fact.attribute}
+    results = re.findall(r"= (-?\d+(?:\.\d+)?)", item.working)
+    parts |= {f"result{number}": text for number, text in enumerate(results, start=1)} | {"answer": item.answer}
+    return {slot: text for slot, text in parts.items() if text}
+
+
 @dataclass(frozen=True)
 class Template:
-    """The structure of a target: a sentence pattern with the slots {labels} {facts} {working} {conclusion}."""
+    """The structure of a target: a text with slots for the parts of a question (`parts_of`).
+
+    It states facts, by {facts} or by {value1}, ..., and ends in {conclusion} or {answer}.
+    """
 
     text: str
 
+    @property
+    def slots(self) -> list[str]:
+        return re.findall(r"{(\w*)}", self.text)
+
     @staticmethod
     def fits(text: str) -> bool:
-        """Whether a text has {facts} and {conclusion}, perhaps the other slots, each once, and no other word in braces."""
-        found = re.findall(r"{(\w*)}", text)
-        return {"facts", "conclusion"} <= set(found) <= set(SLOTS) and len(found) == len(set(found))
+        """Whether a text states facts and concludes, each once, and has no braces but those of slots."""
+        slots = re.findall(r"{(\w*)}", text)
+        numbered = re.compile(r"(?:value|entity|attribute|result)[1-9]\d*")
+        return (all(slot in SLOTS or numbered.fullmatch(slot) for slot in slots) and text.count("{") == len(slots)
+                and ("facts" in slots or "value1" in slots) and ("conclusion" in slots) + slots.count("answer") == 1
+                and all(slots.count(slot) <= 1 for slot in ("facts", "working", "conclusion")))
 
     def __post_init__(self) -> None:
         if not self.fits(self.text):
-            raise ValueError(f"a template needs {{facts}} and {{conclusion}} once, and may have {SLOTS}: got {self.text!r}")
+            raise ValueError(f"a template needs {{facts}} or {{value1}}, ... and {{conclusion}} or {{answer}} once, and may "
+                             f"have {SLOTS} and numbered slots: got {self.text!r}")
+
+    def suits(self, item: Item) -> bool:
+        """Whether it has a place for all the evidence and for the working, and no slot that the question lacks."""
+        parts, slots = parts_of(item), set(self.slots)
+        if not item.working and _WITHOUT_WORKING.search(self.text):
+            slots -= {"working"}
+        return (slots <= parts.keys() and ("facts" in slots or {part for part in parts if part.startswith("value")} <= slots)
+                and (not item.working or any(slot == "working" or slot.startswith("result") for slot in slots)))
 
     def fill(self, item: Item) -> str:
         """The thinking for `item`; without a working (a look-up) the part of the sentence that would hold it is left out."""
         text = self.text if item.working else _WITHOUT_WORKING.sub(" Therefore, ", self.text)
-        values = {"labels": " and ".join(item.labels), "facts": write_facts(item.evidence), "working": item.working,
-                  "conclusion": item.conclusion}
-        return re.sub(r"{(\w+)}", lambda slot: values[slot[1]], text)
+        parts = parts_of(item)
+        return re.sub(r"{(\w+)}", lambda slot: parts.get(slot[1], ""), text)
 
 
 _WITHOUT_WORKING = re.compile(r"(?<=\.) [^.]*{working}(?:\. [^.{]*|, )")
 FIRST_TEMPLATE = Template("We locate {labels}. Then, extract {facts}. Comparing {working}, {conclusion}.")  # the poster's
 DEFAULT_TEMPLATES = (FIRST_TEMPLATE,
                      Template("Step 1 is to extract {facts}. Step 2 is to compute {working}. Therefore, {conclusion}."))
+
+
+def structure_of(thinking: str, item: Item) -> str:
+    """A trace with slots in place of the question's parts, the longest part first; what concludes is {conclusion}, or the last
+    mention of the answer."""
+    parts = parts_of(item)
+    slots = {text: slot for slot, text in reversed(parts.items())}  # a text that is two parts is the larger one's
+    either = "|".join(map(re.escape, sorted(slots, key=len, reverse=True)))
+    pieces = re.split(rf"(?<![\w.-])(?<![Ss]tep )({either})(?!\w|[.,]\d)", thinking)
+    found = [slots[text] for text in pieces[1::2]]
+    if "conclusion" not in found and item.answer in pieces[1::2]:
+        last = len(found) - 1 - pieces[1::2][::-1].index(item.answer)
+        found[last] = "answer"
+    pieces[1::2] = [f"{{{slot}}}" for slot in found]
+    return "".join(pieces)
 
 
 @dataclass
@@ -99,20 +161,20 @@ class TemplateBank:
     def best(self) -> Template:
         return Template(max(self.counts, key=self.counts.__getitem__))
 
+    def suiting(self, item: Item) -> Iterator[Template]:
+        """Those that suit `item`, most often seen first, then the default ones."""
+        ordered = map(Template, sorted(self.counts, key=self.counts.__getitem__, reverse=True))
+        return itertools.chain((template for template in ordered if template.suits(item)), DEFAULT_TEMPLATES)
+
     def observe(self, thinking: str, item: Item) -> bool:
-        """Learn from a trace rated "high"; True where its structure could be read (all its parts stand in it verbatim)."""
-        text = thinking.strip()
-        for slot, part in (("facts", write_facts(item.evidence)), ("working", item.working), ("conclusion", item.conclusion),
-                           ("labels", " and ".join(item.labels))):
-            if not part or slot == "labels" and part not in text:
-                continue
-            if text.count(part) != 1 and slot != "labels":
-                return False
-            text = text.replace(part, f"{{{slot}}}", 1)
-        if "{working}" not in text or re.search(r"\d{2}", text) or len(text.split()) < MIN_THINKING_WORDS:
-            return False  # a structure without working, or with a number left in it, is no template
-        if not text.isprintable() or "\ufffd" in text or not Template.fits(text):
-            return False  # a byte-level tokenizer can sample bytes that are no text, a model braces of its own
+        """Learn from a trace rated "high"; True where its structure could be read."""
+        if not item.evidence or "{" in thinking:
+            return False
+        text = structure_of(thinking.strip(), item)
+        if re.search(r"\d{2}", re.sub(r"{\w+}", "", text)) or len(text.split()) < MIN_THINKING_WORDS:
+            return False  # a number is left in it
+        if not text.isprintable() or "\ufffd" in text or not Template.fits(text) or not Template(text).suits(item):
+            return False  # a byte-level tokenizer can sample bytes that are no text
         self.counts[text] = self.counts.get(text, 0) + 1
         return True
 
@@ -125,7 +187,7 @@ class TemplateBank:
 
 @dataclass
 class RuleRefiner:
-    """Writes targets from computed steps with a template, and checks each of them."""
+    """Writes targets from computed steps with the bank's templates, and checks each of them."""
 
     bank: TemplateBank = field(default_factory=TemplateBank)
     checker: RuleChecker = field(default_factory=RuleChecker)
@@ -136,13 +198,27 @@ class RuleRefiner:
         Raises:
             ValueError: where even the first template's target fails the checker, with the reasons (the record is wrong).
         """
-        for template in (self.bank.best(), FIRST_TEMPLATE):
+        return self.candidates(item, 1)[0]
+
+    def candidates(self, item: Item, most: int = CANDIDATES) -> list[str]:
+        """At most `most` targets, each rated "high", that of the template seen most often first; raises as `refine` does."""
+        found: list[str] = []
+        for template in self.bank.suiting(item):
             thinking = template.fill(item)
             judgement = self.checker.judge(thinking, item)
-            if judgement.rating == "high":
-                return thinking
-        raise ValueError(f"no target for {item.question!r} passes the checker: {'; '.join(judgement.reasons)}; check the "
-                         f"record's facts, working and answer")
+            if judgement.rating == "high" and thinking not in found:
+                found.append(thinking)
+            if len(found) == most:
+                break
+        if not found:
+            raise ValueError(f"no target for {item.question!r} passes the checker: {'; '.join(judgement.reasons)}; check the "
+                             f"record's facts, working and answer")
+        return found
+
+    def candidates_all(self, records: Sequence[dict[str, Any]]) -> list[list[str]]:
+        """The candidates of each data record; none without evidence."""
+        items = [item_of(record) for record in records]
+        return [self.candidates(item) if item.evidence else [] for item in items]
 
     def refine_all(self, records: Sequence[dict[str, Any]]) -> list[str | None]:
         """A target per data record, None for one without evidence; raises as `refine` does for one that is wrong."""

@@ -262,7 +262,7 @@ class Steps:
         if relation != "=":
             self.pairs.append((left.value, relation, right.value))
             is_other = self.task.kind == "count" and self.task.limit not in (left.value, right.value)
-            if is_other or not all(self._may_compare(side.value) for side in (left, right) if side.is_plain):
+            if is_other or not self._comparable(left) & self._comparable(right):
                 self.faults.append("makes a comparison that the question does not ask for")
         elif all(side.is_plain for side in working.sides):
             if right.value != self.task.limit and self.task.values.count(right.value) < 2:  # two bars may be equal
@@ -293,9 +293,13 @@ class Steps:
         self.last = result, form
         self.results.setdefault(abs(result), {key: -count if result < 0 else count for key, count in form.items()})
 
-    def _may_compare(self, value: float) -> bool:
-        return value in self.task.values or abs(value) in self.results or value in self.task.measure.values() \
-            or value == self.task.limit
+    def _comparable(self, side: Side) -> set[str]:
+        """What a side may be compared as: a value of the picture, or a result."""
+        if not side.is_plain:
+            return {"result"}
+        is_value = side.value in self.task.values or side.value == self.task.limit
+        is_result = abs(side.value) in self.results or self.task.kind == "gap" and side.value in self.task.measure.values()
+        return {name for name, holds in (("value", is_value), ("result", is_result)) if holds}
 
     def _expanded(self, form: Form) -> Form:
         """The form with earlier results in terms of the facts that they are made of."""
@@ -329,7 +333,9 @@ def same(first: float, second: float) -> bool:
 
 
 def same_form(first: Form, second: Form, sign: int = 1) -> bool:
-    """True where two sums are the same, or with `sign` -1 opposite."""
+    """True where two sums are the same, or with `sign` -1 opposite; 51 - 51 is not 42 - 42."""
+    if not any(first.values()) and not any(second.values()):
+        return first.keys() == second.keys()
     return all(same(first.get(key, 0.0), sign * second.get(key, 0.0)) for key in first.keys() | second.keys())
 
 

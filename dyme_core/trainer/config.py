@@ -54,6 +54,8 @@ class DyMEConfig(RefillConfig):
     reward_gate: str = field(default="sum", metadata={"help": "sum (public code) or gated: 0 where the format fails"})
     memorize_weight: str = field(default="row", metadata={"help": "row: 1 (public code); group: G, a prompt = an SFT example"})
     mastered: str = field(default="skip", metadata={"help": "all-correct groups: skip (advantage 0) or explore"})
+    likeliest_target: bool = field(default=False, metadata={"help": "memorize, of all right targets that the refiner and the "
+                                                                    "data have, the most probable one under the policy"})
     drop_idle_rows: bool = field(default=True, metadata={"help": "rows of advantage 0 skip the update (same gradient)"})
     probe_every: int = field(default=0, metadata={"help": "steps between measurements of gradients; 0: never"})
     loss_type: str = "grpo"

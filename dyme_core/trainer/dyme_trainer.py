@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from dyme_core import ranks
 from dyme_core.data.datasets import Refine
 from dyme_core.models import engine
 from dyme_core.models.generation import Watcher, watching
 from dyme_core.models.processors import target_ids
-from dyme_core.supervision.refiner import VisualRefiner, target_writer
+from dyme_core.supervision.refiner import VisualRefiner, candidate_writer, target_writer
 from dyme_core.trainer import batching, switches
 from dyme_core.trainer.config import DyMEConfig
 from dyme_core.trainer.grpo_trainer import MeasuredGRPOTrainer
@@ -35,7 +36,9 @@ class DyMETrainer(MeasuredGRPOTrainer):
     """GRPO that memorizes a refined target where the switch says so: DyME's own where every rollout of a prompt failed.
 
     Logs in addition: without_target, prompts to memorize without a target; rows, those in the update; every `probe_every` steps
-    memorize_norm, explore_norm and cosine of the gradients of targets and of rollouts.
+    memorize_norm, explore_norm and cosine of the gradients of targets and of rollouts. With likeliest_target: target_nll and
+    first_target_nll, mean nats per token of the targets chosen and of those that stood first; other_target, the share that is
+    not the first; choose_s, the seconds that the choice took.
 
     Args:
         model, reward_funcs, train_dataset, **kwargs: as for MeasuredGRPOTrainer.
@@ -67,6 +70,13 @@ class DyMETrainer(MeasuredGRPOTrainer):
             raise ValueError(f"refill needs rollouts that start from nothing: got switch {self.args.switch!r}, which gives "
                              "hints; set refill=0, or choose another switch")
         self.refine, self.watch, self.on_scored = target_writer(refiner), watch, on_scored
+        if self.args.likeliest_target and not hasattr(refiner, "candidates_all"):
+            raise ValueError("likeliest_target needs a refiner that writes several targets (candidates_all, as RuleRefiner): "
+                             f"got {type(refiner).__name__}; give another refiner, or set likeliest_target=False")
+        if self.args.likeliest_target and ranks.deals_weights():
+            raise ValueError("likeliest_target needs whole weights in every process: got FSDP, whose forward passes all "
+                             "processes must share; use DDP or a single process, or set likeliest_target=False")
+        self.candidates = candidate_writer(refiner) if self.args.likeliest_target else None
         self._hints: list[list[int]] = []  # token ids, one list per local row; empty where rollouts start from nothing
         self.held: list[batching.Batch] = []  # rows with targets that wait (Decision.hold)
         users = [refiner, *(getattr(function, "checker", None) for function in self.reward_funcs)]
@@ -185,7 +195,7 @@ class DyMETrainer(MeasuredGRPOTrainer):
     def _memorize(self, inputs, batch: batching.Batch, rows: list[tuple[int, float]], decision: switches.Decision
                   ) -> batching.Batch:
         """Write targets: in place of the first rollout of their group where it is idle, else as an additional row."""
-        texts = self.refine([inputs[row] for row, _ in rows]) if rows else []
+        texts = self._choose_targets(inputs, batch, [row for row, _ in rows]) if rows else []
         found = [(row, weight, text) for (row, weight), text in zip(rows, texts, strict=True) if text is not None]
         num_missing = torch.tensor([texts.count(None)], device=batch["advantages"].device)
         self._metrics["train"]["without_target"].append(self.accelerator.gather(num_missing).sum().item())
@@ -202,6 +212,37 @@ class DyMETrainer(MeasuredGRPOTrainer):
         if decision.token_weight is not None and found:
             self._weigh_tokens(batch, decision.token_weight)
         return batch
+
+    def _choose_targets(self, inputs, batch: batching.Batch, rows: list[int]) -> list[str | None]:
+        """The target of each of these rows' prompts: the refiner's, or of all right ones the most probable under the policy."""
+        asked = [inputs[row] for row in rows]
+        if self.candidates is None:
+            return self.refine(asked)
+        choices, start = self.candidates(asked), time.perf_counter()
+        pairs = [(row, text) for row, texts in zip(rows, choices, strict=True) for text in texts]
+        scores = iter(self._mean_log_probs(batch, pairs))
+        chosen, metrics = [], self._metrics["train"]
+        for texts in choices:
+            scored = {text: next(scores) for text in texts}
+            chosen.append(max(scored, key=scored.__getitem__, default=None))
+            if texts:
+                metrics["target_nll"].append(-scored[chosen[-1]])
+                metrics["first_target_nll"].append(-scored[texts[0]])
+                metrics["other_target"].append(float(chosen[-1] != texts[0]))
+        metrics["choose_s"].append(time.perf_counter() - start)
+        return chosen
+
+    @torch.no_grad()
+    def _mean_log_probs(self, batch: batching.Batch, targets: list[tuple[int, str]]) -> list[float]:
+        """Mean log-probability per token under the policy of each response as the completion of its row's prompt."""
+        if not targets:
+            return []
+        each = [batching.take_rows(batch, [row]) for row, _ in targets]
+        for one, (_, text) in zip(each, targets, strict=True):
+            batching.write_completion(one, 0, target_ids(self.processing_class, text), self._tokenizer.pad_token_id)
+        joined = batching.join(each, self._tokenizer.pad_token_id)
+        mask = joined["completion_mask"]
+        return ((self._log_probs(joined) * mask).sum(1) / mask.sum(1)).tolist()
 
     def _target_row(self, batch: batching.Batch, row: int, weight: float, text: str) -> batching.Batch:
         """A batch of one row: the prompt of this one with its target."""

@@ -15,7 +15,7 @@ from study.figures import theme
 from study.figures.plots import WINDOW, draw_curves, step_curves
 from study.figures.sweeps import INTERVALS
 from study.figures.theme import draw_intervals, draw_line, finish, label_ends, name_lines, panels, seeds_sentence, themed
-from study.statistics import NoRows, bootstrap, method_rank
+from study.statistics import NoRows, interval, method_rank
 
 GRADIENT_STYLES = {"memorize": theme.Style(theme.PALETTE[3], "solid", "^"),
                    "explore": theme.Style(theme.PALETTE[0], (0, (4, 1.5)), "o")}
@@ -25,6 +25,9 @@ CAPTIONS = {
                 "statistics or on both (hollow), tested on each.",
     "mechanism": "Poster's claim: SFT and RL complement each other. {parts} Lines are means over seeds; "
                  "bands: lowest to highest seed.",
+    "targets": "What Full DyME memorizes drifts toward what the model says. Mean negative log-likelihood per token under the "
+               "policy, of the teacher's trace and of the target chosen in its place, mean of {window} steps; training on a "
+               "teacher's traces, mini world. Lines are means over seeds; bands: lowest to highest seed.",
 }
 PARTS = {
     "gradients": "Pure DyME: norm of the memorize and the explore part of one step's gradient.",
@@ -101,6 +104,25 @@ def mechanism(logs: pd.DataFrame, manifests: Iterable[Mapping[str, Any]]) -> Fig
     return finish(figure, frame, CAPTIONS["mechanism"].format(parts=parts) + seeds_sentence(frame))
 
 
+@themed()
+def targets(logs: pd.DataFrame) -> Figure:
+    """Draw how probable Full DyME's targets are under the policy, those chosen and those that stood first, over training."""
+    (point,) = [point for point in plan.points("teacher") if point.method == "full_dyme"]
+    logs = logs[(logs["method"] == point.method) & (logs["variant"] == point.variant)]
+    names = {"first_target_nll": "the teacher's trace", "target_nll": "the target chosen"}
+    frames = [_curves(logs, column, WINDOW).assign(name=name) for column, name in names.items()]
+    frame = pd.concat([part for part in frames if len(part)] or [pd.DataFrame()])
+    if frame.empty:
+        raise NoRows("Full DyME on a teacher's traces has not been trained")
+    figure, ((axes,),) = panels(1, 1, theme.COLUMN, 2.0)
+    ends = [draw_line(axes, part, "step", "value", style, name, num_marks=6)
+            for (name, part), style in zip(frame.groupby("name", sort=False), GRADIENT_STYLES.values(), strict=True)]
+    axes.set(xlim=(0, frame["step"].max()), ylim=(0, 1.05 * frame["high"].max()), xlabel="optimisation step",
+             ylabel="nats per token")
+    label_ends(axes, ends)
+    return finish(figure, frame, CAPTIONS["targets"].format(window=WINDOW) + seeds_sentence(frame))
+
+
 def _curves(logs: pd.DataFrame, column: str, window: int = 1) -> pd.DataFrame:
     """Columns step, value, low, high, num_seeds, measure (the column's name), and name (the method)."""
     if column not in logs or logs[column].isna().all():
@@ -115,7 +137,7 @@ def _captions(manifests: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     for manifest in manifests:
         if manifest.get("captions") is not None and manifest["model"] == "svlm" and not manifest.get("variant"):
             kept.setdefault(manifest["method"], []).append(100 * manifest["captions"])
-    return pd.DataFrame([{"name": method, **vars(bootstrap(pd.DataFrame(kept[method]).to_numpy()))}
+    return pd.DataFrame([{"name": method, **vars(interval(pd.DataFrame(kept[method]).to_numpy()))}
                          for method in METHODS if method in kept])
 
 

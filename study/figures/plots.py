@@ -142,7 +142,7 @@ def performance(rows: pd.DataFrame) -> Figure:
     _name_methods(line[0], methods)
     return finish(figure, summary, "Correct answers (right and well-formed) after training, mini world: "
                   f"{summary['num_items'].max()} test charts in seen styles, and as many in unseen styles and value ranges. "
-                  "Bars: 95 % bootstrap intervals." + seeds_note(summary, ""))
+                  "Bars: 95 % intervals." + seeds_note(summary, ""))
 
 
 @themed()
@@ -164,7 +164,7 @@ def kinds(rows: pd.DataFrame) -> Figure:
     # Where the last line of panels is not full, the panels above the gap need their own numbers.
     for axes in grid.flat[max(0, len(names) - columns): len(names)]:
         axes.tick_params(labelbottom=True)
-    return finish(figure, summary, "Correct answers on the test set by kind of question, mini world. Bars: 95 % bootstrap "
+    return finish(figure, summary, "Correct answers on the test set by kind of question, mini world. Bars: 95 % "
                   "intervals." + seeds_note(summary, ""))
 
 

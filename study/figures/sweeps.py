@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -15,8 +16,8 @@ from study.figures.theme import draw_intervals, draw_line, finish, label_ends, n
 from study.statistics import scores
 
 SPLITS = {"test": "test", "unseen": "unseen styles"}
-INTERVALS = " Bars: 95 % bootstrap intervals over seeds and items."
-BANDS = " Bands: 95 % bootstrap intervals over seeds and items."
+INTERVALS = " Bars: 95 % intervals for new seeds and items."
+BANDS = " Bands: 95 % intervals for new seeds and items."
 CAPTIONS = {
     "switches": "Paper's claim: the binary switch is the best one. What decides between memorizing and exploring, all else as "
                 "in Pure DyME; correct after training, mini world. Each switch's own number was chosen on validation. Vertical "
@@ -24,6 +25,10 @@ CAPTIONS = {
     "ablation": "Paper's claim: every part is needed. Full DyME with one part taken away; correct after training, mini world. "
                 "Without memorize every group explores, without explore every group memorizes, without the refiner targets are "
                 "the low ones, without the checker thinking earns nothing. Vertical line: Full DyME.",
+    "teacher": "Paper's claim: memorizing a teacher's traces harms a small VLM; DyME makes use of them. Filled: every method "
+               "memorizes the same traces in a teacher's words; hollow: the refiner's targets. Left: correct on test, and the "
+               "base's answers alone (dotted); right: claims of the thinking that are right. Mini world, 240 steps (960 where "
+               "said).",
     "rollouts": "Claim: more rollouts a prompt help. At equal rollouts a step (32, so fewer prompts); correct on test, mini "
                 "world.",
     "prompts": "What fewer rollouts a prompt buy. CoT-SFT, and Pure DyME with two rollouts a prompt (G = 2), by prompts a "
@@ -50,6 +55,29 @@ def ablation(rows: pd.DataFrame) -> Figure:
     """Draw Full DyME and its four ablations on both test sets."""
     points = plan.points("ablation")
     return _settings(rows, "ablation", points, points[:1])
+
+
+@themed()
+def teacher(rows: pd.DataFrame) -> Figure:
+    """Draw what each method makes of a teacher's traces beside the refiner's targets: correct answers, and groundedness."""
+    points = plan.points("teacher")
+    seeds, taught = points[0].seeds, {point.method for point in points}
+    refined = [replace(point, seeds=seeds) for point in plan.points("main") if point.method in taught]
+    parts = [scores(rows, chosen, metric=metric).assign(memorizes=name) for metric in ("correct", "groundedness")
+             for name, chosen in (("teacher", points), ("refiner", [*refined, points[0]]))]
+    frame = pd.concat(parts).drop_duplicates(["setting", "metric"], ignore_index=True)
+    labels = [point.label for point in points]
+    base = scores(rows, [*(replace(point, seeds=seeds) for point in plan.points("main", methods=("base",))), points[0]],
+                  metric="strict").query("method == 'base'")
+    figure, (line,) = panels(1, 2, theme.COLUMN, 0.75 + 0.24 * len(labels), gap=theme.GAP, sharey=True)
+    for axes, metric, title in zip(line, ("correct", "groundedness"), ("correct on test (%)", "groundedness (%)"), strict=True):
+        for memorized, part in frame[frame["metric"] == metric].groupby("memorizes"):
+            draw_intervals(axes, part, labels, hollow=labels if memorized == "refiner" else ())
+        axes.set(xlabel=title, xlim=(0, 103))
+    for level in base["value"]:
+        line[0].axvline(level, color=theme.STYLES["base"].color, linestyle=(0, (1, 1.5)), linewidth=0.9, zorder=1)
+    name_lines(line[0], labels)
+    return finish(figure, pd.concat([frame, base]), CAPTIONS["teacher"] + INTERVALS + seeds_sentence(frame))
 
 
 def _settings(rows: pd.DataFrame, name: str, points: Sequence[plan.Point], references: Sequence[plan.Point]) -> Figure:

@@ -152,7 +152,7 @@ def pseudo_thinking(rows: pd.DataFrame, image_of: Callable[[str], Image]) -> Fig
     chosen = pd.DataFrame([{"model": model, "metric": "trace", **row[TRACE_COLUMNS]} for model, row in shown.items()])
     seeds, num_items = summary.groupby("model")["num_seeds"].min(), summary["num_items"].max()
     rates = ("Right: groundedness (right facts / stated facts) and pseudo-thinking rate (well-formed traces with a wrong "
-             "fact), with 95 % bootstrap intervals.")
+             "fact), with 95 % intervals.")
     note = (f" Seeds: {seeds['large']} large, {seeds['svlm']} small; one seed does not show the spread between "
             "training runs.") if seeds.min() == 1 else ""
     rule = (f"Left: the first test chart, in order of item ids, on which the large model is correct and states no wrong fact "

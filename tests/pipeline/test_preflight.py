@@ -114,7 +114,7 @@ def test_a_target_longer_than_a_rollout_is_refused(records, check) -> None:
 
 def test_a_question_longer_than_the_context_is_refused(records, check) -> None:
     with pytest.raises(DataError, match="train-0-00005.*1024 tokens"):
-        check(spoilt(records, question="What is " * 550))
+        check(spoilt(records, question=f"{records[5].question} " * 120))
 
 
 def test_fewer_than_no_rollouts_are_refused(records, check) -> None:

@@ -5,6 +5,8 @@ import dataclasses
 import io
 import json
 import math
+import random
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -15,7 +17,8 @@ from PIL import Image
 from scripted_judge import GOOD, ITEM, RECORD, client_of, record_of
 from scripted_server import ScriptedServer, answer, body, status
 
-from dyme_core.data.schema import Fact, Item, facts_from_rows, facts_to_rows
+from dyme_core.data.datasets import mini_records
+from dyme_core.data.schema import Fact, Item, facts_from_rows, facts_to_rows, item_of
 from dyme_core.supervision.checker import RuleChecker
 from dyme_core.supervision.fact_extraction import FactStore, ImageFacts, Picture
 from dyme_core.supervision.llm.cache import Recording
@@ -24,6 +27,7 @@ from dyme_core.supervision.llm.parsing import SupervisionError
 from dyme_core.supervision.llm.refiner import LLMRefiner
 from dyme_core.supervision.refiner import LearningChecker, TemplateBank
 from dyme_core.utils import read_rows, write_rows
+from scripts.checker_benchmark import WRITERS
 
 ODD = ["\0", "\ud83d", "\udfff", "\ufeff", "\u202e", "\u2028", "{", "}", "{facts}", "{working}", "<", "</think>", "\u0663",
        "\u00b2", "12", " has ", " = ", "-", "/0", "1e999",
@@ -31,6 +35,7 @@ ODD = ["\0", "\ud83d", "\udfff", "\ufeff", "\u202e", "\u2028", "{", "}", "{facts
 TEXT = st.lists(st.sampled_from(ODD) | st.text(max_size=5), max_size=12).map("".join)
 VALUE = st.floats(allow_nan=False, allow_infinity=False) | st.integers(-3, 3).map(float)
 FACT = st.builds(Fact, TEXT, TEXT, VALUE, TEXT)
+WORD = re.compile(r"\w+|[^\w\s]")
 MANY = pytest.mark.parametrize("examples", [15, pytest.param(300, marks=pytest.mark.exhaustive)])
 
 
@@ -59,6 +64,29 @@ def test_the_rules_rate_any_text_by_any_facts_and_the_bank_learns_from_it(thinki
         bank.observe(thinking, item)
         bank.load_state_dict(bank.state_dict())
         assert [bank.best().fill(item) for _ in bank.counts]
+
+
+@pytest.mark.parametrize("number", [400, pytest.param(20_000, marks=pytest.mark.exhaustive)])
+def test_the_rules_rate_right_traces_with_words_lost_doubled_swapped_and_mixed(number: int) -> None:
+    """As a policy in the middle of training writes them."""
+    rng, items = random.Random(0), [item_of(record.row) for record in mini_records("train", 40, 0)]
+    pool = [word for item in items for write in WRITERS for word in WORD.findall(write(item, rng))]
+    for _ in range(number):
+        item = rng.choice(items)
+        words = WORD.findall(rng.choice(WRITERS)(item, rng))
+        for _ in range(rng.randint(1, 12)):
+            place, length = rng.randrange(len(words) + 1), rng.randint(1, 5)
+            words[place: place + length * rng.randint(0, 1)] = rng.choice(
+                ([], [rng.choice(pool)], words[place: place + length], words[place: place + length][::-1]))
+        text = " ".join(words).replace(" ,", ",").replace(" .", ".")
+        assert RuleChecker().judge(text, item).score in (0.0, 0.5, 1.0), text
+        TemplateBank().observe(text, item)
+
+
+def test_a_comparison_with_an_empty_side_is_no_right_working() -> None:
+    for thinking in ("2010 has 30 and 10. 30 = = 10, so it is 2010.", "30 - 10 = > 25 - 20 = 5, the greater gap is in 2010.",
+                     "Comparing 30 - 10 =, = 5 < is 20, 2010."):
+        assert RuleChecker().judge(thinking, ITEM).rating != "high"
 
 
 def test_a_trace_that_holds_a_slot_of_its_own_is_no_template() -> None:

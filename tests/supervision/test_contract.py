@@ -11,9 +11,10 @@ from dyme_core.data.schema import Fact, Item, item_of
 from dyme_core.supervision.checker import RuleChecker
 from dyme_core.supervision.refiner import DEFAULT_TEMPLATES, RuleRefiner
 from dyme_core.supervision.task import task_of
+from dyme_core.utils import read_rows
 from scripts import wordings
 from scripts.checker_benchmark import agreement
-from scripts.heldout import PARTS, contract_set
+from scripts.heldout import FOLDER, PARTS, contract_set
 
 CHECKER = RuleChecker()
 
@@ -235,3 +236,8 @@ def test_every_target_of_2000_questions_is_rated_high_in_every_template() -> Non
         item = item_of(record.row)
         for template in DEFAULT_TEMPLATES:
             assert CHECKER.judge(template.fill(item), item).score == 1, template.fill(item)
+
+
+@pytest.mark.parametrize("trick", read_rows(FOLDER / "hacked.jsonl"), ids=lambda trick: f"{trick['kind']} {trick['step']}")
+def test_what_reinforcement_learning_found_in_the_checker_is_not_high_any_more(trick: dict) -> None:
+    assert CHECKER.judge(trick["thinking"], item_of(trick)).rating == "medium"

@@ -18,9 +18,11 @@ from transformers import TrainerCallback
 from trl import GRPOTrainer
 
 from dyme_core.data import datasets, prompt_format
+from dyme_core.data.prompt_format import write_response
+from dyme_core.data.schema import NO_SUPERVISION, item_of
 from dyme_core.models import tiny_onevision
 from dyme_core.supervision.checker import RuleChecker
-from dyme_core.supervision.refiner import RuleRefiner, target_writer
+from dyme_core.supervision.refiner import DEFAULT_TEMPLATES, RuleRefiner, target_writer
 from dyme_core.trainer import batching, grpo_trainer, rewards
 from dyme_core.trainer.config import DyMEConfig
 from dyme_core.trainer.dyme_trainer import DyMETrainer
@@ -122,15 +124,19 @@ def cross_entropy_gradient(model, pairs: list[tuple[dict, str]]) -> dict[str, to
     """Gradient of the mean over rows of the mean token loss, each row read alone, by the model's own loss."""
     model.zero_grad()
     for row, target in pairs:
-        text = {"type": "text", "text": row["prompt"][0]["content"]}
-        asked = [{"role": "user", "content": [{"type": "image"}, text]}]
-        whole = PROCESSOR.apply_chat_template([*asked, {"role": "assistant", "content": target}], tokenize=False)
-        question = PROCESSOR.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
-        inputs = PROCESSOR(images=[row["image"]], text=[whole], return_tensors="pt")
-        labels = inputs["input_ids"].clone()
-        labels[:, : PROCESSOR(images=[row["image"]], text=[question], return_tensors="pt")["input_ids"].shape[1]] = -100
-        (model(**inputs, labels=labels).loss / len(pairs)).backward()
+        (mean_token_loss(model, row, target) / len(pairs)).backward()
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def mean_token_loss(model, row: dict, target: str) -> torch.Tensor:
+    text = {"type": "text", "text": row["prompt"][0]["content"]}
+    asked = [{"role": "user", "content": [{"type": "image"}, text]}]
+    whole = PROCESSOR.apply_chat_template([*asked, {"role": "assistant", "content": target}], tokenize=False)
+    question = PROCESSOR.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    inputs = PROCESSOR(images=[row["image"]], text=[whole], return_tensors="pt")
+    labels = inputs["input_ids"].clone()
+    labels[:, : PROCESSOR(images=[row["image"]], text=[question], return_tensors="pt")["input_ids"].shape[1]] = -100
+    return model(**inputs, labels=labels).loss
 
 
 def test_two_steps_change_every_trainable_parameter_and_no_frozen_one(tmp_path: Path) -> None:
@@ -168,6 +174,49 @@ def test_a_target_takes_the_place_of_the_first_rollout_and_of_no_other(tmp_path:
     assert texts == [f"{text}<end>" for text in [target_of(ROWS[0]), *script[0][1:]]]
     assert trainer.refined == [RECORDS[0].item]
     assert batch["advantages"][:G] == [1, 0, 0, 0] and batch["advantages"][G] > 0 > batch["advantages"][G + 1]
+
+
+class Pair:
+    """A refiner with two targets of each question: the rule refiner's two default templates."""
+
+    def refine_all(self, records):
+        return [texts[0] for texts in self.candidates_all(records)]
+
+    def candidates_all(self, records):
+        return [[template.fill(item_of(record)) for template in DEFAULT_TEMPLATES] for record in records]
+
+
+@pytest.mark.parametrize("is_reversed", [False, True])
+def test_of_several_right_targets_the_most_probable_one_is_memorized(tmp_path: Path, monkeypatch, is_reversed: bool) -> None:
+    trainer, gradients = build(tmp_path, [[WRONG] * 2 * G], memorize_weight="group", likeliest_target=True)
+    both = [[write_response(text, row["answer"]) for text in Pair().candidates_all([row])[0][::-1 if is_reversed else 1]]
+            for row in ROWS[:2]]
+    monkeypatch.setattr(trainer, "candidates", lambda rows: both)
+    losses = [[mean_token_loss(trainer.model, row, text).item() for text in texts]
+              for row, texts in zip(ROWS[:2], both, strict=True)]
+    best = [texts[loss.index(min(loss))] for texts, loss in zip(both, losses, strict=True)]
+    expected = cross_entropy_gradient(trainer.model, list(zip(ROWS[:2], best, strict=True)))
+    trainer.train()
+    assert relative_error(gradients.steps[0], expected) < 1e-5
+    row = logged(trainer)
+    assert row["target_nll"] == pytest.approx(sum(map(min, losses)) / 2, abs=1e-4)
+    assert row["first_target_nll"] == pytest.approx(sum(loss[0] for loss in losses) / 2, abs=1e-4)
+    assert row["other_target"] == sum(texts[0] != chosen for texts, chosen in zip(both, best, strict=True)) / 2
+    assert row["choose_s"] > 0
+
+
+def test_the_likeliest_target_is_one_of_the_data_s_own_and_the_refiner_s(tmp_path: Path) -> None:
+    trainer, _ = build(tmp_path, likeliest_target=True)
+    own = {**ROWS[0], "target": "My own words, once more.\n<answer>1</answer>"}
+    found = trainer.candidates([own, {**ROWS[1], "supervision": NO_SUPERVISION}])
+    assert found[0][0] == own["target"] and [len(texts) for texts in found] == [3, 0]
+
+
+def test_a_refiner_with_a_single_target_has_no_likeliest_one(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="likeliest_target needs a refiner that writes several targets"):
+        DyMETrainer(tiny_onevision.build_model("svlm", PROCESSOR, 0, 96, 24), rewards.dyme_rewards(CHECKER),
+                    settings(tmp_path, likeliest_target=True), datasets.to_dataset(RECORDS), refiner=refine_all,
+                    processing_class=PROCESSOR)
 
 
 def test_a_prompt_without_a_target_teaches_nothing_and_is_counted(tmp_path: Path) -> None:

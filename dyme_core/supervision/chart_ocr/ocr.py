@@ -20,8 +20,9 @@ from dyme_core.supervision.chart_ocr.tokens import Token
 from dyme_core.supervision.fact_extraction import Picture
 
 PACKAGE = "rapidocr"
-LAYOUT_VERSION = 1  # raise it when `tokens`, `layout` or `series` read a chart differently: facts are then extracted again
+LAYOUT_VERSION = 2  # raise it when `tokens`, `layout` or `series` read a chart differently: facts are then extracted again
 SETTINGS = {"Det.box_thresh": 0.3, "Global.text_score": 0.3,  # low, because charts print small and pale; `tokens` filters
+            "Global.use_cls": False,  # no chart prints upside down, and turned digits read as others ("90" as "06")
             "Global.log_level": "critical", "EngineConfig.onnxruntime.intra_op_num_threads": 1,
             "EngineConfig.onnxruntime.inter_op_num_threads": 1}
 
@@ -53,7 +54,7 @@ class OcrFacts:
             raise OcrMissingError from error
 
     def extract(self, picture: Picture) -> tuple[Fact, ...]:
-        """Facts as printed; numbers without a label have entity ""."""
+        """Facts as printed, of the numbers whose name and series are certain."""
         pixels = np.asarray(Image.open(io.BytesIO(picture.image)).convert("RGB"))
         return chart_facts(read_chart(read_texts(pixels)), pixels)
 

@@ -10,7 +10,9 @@ from dataclasses import dataclass, replace
 from dyme_core.data.numbers import Quantity, is_year, read_quantity
 
 DIGIT_ASPECT = 1.1  # largest width of a digit by its height; a wider one is the mark of a line
-LEAST_SCORE = 0.6  # of a text that may be a name; numbers are checked by their shape
+LEAST_SCORE = 0.6  # of a text that may be a name
+LEAST_NUMBER_SCORE = 0.88  # of a number: one wrong digit makes a wrong fact
+STRAIGHT = 0.35  # of a text's height: how far the numbers of one axis may lie apart across it
 TOLERANCE = 0.5  # of a text's height: still aligned
 LINE_GAP = 0.3  # of a text's height: largest space between the lines of one text
 
@@ -52,7 +54,8 @@ class Mark:
 def sort_tokens(tokens: Sequence[Token]) -> tuple[list[Token], list[Mark]]:
     """Split into texts (years among them) and numbers; a unit word must come twice, else the whole is a name.
 
-    Boxes that are too wide or too tall for print are left out, and so are texts with a low confidence.
+    Boxes that are too wide or too tall for print are left out, and so are texts with a low confidence and those without a
+    letter or digit (swatches of a legend).
     """
     read = [(token, read_quantity(token.text)) for token in tokens]
     units = Counter(quantity.unit for _, quantity in read if quantity)
@@ -61,8 +64,9 @@ def sort_tokens(tokens: Sequence[Token]) -> tuple[list[Token], list[Mark]]:
     for token, quantity in read:
         is_number = quantity and (not quantity.unit.isalpha() or units[quantity.unit] > 1)
         if is_number and not is_year(token.text):
-            marks += [Mark(token, quantity)] if _has_shape_of_digits(token, usual) else []
-        elif token.score >= LEAST_SCORE:
+            is_sure = token.score >= LEAST_NUMBER_SCORE and _has_shape_of_digits(token, usual)
+            marks += [Mark(token, quantity)] if is_sure else []
+        elif token.score >= LEAST_SCORE and any(map(str.isalnum, token.text)):
             texts.append(token)
     return texts, marks
 
@@ -90,7 +94,10 @@ def find_ticks(marks: Sequence[Mark]) -> list[Mark]:
     for across, along, direction in ((lambda t: t.y, lambda t: t.x, 1), (lambda t: t.x, lambda t: t.y, -1),
                                      (lambda t: t.right, lambda t: t.y, -1)):
         for line in clusters(marks, lambda mark, of=across: of(mark.token), lambda mark: TOLERANCE * mark.token.height):
-            found += _even([(along(mark.token) * direction, mark) for mark in line])
+            axis = _even([(along(mark.token) * direction, mark) for mark in line])
+            places = [across(mark.token) for mark in axis]
+            # The numbers of a slowly rising series lie on a slope; those of an axis are printed at one place.
+            found += axis if axis and max(places) - min(places) <= STRAIGHT * axis[0].token.height else []
     return list(dict.fromkeys(found))
 
 

@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Coroutine
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 
 import openai
@@ -29,8 +29,9 @@ logger = logging.getLogger(__name__)
 class Client(AbstractContextManager):
     """Calls a model, at most `max_concurrency` calls at once, on a thread of its own that starts with the first call.
 
-    A valid reply is stored, and later requests get it from the recording; equal requests under way share one call. Replay mode
-    uses only the recording: no socket, no thread.
+    A valid reply is stored, and later requests get it from the recording; equal requests under way share one call. Storing has
+    a thread of its own, too: a commit waits for the disk, and the next call must not. Replay mode uses only the recording: no
+    socket, no thread.
 
     Attributes:
         step: the training step, for the ledger.
@@ -60,6 +61,7 @@ class Client(AbstractContextManager):
         self._num_failed, self._rests_until = 0, 0.0  # failed calls in a row, and when the next may start
         self._lock, self._is_closed = threading.RLock(), False
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="dyme-recording")  # starts with the first reply
 
     def submit(self, request: Request) -> Future:
         """Start asking and return at once; the future gives the valid reply, an instance of `request.schema`.
@@ -103,6 +105,7 @@ class Client(AbstractContextManager):
             asyncio.run_coroutine_threadsafe(self._end(), loop).result()
             loop.call_soon_threadsafe(loop.stop)
             self._thread.join()
+            self._writer.shutdown()
             loop.close()
 
     def __exit__(self, *exception: object) -> None:
@@ -169,9 +172,10 @@ class Client(AbstractContextManager):
             if error is not None:
                 raise error
             if self.recording is not None:
-                self.recording.put({"key": tally.key, "purpose": tally.purpose, "item": tally.item, "model": tally.model,
-                                    "reply": value.model_dump(mode="json", by_alias=True), "tokens_in": tally.tokens_in,
-                                    "tokens_out": tally.tokens_out})
+                row = {"key": tally.key, "purpose": tally.purpose, "item": tally.item, "model": tally.model,
+                       "reply": value.model_dump(mode="json", by_alias=True), "tokens_in": tally.tokens_in,
+                       "tokens_out": tally.tokens_out}
+                await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._writer, self.recording.put, row))
             return value
         finally:
             with self._lock:  # waits until `submit` has entered it

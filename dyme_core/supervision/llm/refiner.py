@@ -33,7 +33,7 @@ class LLMRefiner(Expert):
     """Writes targets with a language model; arguments as Expert, and
 
     Args:
-        bank: its best template at that time goes into the request; the rule refiner uses it, too.
+        bank: its best template for the question at that time goes into the request; the rule refiner uses it, too.
         objection: what is wrong with a response (thinking and answer line), for example its length; None where nothing is.
 
     A draft is accepted where it is plain text and the rule checker rates it "high". Otherwise the model gets one more try with
@@ -76,15 +76,15 @@ class LLMRefiner(Expert):
 
     def _ask_first(self, item: Item, name: str) -> None:
         if item.facts and name not in self._under_way:
-            messages = refine_messages(fact_rows(item.facts), item.question, item.answer, self.bank.best().text)
+            messages = refine_messages(fact_rows(item.facts), item.question, item.answer, next(self.bank.suiting(item)).text)
             self._under_way[name] = self._submit("refine", name, messages, RefineReply)
 
     def _ask_again(self, item: Item, name: str, draft: Draft | None) -> Future | None:
         if draft is None or not draft.faults:
             return None
         self._counts["retried"] += 1
-        messages = refine_messages(fact_rows(item.facts), item.question, item.answer, self.bank.best().text, draft.text,
-                                   draft.faults)
+        messages = refine_messages(fact_rows(item.facts), item.question, item.answer, next(self.bank.suiting(item)).text,
+                                   draft.text, draft.faults)
         return self._submit("refine", name, messages, RefineReply)
 
     def _read(self, future: Future | None, item: Item) -> Draft | None:

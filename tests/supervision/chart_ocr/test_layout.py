@@ -71,19 +71,73 @@ def test_vertical_bars_take_their_series_from_the_legends_colours() -> None:
         ("Boomers", "Lost weight", -1.4), ("Total", "Gained weight", 3.5), ("Total", "Lost weight", -0.8)}
 
 
-def test_a_number_of_another_colour_than_the_legends_gets_no_series() -> None:
+def test_a_number_of_another_colour_than_the_legends_gives_no_fact() -> None:
     tokens = [at("Gained", 160, 280), at("Lost", 300, 280), at("Gen Z", 80, 250), at("Boomers", 180, 250)]
     tokens += [at("30", 80, 110), at("19", 80, 190), at("22", 180, 110), at("14", 180, 190)]
     patches = [(121, 274, 133, 286, BLUE), (268, 274, 280, 286, NAVY), (55, 90, 105, 170, BLUE), (55, 170, 105, 215, NAVY),
                (155, 90, 205, 170, BLUE), (155, 170, 205, 215, ORANGE)]
-    assert facts(tokens, painted(*patches)) == {
-        ("Gen Z", "Gained", 30), ("Gen Z", "Lost", 19), ("Boomers", "Gained", 22), ("Boomers", "", 14)}
+    assert facts(tokens, painted(*patches)) == {("Gen Z", "Gained", 30), ("Gen Z", "Lost", 19), ("Boomers", "Gained", 22)}
 
 
-def test_where_no_colour_tells_the_series_the_entity_is_still_known() -> None:
+def test_where_no_colour_tells_the_series_there_are_no_facts() -> None:
     tokens = [token for x, name in ((80, "A1x"), (180, "B2x"))
               for token in (at("31", x, 100), at("52", x, 150), at(name, x, 250))]
-    assert facts(tokens) == {("A1x", "", 31), ("A1x", "", 52), ("B2x", "", 31), ("B2x", "", 52)}
+    assert facts(tokens) == set()
+
+
+GROUPED = ((80, "Chile", "30", "55"), (180, "Ghana", "33", "20"), (280, "Peru", "36", "47"))  # the first series rises slowly
+
+
+def grouped(edge: tuple[int, int, int] = BLUE) -> tuple[list[Token], list[tuple]]:
+    """Two bars a name, their numbers above them, the second bar's edge of another colour; no legend yet."""
+    tokens, patches = [], []
+    for x, name, low, high in GROUPED:
+        tokens += [at(low, x - 15, 194 - int(low)), at(high, x + 15, 194 - int(high)), at(name, x, 250)]
+        patches += [(x - 30, 202 - int(low), x, 240, ORANGE), (x, 202 - int(high), x + 30, 240, edge),
+                    (x + 1, 203 - int(high), x + 29, 240, BLUE)]
+    return tokens, patches
+
+
+WANTED = {(name, series, float(value)) for _, name, *values in GROUPED
+          for series, value in zip(("Exports", "Imports"), values, strict=True)}
+
+
+@pytest.mark.parametrize("swatches", ["\u25cf", "_", ""])  # as OCR reads them, where it does
+def test_a_legend_in_a_column_names_the_bars_and_its_swatches_are_no_names(swatches: str) -> None:
+    tokens, patches = grouped()
+    for y, name, colour in ((40, "Exports", ORANGE), (60, "Imports", BLUE)):
+        tokens += [at(name, 370, y), *([at(swatches, 333, y)] if swatches else [])]
+        patches.append((327, y - 4, 339, y + 4, colour))
+    assert facts(tokens, painted(*patches)) == WANTED
+
+
+def test_a_turned_axis_title_is_no_part_of_the_legend_and_a_grey_edge_no_series() -> None:
+    tokens, patches = grouped(edge=(128, 128, 128))
+    tokens.append(Token("Share of adults", 4, 90, 16, 190))
+    for x, name, colour in ((100, "Exports", ORANGE), (220, "Imports", BLUE)):
+        tokens.append(at(name, x, 280))
+        patches.append((x - 45, 276, x - 31, 284, colour))
+    assert facts(tokens, painted(*patches)) == WANTED
+
+
+def test_numbers_below_a_name_that_was_read_as_one_with_its_neighbours_give_no_fact() -> None:
+    tokens = [at("Norway", 60, 250), at("South Africa Chile Malta", 200, 250), at("Ghana", 340, 250)]
+    tokens += [at(value, x, 100) for value, x in (("16", 60), ("52", 130), ("24", 200), ("31", 270), ("43", 340))]
+    assert {fact[::2] for fact in facts(tokens)} == {("Norway", 16), ("Ghana", 43)}
+
+
+def test_a_number_that_stands_elsewhere_than_its_value_on_the_axis_is_misread() -> None:
+    ticks = [at(str(value), 20, 220 - 2 * value) for value in (0, 20, 40, 60, 80)]
+    bars = [(at(value, x, 208 - 2 * height), at(name, x, 250)) for x, name, value, height in (
+        (80, "Chile", "39", 39), (160, "Ghana", "24", 24), (240, "Peru", "6", 49), (320, "Malta", "85", 85))]
+    assert {fact[::2] for fact in facts([*ticks, *(token for bar in bars for token in bar)])} == {
+        ("Chile", 39), ("Ghana", 24), ("Malta", 85)}
+
+
+def test_a_number_without_the_percent_sign_of_the_others_may_have_it_read_as_digits() -> None:
+    tokens = [token for x, name, value in ((80, "Chile", "12%"), (180, "Ghana", "596"), (280, "Peru", "31%"))
+              for token in (at(value, x, 100), at(name, x, 250))]
+    assert {fact[::2] for fact in facts(tokens)} == {("Chile", 12), ("Peru", 31)}
 
 
 def test_a_line_over_years_names_its_points_even_between_the_labels() -> None:
@@ -119,11 +173,10 @@ def test_every_row_of_a_dense_column_keeps_its_own_number_although_every_third_l
     assert {fact[::2] for fact in facts(tokens)} == {(name, 90 - row) for row, name in enumerate(names)}
 
 
-def test_a_number_that_fits_no_name_stays_loose_inside_the_field_and_goes_outside() -> None:
+def test_a_number_that_fits_no_name_gives_no_fact() -> None:
     tokens = [ending("Latvia", 90, 60), at("30", 200, 60), ending("Romania", 90, 180), at("13", 150, 180), at("99", 180, 118),
               at("66", 390, 118)]
-    loose = [fact for fact in chart_facts(read_chart(tokens), PAPER) if fact.entity == ""]
-    assert loose == [Fact("", "", 99.0)]
+    assert {fact[::2] for fact in facts(tokens)} == {("Latvia", 30), ("Romania", 13)}
 
 
 @pytest.mark.parametrize(("values", "is_axis"), [

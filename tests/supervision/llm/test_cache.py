@@ -7,6 +7,8 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
+from concurrent.futures import wait
 from pathlib import Path
 
 import pytest
@@ -102,6 +104,29 @@ def test_a_reply_is_asked_once_and_replayed_without_a_socket(tmp_path: Path, mon
             assert "check of item 'chart-9' by 'm'" in str(missing) and name in str(missing)
             assert type(outcomes(client, [request("a", temperature=1)])[0]) is NotAsked
             assert client.counts()["refused"] == 2
+
+
+def test_the_next_call_does_not_wait_for_the_disk_and_closing_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    is_writing, may_write, put = threading.Event(), threading.Event(), Recording.put
+
+    def put_slowly(recording: Recording, row: dict) -> None:
+        is_writing.set()
+        assert may_write.wait(30)
+        put(recording, row)
+
+    monkeypatch.setattr(Recording, "put", put_slowly)
+    with ScriptedServer([answer('{"rating": "low"}'), answer('{"rating": "high"}')]) as server, \
+            Recording(tmp_path / "cache.sqlite") as recording:
+        client = Client(Endpoint(model="m", base_url=server.base_url, max_concurrency=1), recording)
+        futures = [client.submit(request(item)) for item in "ab"]
+        assert is_writing.wait(30)
+        while client.counts()["calls"] < 2:  # the second reply has come while the first is being written
+            wait(futures, 0.01)
+        assert not any(future.done() for future in futures)  # a reply is given out when it is on disk, not before
+        threading.Timer(0.2, may_write.set).start()
+        client.close()
+        assert recording.export_jsonl(tmp_path / "export.jsonl") == 2
+    assert len(server.seen) == 2
 
 
 def test_failures_are_not_recorded_so_that_a_rerun_asks_only_for_them(tmp_path: Path) -> None:
