@@ -2,8 +2,9 @@
 
     python -m scripts.reward_hacking --method grpo --seed 0 --steps 300 --out runs/hacking
 
-Every rollout rated 1.0 is kept with its step; the report lists the structures of the traces (the question's parts as slots),
-most frequent first, with one example each, for a reader to judge by the contract (docs/method.md).
+Every well-formed rollout is kept with its step, its rating and whether its answer is right; the report lists the structures of
+the traces rated 1.0 (the question's parts as slots), most frequent first, with one example each, for a reader to judge by the
+contract (docs/method.md).
 """
 from __future__ import annotations
 
@@ -19,6 +20,7 @@ from typing import Any
 from dyme_core import config, utils
 from dyme_core.data import datasets
 from dyme_core.data.metrics import accuracy_reward
+from dyme_core.data.prompt_format import Completion, completion_text, is_well_formed, split_response
 from dyme_core.data.schema import item_of
 from dyme_core.pipeline.methods import Run
 from dyme_core.pipeline.train import load_start
@@ -33,20 +35,24 @@ from dyme_core.trainer.rewards import ThinkingReward
 RATES = {"grpo": 3e-4, "dyme": 1e-3}
 
 
-class KeepingChecker(RuleChecker):
-    """A rule checker that keeps what it is asked, with its scores and the number of the call, which is that of the step."""
+class KeepingReward(ThinkingReward):
+    """A thinking reward by the rule checker that keeps every well-formed rollout, with its score, whether its answer is right,
+    and the number of the call, which is that of the step."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(RuleChecker())
         self.kept: list[dict[str, Any]] = []
         self.calls = 0
 
-    def score_all(self, thinkings: Sequence[str], records: Sequence[dict[str, Any]]) -> list[float]:
-        scores = super().score_all(thinkings, records)
+    def __call__(self, completions: Sequence[Completion], **columns: Any) -> list[float]:
+        scores = super().__call__(completions, **columns)
         self.calls += 1
-        self.kept += [{"step": self.calls, "item": record["item"], "question": record["question"], "answer": record["answer"],
-                       "supervision": record["supervision"], "thinking": thinking, "score": score}
-                      for thinking, record, score in zip(thinkings, records, scores, strict=True)]
+        rows = zip(map(completion_text, completions), scores, accuracy_reward(completions, **columns), strict=True)
+        for place, (text, score, accuracy) in enumerate(rows):
+            if is_well_formed(text):
+                record = {name: columns[name][place] for name in ("item", "question", "answer", "supervision")}
+                self.kept.append({"step": self.calls, **record, "thinking": split_response(text)[0], "score": score,
+                                  "is_right": accuracy == 1})
         return scores
 
 
@@ -57,17 +63,17 @@ def train(method: str, seed: int, steps: int, folder: Path) -> list[dict[str, An
     """
     run = Run(config.load_profile("mini"), "pure_dyme", "svlm", seed)
     model, processor = load_start(replace(run, seed=0))
-    records, checker = datasets.of_profile(run.profile, "train", seed), KeepingChecker()
+    records, reward = datasets.of_profile(run.profile, "train", seed), KeepingReward()
     arguments = {**shared_arguments(run, steps, RATES[method], folder), **grpo_arguments(run), "save_strategy": "no"}
     shared = dict(train_dataset=datasets.to_dataset(records), processing_class=processor)
     if method == "grpo":
         settings = RefillConfig(**arguments, reward_weights=[1.0, 0.0])
-        trainer = MeasuredGRPOTrainer(model, [ThinkingReward(checker), accuracy_reward], settings, **shared)
+        trainer = MeasuredGRPOTrainer(model, [reward, accuracy_reward], settings, **shared)
     else:
         settings = DyMEConfig(**arguments, correct_reward="thinking_reward", memorize_weight="group")
-        trainer = DyMETrainer(model, [ThinkingReward(checker)], settings, refiner=RuleRefiner(), **shared)
+        trainer = DyMETrainer(model, [reward], settings, refiner=RuleRefiner(), **shared)
     trainer.train()
-    return checker.kept
+    return reward.kept
 
 
 def report(kept: Sequence[dict[str, Any]], most: int = 40) -> str:

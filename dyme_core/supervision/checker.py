@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -122,9 +123,7 @@ class _Check:
                           for said in statements)  # "45 is larger", "May has more"
             return task.limit is None and is_said or any({left, right} == wanted for left, _, right in self.steps.pairs)
         if task.kind == "count":
-            turned = {"<": ">", ">": "<"}[task.sign]
-            return {left if sign == task.sign else right for left, sign, right in self.steps.pairs
-                    if (sign, right) == (task.sign, task.limit) or (left, sign) == (task.limit, turned)} == task.counted
+            return self._counts_each()
         if task.kind == "peak":
             extremes = {statement.value for statement in statements if statement.kind in ("most", "least")}
             best = task.measure.get(self.item.answer.lower(), self.answer and self.answer.value)
@@ -132,6 +131,15 @@ class _Check:
         if self.answer is None:
             return bool(self.steps.pairs or self.steps.results)
         return any(same(self.answer.value, result) for result in self.steps.printed)
+
+    def _counts_each(self) -> bool:
+        """True where each value that counts is compared with the limit as often as the picture shows it, or twice as often."""
+        task, turned = self.task, {"<": ">", ">": "<"}[self.task.sign]
+        said = Counter(left if sign == task.sign else right for left, sign, right in self.steps.pairs
+                       if (sign, right) == (task.sign, task.limit) or (left, sign) == (task.limit, turned))
+        shown = Counter(value for value in task.values if value in task.counted)
+        times = {said[value] / shown[value] for value in shown}
+        return said.keys() == shown.keys() and len(times) == 1 and min(times) >= 1
 
     def _has_reached(self, wanted: Form) -> bool:
         signs = (1, -1) if self.task.kind in ("difference", "gap") else (1,)
@@ -199,7 +207,7 @@ class _Check:
         return task.measure[name] == (max if kind == "most" else min)(task.measure.values())
 
 
-_NOUNS = {"S": re.compile("sum|total|combined|together", re.I),
+_NOUNS = {"S": re.compile("sum|total|combined|together|count", re.I),
           "D": re.compile("differ|gap|diverg|margin|spread|apart|distance", re.I),
           "M": re.compile("average|mean", re.I)}
 _NEEDED = {"lookup": "nothing", "sum": "the addition", "mean": "the average", "difference": "the subtraction",

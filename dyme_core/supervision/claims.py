@@ -100,11 +100,21 @@ def read_trace(text: str, facts: tuple[Fact, ...], question: str = "", answer: s
         said = find_statements(sentence, used, reader.owned, entity) + _results(found)
         statements += sorted(said, key=lambda statement: statement.start)
         doubts += _doubts(rest, said, text)
-    if sentence and not said and re.search("[ASDMXNv].*[iI=:A]$|^[iI=:A]+$", "".join(token.kind for token in sentence)):
+    if _breaks_off("".join(token.kind for token in sentence), bool(said)):
         doubts.append("breaks off before its conclusion")
+    if _STUTTER.search(text):
+        doubts.append("repeats a word")
     shown = chart.numbers | {abs(said.value) for said in statements if said.noun and said.value is not None}
     return Reading(tuple(reader.claims), tuple(workings), tuple(statements), are_right(workings, shown), tuple(doubts),
                    _conclusion(statements, text))
+
+
+_STUTTER = re.compile(r"\b([^\W\d]{1,40})(?:\s{1,3}\1\b){2}")
+
+
+def _breaks_off(shape: str, is_said: bool) -> bool:
+    """True where the last sentence leads to a conclusion and has none: "..., the sum is", "Therefore, the answer"."""
+    return bool(re.search("[ASDMXN][iI=:]+$", shape) or not is_said and re.search("[ASDMXNv].*[iI=:A]$|^[iI=:A]+$|^v", shape))
 
 
 def _denied(sentence: Sequence[Token], used: Set[int]) -> list[tuple[int, int]]:
@@ -250,7 +260,8 @@ class _Reader:
         before = shape[:place]
         agrees = bool(self.entities) and any(map(Claim(self.entities[-1], None, token.value, 0, 0).agrees, self.facts))
         is_bound = before[-1:] in tuple("lgh<>BP") or re.match("D|[GL](?!a?h)", shape[place + 1:])  # "above 50", "26 apart"
-        if is_bound or not re.search("[eas]", before) and not (agrees and shape.count("n") > 1):
+        if is_bound or not re.search("[eas]", before) and not (
+                agrees and shape.count("n") > 1 and not re.search("[ASDMXN]", before)):
             return False
         if re.search(r"(?:v[^eas]*|A[iI:=]*[pt]?|[DMT][eapPb,&]*[iI:=]*[pt]?)$", before):
             return False

@@ -62,7 +62,7 @@ def find_statements(sentence: Sequence[Token], used: Set[int], claimed: Set[int]
         place = next(place for place in range(match.start(), match.end()) if shape[place] in "nm")
         word = next(shape[place] for place in range(match.start(), match.end()) if shape[place] in "XNGL")
         found.setdefault(place, "most" if word in "XG" else "least")
-    for match in re.finditer("[XN][iI=:]*y", shape):  # "the highest is Yes"
+    for match in re.finditer("[XNSDM][iI=:]*y", shape):  # "the highest is Yes", "the sum is Yes"
         found[match.end() - 1] = "most"
     compared = [place for place, kind in enumerate(shape) if kind in "XNGLgl"]
     for place, kind in enumerate(shape):

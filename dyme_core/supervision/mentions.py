@@ -35,7 +35,7 @@ _WORDS = {  # by kind; a word also counts with its usual endings
     "h": "than", "G": "greater larger higher more bigger taller longer wider ahead stronger win",
     "X": "highest largest greatest biggest most maximum max tallest longest widest peak top winner",
     "L": "less smaller lower fewer shorter narrower behind weaker",
-    "N": "lowest smallest least minimum min fewest shortest narrowest", "S": "sum total",
+    "N": "lowest smallest least minimum min fewest shortest narrowest", "S": "sum total count",
     "T": "add adding together combine altogether", "d": "subtract deduct", "M": "average mean", "V": "divide",
     "D": "difference gap divergence distance margin spread apart", "p": "at of on with", "P": "in for during within among",
     "f": "from", "t": "to", "B": "by", "b": "between", "&": "and versus vs against", "|": "or either",
@@ -60,11 +60,12 @@ _WORDS = {  # by kind; a word also counts with its usual endings
         series colour color blue red green name pair set order title reading individual respective respectively
         corresponding relevant exactly precisely clearly directly simply carefully about approximately roughly
         around visibly indeed likewise similarly meanwhile after before beside well overall main whole full task
-        problem step fact working count list following small large high low big great tall short long time place
+        problem step fact working list following small large high low big great tall short long time place
         side way information statement per able thing sign obtain arrive printed given shown written meaning namely
         follow beginning amount please obviously evidently certainly definitely surely easily quickly accurately
         survey people respondent population portion part position tip according based basis mention purpose final
-        initial simple single sole separate current remember remind recap finding inspection closer careful""",
+        initial simple single sole separate current remember remind recap finding inspection closer careful
+        counts counted counting""",
 }
 _KINDS = {word: kind for kind, words in reversed(_WORDS.items()) for word in words.split()}
 _PHRASES = {  # first words, what may follow, and the kinds of the tokens that the phrase becomes
@@ -319,12 +320,17 @@ class _Words:
         elif low == "minus" and not self.follows_value() or low == "negative":
             self.is_negative = True
             return
+        elif written.isupper() and len(written) > 1 and kind in (None, "w") and not self._is_spelled_so(written, low):
+            kind = "s"  # "PER", "IND": a name that looks like a word
         elif kind is None:
             is_first = not self.sentences[-1] and not self.text[:start].rstrip(" *`\"'(")[-1:].isalnum()
             is_usual = any(low.removesuffix(ending) in self.chart.usual for ending in ("", "s", "es", "d", "ed", "ing"))
             kind = "w" if is_usual else "s" if written[0].isupper() and not is_first else "u"
         if kind != "w":
             self.add(kind, start, end, written)
+
+    def _is_spelled_so(self, written: str, low: str) -> bool:
+        return low in self.chart.units or bool(re.search(rf"(?<!\w){written}(?!\w)", self.chart.question))
 
     def sign(self, sign: str, start: int, end: int) -> None:
         """A sign, where it is one: no hyphen, no mark of a list, no emphasis."""

@@ -262,10 +262,10 @@ class Steps:
         if relation != "=":
             self.pairs.append((left.value, relation, right.value))
             is_other = self.task.kind == "count" and self.task.limit not in (left.value, right.value)
-            if is_other or not self._comparable(left) & self._comparable(right):
+            if is_other or not self._may_compare(left, right):
                 self.faults.append("makes a comparison that the question does not ask for")
         elif all(side.is_plain for side in working.sides):
-            if right.value != self.task.limit and self.task.values.count(right.value) < 2:  # two bars may be equal
+            if self.task.values.count(right.value) < (1 if right.value == self.task.limit else 2):  # two bars may be equal
                 self.faults.append("a working says nothing")
         is_again = relation == "=" and len(right.form) == 1 and right.factors and right.factors == left.factors
         if is_again:
@@ -292,6 +292,12 @@ class Steps:
         form = {key: count * times for key, count in self._expanded(form).items()}
         self.last = result, form
         self.results.setdefault(abs(result), {key: -count if result < 0 else count for key, count in form.items()})
+
+    def _may_compare(self, left: Side, right: Side) -> bool:
+        """True for two results or two values of the picture; of a gap's values only for those of one group."""
+        shared = self._comparable(left) & self._comparable(right)
+        groups = [set(values) for values in _by_entity(self.task.evidence).values()]
+        return "result" in shared or "value" in shared and (self.task.kind != "gap" or {left.value, right.value} in groups)
 
     def _comparable(self, side: Side) -> set[str]:
         """What a side may be compared as: a value of the picture, or a result."""
