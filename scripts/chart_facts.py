@@ -20,6 +20,8 @@ from dyme_core.supervision.chart_ocr.ocr import OcrFacts
 from dyme_core.supervision.fact_extraction import FactStore, Picture
 from scripts.drawn_charts import drawn_pictures
 
+STORED = Path(__file__).resolve().parents[1] / "results" / "facts.csv"
+
 
 def real_pictures(folder: Path) -> list[Picture]:
     """The pictures of a folder in ChartQA's layout that have a table."""

@@ -44,6 +44,10 @@ _SHAPES = re.compile("|".join((
     rf"(?P<than>{_ITEM}(?P<than_is>{_THAN}))(?P<than_to>{_RIGHT})")))
 
 
+_BETWEEN = re.compile(rf",?(?:{_THAN}|{_IS})")  # two sides
+_PIECE = re.compile(rf"(?P<num>{_NUM}|c)|(?P<sign>[-+*/()])")  # of a side
+
+
 @dataclass(frozen=True)
 class Term:
     """A number of a working, or a name in place of one ("May is above June"), with the names that stand at it."""
@@ -182,7 +186,7 @@ def _relation(shape: str) -> str:
 def _chain(part: _Part) -> tuple[list[Side], list[str]]:
     """"62 - 36 = 26 < 65 - 35 = 30": sides, and the relations between them."""
     sides, relations = [], []
-    places = [0, *(place for match in re.finditer(rf",?(?:{_THAN}|{_IS})", part.shape) if _divides(part.shape, match)
+    places = [0, *(place for match in _BETWEEN.finditer(part.shape) if _divides(part.shape, match)
                    for place in match.span()), len(part.shape)]
     for begin, stop in zip(places[::2], places[1::2], strict=True):
         sides.append(part.cut(begin, stop).side())
@@ -228,7 +232,7 @@ class _Part:
             return Side(None, terms=(Term(None, names[0].start, names[-1].end, names),)) if names else Side(math.nan)
         pieces: list[Side | str] = []
         at = 0
-        for match in re.finditer(rf"(?P<num>{_NUM}|c)|(?P<sign>[-+*/()])", self.shape):
+        for match in _PIECE.finditer(self.shape):
             if match["num"]:
                 pieces.append(self._number(*match.span()))
             else:

@@ -86,12 +86,14 @@ def read_trace(text: str, facts: tuple[Fact, ...], question: str = "", answer: s
     workings: list[Working] = []
     statements: list[Statement] = []
     doubts: list[str] = []
+    results: set[float] = set()
     sentence, said = [], []
     for sentence in read_words(text, chart):
         entity, first = reader.entities[-1] if reader.entities else None, len(reader.claims)
         found, used = find_workings(sentence, entity)
         workings += found
-        reader.read(sentence, used, {abs(working.sides[-1].value or 0.0) for working in workings if "=" in working.relations})
+        results.update(abs(working.sides[-1].value or 0.0) for working in found if "=" in working.relations)
+        reader.read(sentence, used, results)
         reader.claims += [claim for working in found for claim in _claims_in(working, facts)]
         rest = [token for place, token in enumerate(sentence) if place not in used]
         for start, end in _denied(sentence, used):
