@@ -6,7 +6,7 @@ figures that are given, but never does both in one reply. The only traces it lea
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ LOOSE = ("We look at {labels} and compare the values. Therefore, {conclusion}.",
 NAMES = {name: place for place, name in enumerate(
     ("none", *map(str, range(100)), *chart_tables.LABELS, *map(str, chart_tables.YEARS)))}
 LETTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+ROW = 192  # tokens of a conversation, unless its first turns are longer
 SIDE = TILE // PATCH  # patches a side of a tile; a group of the chart is one column of patches
 
 
@@ -147,26 +148,37 @@ def to_pixels(pictures: list) -> Tensor:
     return torch.from_numpy(stacked.astype(np.float32) / 127.5 - 1.0)
 
 
-def conversation_batch(rng: random.Random, processor: processors.MiniProcessor, size: int, turns: int, is_early: bool
-                       ) -> dict[str, Tensor]:
-    """Pictures with `turns` (or one more) questions and replies; labels are -100 except on the replies and their end tokens."""
+def conversation_batch(rng: random.Random, processor: processors.MiniProcessor, size: int, is_early: bool) -> dict[str, Tensor]:
+    """Pictures with as many questions and replies as fit into ROW tokens; labels are -100 except on the replies and their end
+    tokens."""
+    image = [processor.image_token_id] * ((1 + NUM_TILES) * SIDE * SIDE + SIDE)  # whole, tiles, one newline per row
     pictures, rows = [], []
     for _ in range(size):
         table, style = draw_chart(rng, "train")
         pictures.append(chart_images.render(table, style))
-        image = [processor.image_token_id] * ((1 + NUM_TILES) * SIDE * SIDE + SIDE)  # whole, tiles, one newline per row
-        talk: list[tuple[str, str]] = []
-        while len(talk) < turns:
-            talk += draw_turns(rng, table, is_early)
-        rows.append(tokens(processor, talk, image))
+        rows.append(_fill(processor, lambda table=table: draw_turns(rng, table, is_early), image))
     return {**padded(processor, rows),
             "pixel_values": torch.stack([to_pixels(views(picture)) for picture in pictures]),
             "image_sizes": torch.tensor([[chart_images.HEIGHT, chart_images.WIDTH]] * size)}
 
 
-def sum_batch(rng: random.Random, processor: processors.MiniProcessor, size: int, turns: int = 4) -> dict[str, Tensor]:
-    """Conversations without pictures, `turns` sums each (`draw_sum`); labels as in `conversation_batch`."""
-    return padded(processor, [tokens(processor, [draw_sum(rng) for _ in range(turns)], ()) for _ in range(size)])
+def sum_batch(rng: random.Random, processor: processors.MiniProcessor, size: int) -> dict[str, Tensor]:
+    """Conversations without pictures, of sums (`draw_sum`); rows and labels as in `conversation_batch`."""
+    return padded(processor, [_fill(processor, lambda: [draw_sum(rng)], ()) for _ in range(size)])
+
+
+def _fill(processor: processors.MiniProcessor, draw: Callable[[], list[tuple[str, str]]], image: Sequence[int]
+          ) -> tuple[Tensor, Tensor]:
+    """Token ids and labels of a conversation of the turns that `draw` gives, up to ROW tokens: a row that is full costs nothing
+    for padding. Turns that do not fit are drawn again once, and then left out."""
+    ids, labels, left_out = *tokens(processor, draw(), image), 0
+    while left_out < 2:
+        more, its_labels = tokens(processor, draw(), ())
+        if len(ids) + len(more) <= ROW:
+            ids, labels = torch.cat([ids, more]), torch.cat([labels, its_labels])
+        else:
+            left_out += 1
+    return ids, labels
 
 
 def tokens(processor: processors.MiniProcessor, turns: list[tuple[str, str]], image: Sequence[int]) -> tuple[Tensor, Tensor]:

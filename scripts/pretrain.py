@@ -37,11 +37,10 @@ class Base:
     vision_batch_size: int = 16  # pictures of two tiles
     vision_learning_rate: float = 2e-3
     align_steps: int = 200
-    language_steps: int = 1100
-    early_steps: int = 300  # captions alone: they teach where to look
+    language_steps: int = 1000
+    early_steps: int = 280  # captions alone: they teach where to look
     batch_size: int = 24
-    turns: int = 3  # questions about one picture in one row
-    sums: int = 8  # rows without a picture in each step, of four sums each
+    sums: int = 7  # rows without a picture in each step
     learning_rate: float = 6e-3
 
 
@@ -126,7 +125,7 @@ def pretrain_language(model: nn.Module, processor: processors.MiniProcessor, set
 
     def loss_of(step: int) -> Tensor:
         is_early = step < settings.early_steps
-        talk = conversation_batch(rng, processor, settings.batch_size, 1 if is_early else settings.turns, is_early)
+        talk = conversation_batch(rng, processor, settings.batch_size, is_early)
         return _reply_loss(model, talk) + _reply_loss(model, sum_batch(rng, processor, settings.sums))
 
     optimise([model], loss_of, settings.language_steps, settings.learning_rate, "language")
