@@ -25,7 +25,7 @@ METHOD_NAMES = {"base": "Base", "sft": "CoT-SFT", "grpo": "GRPO", "sft_grpo": "S
                 "pure_dyme": "Pure DyME", "full_dyme": "Full DyME"}
 PUBLISH = "DYME_PUBLISH"  # environment variable, see `paths`
 DEFAULT = "mini"  # the profile whose figures and claims are the repository's
-HELD_OUT = ("validation", "test", "unseen")
+HELD_OUT = ("validation", "test", "unseen", "altered")
 SPLITS = ("train", *HELD_OUT)
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 # List prices of the standard tier in 2026-03: (input tokens, output tokens); check them before citing a cost. That of other
@@ -90,11 +90,12 @@ class World:
 
     train_questions: Positive = 2048
     validation_questions: Positive = 200
-    test_questions: Positive = 400  # each of the two test sets (in-style, unseen style)
+    test_questions: Positive = 400  # each of the two test sets (in-style, unseen style); half of the former's are also altered
     real_share: Share = 0.5  # share of tables drawn from real public statistics
     train_real_share: Share | None = None  # of the training split alone; None: real_share
     left_out_kinds: Annotated[tuple[str, ...], Strict(False)] = ()  # kinds of questions that the training split does not ask
-    traces: Literal["refined", "teacher"] = "refined"  # what is memorized: the refiner's targets, or data.teacher's
+    # What is memorized: a teacher's traces (data.teacher), the refiner's targets, or the answer without any (sft alone).
+    traces: Literal["teacher", "refined", "none"] = "teacher"
     trace_wordings: Annotated[int, Field(ge=1, le=40)] = 11  # of the teacher
     trace_length: Literal[1, 2, 4] = 1  # of the teacher's traces, in that of the shortest
     trace_new_words: bool = True  # the teacher uses words that the base has not seen
@@ -277,7 +278,7 @@ class DataSource:
 
     name: str = "mini"
     source: str = ""
-    held_out: Annotated[tuple[Literal["validation", "test", "unseen"], ...], Strict(False)] = HELD_OUT
+    held_out: Annotated[tuple[Literal["validation", "test", "unseen", "altered"], ...], Strict(False)] = HELD_OUT
     on_bad_row: BadRowPolicy = "raise"
     options: dict[str, Any] = field(default_factory=dict)
     facts: str = "given"
@@ -395,7 +396,8 @@ PROFILES = {
                      world=World(train_questions=_CHARTQA_TRAINING, validation_questions=200, test_questions=2500),  # all
                      engine=Engine(micro_batches=8, bf16=True, gradient_checkpointing=True),  # ours; every weight but the
                      seed=42, **_REAL),  # vision tower's (public code, chart), and its seed
-    "mini": Profile("mini", learning_rates=_LEARNING_RATES, warmup_steps=_WARMUP_STEPS),
+    "mini": Profile("mini", learning_rates=_LEARNING_RATES, warmup_steps=_WARMUP_STEPS,
+                    training=Training(likeliest_target=True)),
     "smoke": Profile("smoke", learning_rates=_LEARNING_RATES, warmup_steps=_WARMUP_STEPS,
                      world=World(train_questions=64, validation_questions=16, test_questions=16),
                      training=Training(steps=4, prompts_per_step=2, num_generations=4, evaluate_every=2)),
@@ -425,9 +427,10 @@ def load_profile(name: str, /, **overrides: Any) -> Profile:
         if missing := getattr(PROFILES[name], part).keys() - getattr(profile, part).keys():
             raise ValueError(f"{part} must name every method that is trained: got none for {', '.join(sorted(missing))}; set "
                              f"them one by one, as {part}.sft")
-    if profile.world.traces == "teacher" and (profile.supervision.corruption or profile.supervision.quality != "high"):
+    graded = profile.supervision.corruption or profile.supervision.quality != "high"
+    if profile.data.name == "mini" and profile.world.traces != "refined" and graded:
         raise ValueError("supervision.corruption and supervision.quality change the refiner's targets, so world.traces must be "
-                         "'refined': got 'teacher'; leave one of them out")
+                         f"'refined': got {profile.world.traces!r}; set it, or leave the other out")
     if profile.data.name != "mini" and not profile.data.source:
         raise ValueError(f"data.source must name the folder or hub id of {profile.data.name!r}: got ''; give one, or leave "
                          "data.name out for the mini charts")

@@ -13,7 +13,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
-from dyme_core.data.chart_tables import Table, facts_of
+from dyme_core.data.chart_tables import LARGEST_VALUE, Table, facts_of
 from dyme_core.data.schema import Item
 
 
@@ -148,3 +148,25 @@ def draw_question(rng: random.Random, table: Table, kinds: tuple[str, ...] = tup
         if question is not None:
             return question
     raise ValueError(f"no question of {kinds} can be asked of {table.key!r} with {len(table.series)} series")
+
+
+def alter(rng: random.Random, table: Table, item: Item, kind: str) -> tuple[Table, Item]:
+    """The table with one value that the answer rests on changed so that the answer is another one, and the same question on it.
+
+    Args:
+        rng: decides which value, and what it becomes (from 1 to 60 or what the table holds, if more).
+        table, item, kind: the question and what it was drawn from.
+    """
+    most = max(LARGEST_VALUE, *map(max, table.values))
+    while True:
+        fact = rng.choice(item.evidence)
+        other = table.with_value(fact.entity, fact.attribute, rng.randint(1, most))
+        asked = _ask(rng, other, item.question, kind)
+        if asked is not None and asked.answer != item.answer:
+            return other, asked
+
+
+def _ask(rng: random.Random, table: Table, question: str, kind: str, tries: int = 400) -> Item | None:
+    """The question that reads as `question`, drawn until it comes; None where the table does not allow it."""
+    found = (KINDS[kind](rng, table) for _ in range(tries))
+    return next((item for item in found if item is not None and item.question == question), None)

@@ -15,7 +15,7 @@ import operator
 import random
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dyme_core.data.schema import Fact
 
@@ -66,6 +66,12 @@ class Table:
 
     def value(self, group: str, series: str) -> int:
         return self.values[self.series.index(series)][self.groups.index(group)]
+
+    def with_value(self, group: str, series: str, value: int) -> Table:
+        """The table with one value replaced."""
+        place = self.series.index(series), self.groups.index(group)
+        values = tuple(tuple(value if (s, g) == place else old for g, old in enumerate(row)) for s, row in enumerate(self.values))
+        return replace(self, values=values)
 
     @property
     def key(self) -> str:
@@ -197,7 +203,7 @@ def draw_table(rng: random.Random, split: str, real_share: float = 0.5, values: 
 
     Args:
         rng: decides everything.
-        split: one of config.SPLITS; only the training split has real statistics other than gapminder's.
+        split: one of config.SPLITS but "altered"; only the training split has real statistics other than gapminder's.
         real_share: in [0, 1].
         values: smallest and largest value; `value_range(split)` by default.
     """

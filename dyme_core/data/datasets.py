@@ -24,8 +24,8 @@ from dyme_core.data.bad_rows import BadRows
 from dyme_core.data.benchmarks import sources
 from dyme_core.data.benchmarks.rows import text_of
 from dyme_core.data.chart_audit import audit_tables
-from dyme_core.data.chart_questions import KINDS
-from dyme_core.data.prompt_format import messages
+from dyme_core.data.chart_questions import KINDS, alter
+from dyme_core.data.prompt_format import ANSWER_CLOSE, ANSWER_OPEN, messages
 from dyme_core.data.schema import (
     COLUMNS,
     DataError,
@@ -59,7 +59,8 @@ def mini_records(split: str, count: int, seed: int, real_share: float = 0.5, lef
     """Draw `count` questions of a mini split: one per picture, kinds in turn, no question twice on the same table.
 
     Args:
-        split: one of config.SPLITS; "unseen" has its own styles and value range.
+        split: one of config.SPLITS; "unseen" has its own styles and value range, "altered" asks the test split's questions of
+            its charts with one value changed, so that the answer is another one.
         count: number of records.
         seed: the same split and seed give the same records; a larger count only adds to them.
         real_share: chance that a table is drawn from real statistics.
@@ -67,18 +68,21 @@ def mini_records(split: str, count: int, seed: int, real_share: float = 0.5, lef
     Raises:
         ValueError: for an unknown kind, with the known ones, or where none is left.
     """
-    rng = random.Random(f"{split} {seed}")
+    drawn_as = "test" if split == "altered" else split
+    rng = random.Random(f"{drawn_as} {seed}")
     kinds, seen, records = _kinds_without(left_out_kinds), set(), []
     while len(records) < count:
-        table = chart_tables.draw_table(rng, split, real_share)
+        table = chart_tables.draw_table(rng, drawn_as, real_share)
         kind = kinds[len(records) % len(kinds)]
         item = KINDS[kind](rng, table)
         if item is None or (table.key, item.question) in seen:
             continue
         seen.add((table.key, item.question))
-        image = chart_images.render(table, chart_images.draw_style(rng, is_unseen=split == "unseen"))
-        records.append(Record(f"{split}-{seed}-{len(records):05d}", item.question, item.answer, kind, table.source, split,
-                              image, write_supervision(item), table.key))
+        style, number = chart_images.draw_style(rng, is_unseen=split == "unseen"), f"{seed}-{len(records):05d}"
+        if split == "altered":
+            table, item = alter(random.Random(f"altered {number}"), table, item, kind)
+        records.append(Record(f"{split}-{number}", item.question, item.answer, kind, table.source, split,
+                              chart_images.render(table, style), write_supervision(item), table.key))
     return records
 
 
@@ -141,6 +145,11 @@ def fill_step(dataset: Any, num_prompts: int) -> Any:
 def no_target(rows: Sequence[dict[str, Any]]) -> list[None]:
     """The `Refine` of a method that learns from rewards alone."""
     return [None] * len(rows)
+
+
+def answers_alone(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The `Refine` of SFT on answers without any thinking (world.traces="none")."""
+    return [f"{ANSWER_OPEN}{row['answer']}{ANSWER_CLOSE}" for row in rows]
 
 
 def _dataset(records: Sequence[Record], columns: dict[str, list]) -> datasets.Dataset:
@@ -288,7 +297,8 @@ def limited(records: Sequence[Record], limit: int | None) -> list[Record]:
 
 
 def _count(world: World, split: str) -> int:
-    return {"train": world.train_questions, "validation": world.validation_questions}.get(split, world.test_questions)
+    counts = {"train": world.train_questions, "validation": world.validation_questions, "altered": world.test_questions // 2}
+    return counts.get(split, world.test_questions)
 
 
 def load_dataset(name: Path | str, split: str = "train", *, source: Path | str = "", limit: int | None = None,
@@ -298,7 +308,7 @@ def load_dataset(name: Path | str, split: str = "train", *, source: Path | str =
     Args:
         name: "mini" (generated charts), a public data set by its name (a key of `sources.KNOWN`: "chartqa", "aokvqa", ...), or
             your own folder with data.jsonl (docs/data_and_models.md).
-        split: "train", "validation", "test" or "unseen".
+        split: "train", "validation", "test", "unseen" or "altered" (the mini charts alone).
         source: where a public data set lies: a folder, or a hub id; "" is its own id on the hub.
         limit: at most so many questions, of each kind as many; None: all.
         options: of the data set's reader (`sources.load`).

@@ -10,7 +10,7 @@ from typing import Any
 
 from dyme_core import config, utils
 
-RESULTS_VERSION = 4  # raised when changed code gives other rows for the same settings; manifests of version 1 do not hold it
+RESULTS_VERSION = 5  # raised when changed code gives other rows for the same settings; manifests of version 1 do not hold it
 UNSUPERVISED = ("base", "grpo")  # methods that learn nothing from checker or refiner
 MAX_NAME = 40  # characters of settings in a run's name; more become a hash
 
@@ -35,6 +35,9 @@ class Run:
     def __post_init__(self) -> None:
         if self.method not in config.METHODS:
             raise ValueError(f"method must be one of {', '.join(config.METHODS)}: got {self.method!r}")
+        if self.profile.world.traces == "none" and self.method not in ("base", "sft"):
+            raise ValueError(f"world.traces='none' is for sft alone, whose target is then the answer: got {self.method!r}; set "
+                             "'teacher' or 'refined'")
         if not 0 <= self.seed <= config.MAX_SEED:
             raise ValueError(f"seed must be from 0 to {config.MAX_SEED}: got {self.seed}; give another")
         if not re.fullmatch(r"[\w.-]*", self.variant):

@@ -12,7 +12,7 @@ from trl import SFTConfig
 
 from dyme_core import config, ranks
 from dyme_core.data.bad_rows import BadRows
-from dyme_core.data.datasets import fill_step, sft_dataset, to_dataset
+from dyme_core.data.datasets import answers_alone, fill_step, sft_dataset, to_dataset
 from dyme_core.data.schema import Record
 from dyme_core.models.resuming import ResumableSFTTrainer
 from dyme_core.pipeline.methods import Run
@@ -81,7 +81,8 @@ def sft_trainer(session: Session, arguments: dict[str, Any], callbacks: list[Tra
     """CoT-SFT with TRL's SFTTrainer on the refined targets, one target per prompt, as many prompts a step as elsewhere."""
     profile, records, prompts = session.run.profile, session.records, session.run.profile.training.prompts_per_step
     settings = SFTConfig(**arguments, max_length=None, **profile.engine.batch(prompts, ranks.size()))
-    rows = fill_step(sft_dataset(records, session.experts.offline(records)), prompts)
+    refine = answers_alone if profile.world.traces == "none" else session.experts.offline(records)
+    rows = fill_step(sft_dataset(records, refine), prompts)
     return ResumableSFTTrainer(session.model, args=settings, train_dataset=rows, processing_class=session.processor,
                                callbacks=callbacks)
 
@@ -104,7 +105,7 @@ def dyme_trainer(session: Session, arguments: dict[str, Any], callbacks: list[Tr
                           switch_value=training.switch_value, thinking_weight=training.thinking_weight,
                           probe_every=training.probe_every, memorize_weight=training.memorize_weight,
                           mastered=training.mastered, reward_gate=training.reward_gate, refill=training.refill,
-                          likeliest_target=training.likeliest_target,
+                          likeliest_target=training.likeliest_target and run.method == "full_dyme",
                           correct_needs_format=training.correct_needs_format)
     supervision = supervise_online(experts, training) if run.method == "full_dyme" else {
         "reward_funcs": dyme_rewards(RuleChecker(), experts.accuracy), "refiner": experts.offline(session.records)}
