@@ -274,16 +274,17 @@ def build_base(size: str, seed: int, settings: Base, folder: Path, tower: dict[s
 
 
 def build_bases(seed: int, sizes: Sequence[str], threads: int) -> None:
-    """Build a seed's bases into bases/: the SVLM with its own vision tower, the larger sibling on the SVLM's.
+    """Build a seed's bases into bases/. All have the vision tower of the SVLM of seed 0, as real models share a pre-trained one;
+    projector, language model and conversations are the seed's own.
 
     Args:
         seed: of weights, charts and conversations.
-        sizes: of `tiny_onevision.SIZES`; "large" needs the SVLM's, built now or before.
+        sizes: of `tiny_onevision.SIZES`; all but the SVLM of seed 0 need that one, built now or before.
         threads: of torch; two cores are free while a base is built alone.
     """
     torch.set_num_threads(threads)
     paths = config.paths("mini")
     for size in sizes:
-        svlm = paths.bases / f"svlm-s{seed}"
-        tower = loading.load_policy(svlm)[0].model.vision_tower.state_dict() if size != "svlm" else None
+        is_first = (size, seed) == ("svlm", 0)
+        tower = None if is_first else loading.load_policy(paths.bases / "svlm-s0")[0].model.vision_tower.state_dict()
         build_base(size, seed, BASES[size], paths.bases / f"{size}-s{seed}", tower)

@@ -13,9 +13,10 @@ from dyme_core import config
 from dyme_core.pipeline.methods import Run
 
 PROFILE = config.DEFAULT
-SEEDS = (0, 1, 2, 3, 4)  # each has its own base, training questions, order and rollouts
+SEEDS = tuple(range(8))  # each has its own base, training questions, order and rollouts
 FEW_SEEDS = SEEDS[:3]  # of sweeps
-FINALISTS = {"sft": (1e-3, 2e-3), "grpo": (1e-4, 3e-4), "sft_grpo": (1e-4, 3e-4), "pure_dyme": (3e-4, 1e-3)}  # learning rates
+RATES = {"sft": (3e-4, 1e-3, 2e-3), "grpo": (1e-4, 3e-4, 1e-3), "sft_grpo": (1e-4, 3e-4, 1e-3),
+         "pure_dyme": (3e-4, 1e-3, 2e-3), "full_dyme": (3e-4, 1e-3, 2e-3)}  # learning rates tried
 SWITCH_NAMES = {"binary": "DyME (binary)", "threshold": "HPT gate", "cosine": "Cosine annealing", "budget": "SFT budget",
                 "luffy": "LUFFY", "chord": "CHORD", "prefix": "Expert prefix",
                 "grounded": "Grounded (ours)"}
@@ -24,9 +25,7 @@ SWITCH_VALUES = {"threshold": (0.25, 0.5), "cosine": (None,), "budget": (8.0, 32
 SWITCH_RATES = (3e-4, 1e-3)  # learning rates
 LEFT_OUT_KINDS = ("gap", "count")  # of question, in the experiment "kinds"
 GRADIENT_BOUNDS = {"float64": 1e-12, "float32": 1e-5}  # on the relative error of gradients that should be equal (notebook 01)
-TEACHER = {"world.traces": "teacher"}
-# Of results (methods.RESULTS_VERSION): the oldest that an experiment takes; 1 where none stands here.
-OLDEST_VERSION = {"short": 4, "teacher_tuning": 4, "teacher": 4}
+REFINED = {"world.traces": "refined"}
 # (value, learning rate): the best on validation.
 CHOSEN_SWITCHES = {"threshold": (0.5, 1e-3), "cosine": (None, 1e-3), "budget": (8.0, 1e-3), "luffy": (0.1, 3e-4),
                    "chord": (0.1, 3e-4), "prefix": (None, 3e-4), "grounded": (None, 1e-3)}
@@ -82,22 +81,25 @@ def _short() -> Iterator[Point]:
         yield Point("short", f"{config.METHOD_NAMES[method]}, 6 steps", method, "short", settings, (0,), ("validation",))
 
 
-def _teacher_tuning() -> Iterator[Point]:
-    """Learning rates of CoT-SFT on a teacher's traces, on seed 0. The other methods keep those of the refiner's targets."""
-    for rate in (3e-4, 2e-3):  # 1e-3 is the main run's
-        yield Point("teacher_tuning", f"{config.METHOD_NAMES['sft']}, {rate:g}", "sft", f"teacher-lr{rate:g}",
-                    {**TEACHER, "learning_rates.sft": rate}, (0,), ("validation",), value=rate)
+def _refined() -> Iterator[Point]:
+    """DyME's own supervision handed to every method that memorizes: short right targets in words that the base knows."""
+    for method in ("sft", "sft_grpo", "pure_dyme", "full_dyme"):
+        yield Point("refined", f"{config.METHOD_NAMES[method]}, refined targets", method, "refined", REFINED, FEW_SEEDS)
 
 
-def _teacher() -> Iterator[Point]:
-    """The paper's setting: what memorizes, memorizes a teacher's traces, and Full DyME chooses the target that the policy finds
-    most probable, of the teacher's and the refiner's. `sft`, four times the steps: about the cost of DyME. A first look."""
-    first = (0,)
-    for method in ("sft", "sft_grpo", "pure_dyme"):
-        yield Point("teacher", config.METHOD_NAMES[method], method, "teacher", TEACHER, first)
-    yield Point("teacher", "CoT-SFT, 960 steps", "sft", "teacher-960", {**TEACHER, "training.steps": 960}, first)
-    yield Point("teacher", config.METHOD_NAMES["full_dyme"], "full_dyme", "teacher",
-                {**TEACHER, "training.likeliest_target": True}, first)
+def _cost() -> Iterator[Point]:
+    """CoT-SFT at four times the steps, about the cost of DyME; and SFT on the answers alone, without any thinking."""
+    yield Point("cost", f"{config.METHOD_NAMES['sft']}, 960 steps", "sft", "960", {"training.steps": 960}, FEW_SEEDS)
+    yield Point("cost", "SFT on answers alone", "sft", "answers", {"world.traces": "none"}, FEW_SEEDS)
+
+
+def _learnability() -> Iterator[Point]:
+    """A teacher with fewer and more wordings, with longer traces, and in words that the base has seen."""
+    changed = {"w1": {"world.trace_wordings": 1}, "w3": {"world.trace_wordings": 3}, "w40": {"world.trace_wordings": 40},
+               "seen": {"world.trace_new_words": False}, "x2": {"world.trace_length": 2, "training.max_completion_tokens": 240}}
+    for method in ("sft", "full_dyme"):
+        for name, settings in changed.items():
+            yield Point("learnability", name, method, name, settings, FEW_SEEDS)
 
 
 def _large() -> Iterator[Point]:
@@ -106,17 +108,12 @@ def _large() -> Iterator[Point]:
 
 
 def _tuning() -> Iterator[Point]:
-    """Four learning rates with a short warm-up, the two best with a longer: the same for every method, on seed 0. The two best
-    go on to two more seeds with the short one; the one with the higher mean is chosen.
-
-    Full DyME takes Pure DyME's: with rule experts both are the same run until the template bank learns another structure.
-    """
-    for method in ("sft", "grpo", "sft_grpo", "pure_dyme"):
-        grid = [(rate, 10) for rate in (1e-4, 3e-4, 1e-3, 2e-3)] + [(rate, 40) for rate in FINALISTS[method]]
-        for rate, warmup in grid:
-            yield Point("tuning", f"{config.METHOD_NAMES[method]}, {rate:g}, {warmup}", method, f"lr{rate:g}-w{warmup}",
-                        {f"learning_rates.{method}": rate, f"warmup_steps.{method}": warmup},
-                        FEW_SEEDS if warmup == 10 and rate in FINALISTS[method] else (0,), ("validation",), value=rate)
+    """Three learning rates of each method, for half of the steps on seed 0; the best on validation is the profile's."""
+    for method, rates in RATES.items():
+        for rate in rates:
+            settings = {f"learning_rates.{method}": rate, "training.steps": 120}
+            yield Point("tuning", f"{config.METHOD_NAMES[method]}, {rate:g}", method, f"lr{rate:g}", settings, (0,),
+                        ("validation",), value=rate)
 
 
 def _switch_tuning() -> Iterator[Point]:
@@ -141,7 +138,7 @@ def _switch() -> Iterator[Point]:
 def _ablation() -> Iterator[Point]:
     yield Point("ablation", "Full DyME", "full_dyme")
     for name, settings in {"memorize": {"training.switch": "explore"}, "explore": {"training.switch": "memorize"},
-                           "refiner": {"supervision.quality": "low"},
+                           "refiner": {"training.likeliest_target": False},  # the teacher's trace as it is
                            "checker": {"training.thinking_weight": 0.0}}.items():
         yield Point("ablation", f"without {name}", "full_dyme", f"no-{name}", settings)
 
@@ -174,15 +171,15 @@ def _length() -> Iterator[Point]:
 def _quality() -> Iterator[Point]:
     for method in ("sft", "pure_dyme"):
         for quality in ("high", "medium", "low"):
-            yield Point("quality", quality, method, "" if quality == "high" else f"{quality}-traces",
-                        {} if quality == "high" else {"supervision.quality": quality}, FEW_SEEDS)
+            yield Point("quality", quality, method, "refined" if quality == "high" else f"{quality}-traces",
+                        REFINED | ({} if quality == "high" else {"supervision.quality": quality}), FEW_SEEDS)
 
 
 def _corruption() -> Iterator[Point]:
     for method in ("sft", "pure_dyme"):
         for share in (0.0, 0.125, 0.25, 0.5):
-            yield Point("corruption", f"{share:.1%}", method, f"wrong{1000 * share:.0f}" if share else "",
-                        {"supervision.corruption": share} if share else {}, FEW_SEEDS, value=100 * share)
+            yield Point("corruption", f"{share:.1%}", method, f"wrong{1000 * share:.0f}" if share else "refined",
+                        REFINED | ({"supervision.corruption": share} if share else {}), FEW_SEEDS, value=100 * share)
 
 
 def _data() -> Iterator[Point]:
@@ -207,10 +204,10 @@ def _statistics() -> Iterator[Point]:
             yield Point("statistics", label, method, f"real{share:.0f}", {"world.train_real_share": share}, FEW_SEEDS)
 
 
-EXPERIMENTS = {"tuning": _tuning, "main": _main, "short": _short, "teacher_tuning": _teacher_tuning, "teacher": _teacher,
-               "switch_tuning": _switch_tuning, "switch": _switch, "ablation": _ablation, "rollouts": _rollouts,
-               "quality": _quality, "corruption": _corruption, "length": _length, "data": _data, "kinds": _kinds,
-               "statistics": _statistics, "large": _large, "prompts": _prompts}
+EXPERIMENTS = {"tuning": _tuning, "main": _main, "short": _short, "cost": _cost, "refined": _refined, "large": _large,
+               "learnability": _learnability, "ablation": _ablation, "switch_tuning": _switch_tuning, "switch": _switch,
+               "rollouts": _rollouts, "quality": _quality, "corruption": _corruption, "length": _length, "data": _data,
+               "kinds": _kinds, "statistics": _statistics, "prompts": _prompts}
 
 
 def points(*experiments: str, methods: Sequence[str] = config.METHODS) -> list[Point]:

@@ -22,7 +22,7 @@ from study.tables import MODEL_NAMES, markdown_table
 
 IDENTICAL, INSIDE, OUTSIDE = "identical to the last bit", "inside", "outside"
 FILE = "REPRODUCTION.md"
-SPLIT, METRIC = "test", "correct"
+SPLIT, METRIC = "test", "right"
 Manifests = Mapping[str, Mapping[str, Any]]  # by name of the run
 
 

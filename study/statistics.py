@@ -41,7 +41,8 @@ class Estimate:
 
 
 def load_rows(folder: Path, runs: Iterable[str] | None = None) -> pd.DataFrame:
-    """Load the per-item rows of some runs (all that the folder holds, if none are named), in order of their names.
+    """Load the per-item rows of some runs (all that the folder holds, if none are named), in order of their names, with the
+    columns of `derived`.
 
     Raises:
         FileNotFoundError: if the folder holds no rows, or none of a run that is named.
@@ -52,7 +53,7 @@ def load_rows(folder: Path, runs: Iterable[str] | None = None) -> pd.DataFrame:
     if twice.any():
         raise ValueError(f"rows must hold one line per (run, split, item): {rows[twice].iloc[0]['run']!r} repeats "
                          f"{rows[twice].iloc[0]['item']!r}; delete its file in {folder} and evaluate again")
-    return rows
+    return derived(rows)
 
 
 def load_logs(folder: Path, runs: Iterable[str] | None = None) -> pd.DataFrame:
@@ -201,9 +202,25 @@ def with_setting(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(setting=frame["run"].map({run: setting_of(run) for run in frame["run"].unique()}))
 
 
-def has_pseudo_thinking(rows: pd.DataFrame) -> pd.Series:
-    """1 for each row whose trace is well-formed and states a wrong fact, else 0."""
-    return ((rows["has_format"] == 1) & (rows["wrong_facts"].str.len() > 0)).astype(int)
+def derived(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows with the measures that follow from their others, 0 or 1 each:
+
+    right: right answer and right thinking, which the rule checker rates 1.
+    pseudo: the trace is well-formed and states a wrong fact.
+    follows: of the altered split: right on the chart as it was, and right again where one value changed and the answer with it.
+    stays: of the altered split: the answer is what was said of the chart as it was, although the right one changed.
+    """
+    right = ((rows["correct"] == 1) & (rows["thinking"] == 1)).astype(int)
+    rows = rows.assign(right=right, pseudo=((rows["has_format"] == 1) & (rows["wrong_facts"].str.len() > 0)).astype(int))
+    is_altered = rows["split"] == "altered"
+    before = rows[rows["split"] == "test"].set_index(["run", "item"])
+    pairs = pd.MultiIndex.from_arrays([rows.loc[is_altered, "run"],
+                                       rows.loc[is_altered, "item"].str.replace("altered", "test", n=1)])
+    was_right, said = (before[name].reindex(pairs).to_numpy() for name in ("right", "answer"))
+    own = rows[is_altered]
+    rows.loc[is_altered, "follows"] = (own["right"] * was_right).to_numpy(dtype=float)
+    rows.loc[is_altered, "stays"] = (own["answer"] == said).to_numpy(dtype=float)
+    return rows
 
 
 def rows_of(rows: pd.DataFrame, point: plan.Point, split: str) -> pd.DataFrame:

@@ -70,7 +70,8 @@ class Table:
     def with_value(self, group: str, series: str, value: int) -> Table:
         """The table with one value replaced."""
         place = self.series.index(series), self.groups.index(group)
-        values = tuple(tuple(value if (s, g) == place else old for g, old in enumerate(row)) for s, row in enumerate(self.values))
+        values = tuple(tuple(value if (s, g) == place else old for g, old in enumerate(row))
+                       for s, row in enumerate(self.values))
         return replace(self, values=values)
 
     @property

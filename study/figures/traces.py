@@ -130,7 +130,6 @@ def pseudo_thinking(rows: pd.DataFrame, image_of: Callable[[str], Image]) -> Fig
         NoRows: if the two models share no test item.
     """
     rows = rows[(rows["method"] == "sft") & (rows["split"] == "test") & rows["model"].isin(MODELS)]
-    rows = rows.assign(pseudo=statistics.has_pseudo_thinking(rows))
     shown, num_shown = _choose(rows)
     summary = pd.concat(statistics.summarise(rows, metric, ("model",)) for metric in ("groundedness", "pseudo"))
     first = shown["large"]

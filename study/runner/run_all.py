@@ -1,9 +1,8 @@
 """The whole study (`dyme study`): what `plan` declares is carried out, two runs at a time.
 
 A run is finished when git has its rows, log and manifest, so the study can be stopped at any moment and continued on another
-machine. A run is stale where its settings or base are not those of the plan, or where its experiment asks for a newer
-version of the results; changed code alone makes none stale, the manifest names its commit. The study writes where the
-published results are.
+machine. A run is stale where its settings or base are not those of the plan, or where it is of another version of the results;
+changed code alone makes none stale, the manifest names its commit. The study writes where the published results are.
 """
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dyme_core import config
-from dyme_core.pipeline.methods import Run, differences, settings_of
+from dyme_core.pipeline.methods import RESULTS_VERSION, Run, differences, settings_of
 from dyme_core.utils import read_json
 from study import plan
 from study.runner import scheduler
@@ -31,13 +30,11 @@ class Task:
         experiment: the first that asks for it.
         run: what is made.
         splits: that it answers.
-        oldest_version: of results that is taken as it is.
     """
 
     experiment: str
     run: Run
     splits: tuple[str, ...]
-    oldest_version: int = 1
 
     def is_finished(self) -> bool:
         return not self.undone()
@@ -55,9 +52,8 @@ class Task:
             return f"lacks {' and '.join(missing)}"
         if changed := differences(made["settings"], settings_of(run)):
             return f"made with other settings: {', '.join(changed)}"
-        version = made.get("results_version", 1)
-        if version < self.oldest_version:
-            return f"made by version {version} of the code, version {self.oldest_version} is asked for"
+        if made["results_version"] != RESULTS_VERSION:
+            return f"made by version {made['results_version']} of the code, not {RESULTS_VERSION}"
         closed = [split for split in self.splits if split not in made.get("results", {})]
         return f"did not answer {' and '.join(closed)}" if closed else ""
 
@@ -72,12 +68,10 @@ def tasks(experiments: Sequence[str] = ()) -> list[Task]:
     Raises:
         ValueError: for an unknown experiment, or if the plan gives one name to two different runs.
     """
-    oldest = {run.name: plan.OLDEST_VERSION[point.experiment] for point in plan.points()
-              if point.experiment in plan.OLDEST_VERSION for run in point.runs()}
     found: dict[str, Task] = {}
     for point in plan.points(*experiments):
         for run in point.runs():
-            task = found.setdefault(run.name, Task(point.experiment, run, point.splits, oldest.get(run.name, 1)))
+            task = found.setdefault(run.name, Task(point.experiment, run, point.splits))
             if (settings_of(task.run), task.splits) != (settings_of(run), point.splits):
                 raise ValueError(f"{task.experiment} and {point.experiment} mean different runs by {run.name}; name a variant")
     order = list(plan.EXPERIMENTS)

@@ -30,6 +30,7 @@ PROCESSES = 2  # cores of the machine that the mini profile is made for; each pr
 POLL_S = 1.0
 NO_BARS = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}  # the last line is shown live
 SHARES = {"base": 0.08, "sft": 0.35, "sft_grpo": 0.7}  # rough duration of a method against a GRPO run, for the order
+FIRST_BASE = ("svlm", 0)  # whose vision tower all bases have
 BASE_MINUTES = (10, 30)  # to build one on one thread, with and without 16-bit instructions
 
 
@@ -112,11 +113,11 @@ def run_job(run: Run, splits: Sequence[str] = config.HELD_OUT, keep_policy: bool
 
 
 def base_job(paths: config.Paths, model: str, seed: int) -> Job:
-    """The process that builds one base, on one thread; the large one takes its vision tower from the small one."""
+    """The process that builds one base, on one thread; all take their vision tower from the small one of seed 0."""
     folder = base_folder(paths, model, seed)
     arguments = ("base", "--seed", str(seed), "--model", model, "--threads", "1")
     return Job(_base_name(model, seed), arguments, paths.root / "runs" / "bases" / folder.name / "output.log", paths,
-               (folder / "config.json").is_file, "" if model == "svlm" else _base_name("svlm", seed))
+               (folder / "config.json").is_file, "" if (model, seed) == FIRST_BASE else _base_name(*FIRST_BASE))
 
 
 def with_bases(jobs: Iterable[Job]) -> list[Job]:
@@ -130,7 +131,7 @@ def with_bases(jobs: Iterable[Job]) -> list[Job]:
 
 
 def _missing_bases(paths: config.Paths, model: str, seed: int) -> list[Job]:
-    bases = [base_job(paths, size, seed) for size in dict.fromkeys(("svlm", model))]
+    bases = [base_job(paths, *base) for base in dict.fromkeys((FIRST_BASE, (model, seed)))]
     return [] if bases[-1].is_finished() else [base for base in bases if not base.is_finished()]
 
 
