@@ -114,7 +114,7 @@ FIGURES: dict[str, Callable[[Stored], Figure]] = {
     "pseudo_thinking": lambda stored: traces.pseudo_thinking(stored.main_rows, stored.pictures.__getitem__),
     "switches": lambda stored: sweeps.switches(stored.rows),
     "ablation": lambda stored: sweeps.ablation(stored.rows),
-    "teacher": lambda stored: sweeps.teacher(stored.rows),
+    "memorized": lambda stored: sweeps.memorized(stored.rows),
     "targets": lambda stored: mechanism.targets(stored.logs),
     "rollouts": lambda stored: sweeps.sweep(stored.rows, "rollouts"),
     "prompts": lambda stored: sweeps.sweep(stored.rows, "prompts"),

@@ -107,13 +107,13 @@ def mechanism(logs: pd.DataFrame, manifests: Iterable[Mapping[str, Any]]) -> Fig
 @themed()
 def targets(logs: pd.DataFrame) -> Figure:
     """Draw how probable Full DyME's targets are under the policy, those chosen and those that stood first, over training."""
-    (point,) = [point for point in plan.points("teacher") if point.method == "full_dyme"]
-    logs = logs[(logs["method"] == point.method) & (logs["variant"] == point.variant)]
+    (point,) = plan.points("main", methods=("full_dyme",))
+    logs = logs[(logs["method"] == point.method) & (logs["variant"].fillna("") == "") & (logs["model"] == "svlm")]
     names = {"first_target_nll": "the teacher's trace", "target_nll": "the target chosen"}
     frames = [_curves(logs, column, WINDOW).assign(name=name) for column, name in names.items()]
     frame = pd.concat([part for part in frames if len(part)] or [pd.DataFrame()])
     if frame.empty:
-        raise NoRows("Full DyME on a teacher's traces has not been trained")
+        raise NoRows("Full DyME has not been trained")
     figure, ((axes,),) = panels(1, 1, theme.COLUMN, 2.0)
     ends = [draw_line(axes, part, "step", "value", style, name, num_marks=6)
             for (name, part), style in zip(frame.groupby("name", sort=False), GRADIENT_STYLES.values(), strict=True)]

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -25,10 +24,10 @@ CAPTIONS = {
     "ablation": "Paper's claim: every part is needed. Full DyME with one part taken away; correct after training, mini world. "
                 "Without memorize every group explores, without explore every group memorizes, without the refiner targets are "
                 "the low ones, without the checker thinking earns nothing. Vertical line: Full DyME.",
-    "teacher": "Paper's claim: memorizing a teacher's traces harms a small VLM; DyME makes use of them. Filled: every method "
-               "memorizes the same traces in a teacher's words; hollow: the refiner's targets. Left: correct on test, and the "
-               "base's answers alone (dotted); right: claims of the thinking that are right. Mini world, 240 steps (960 where "
-               "said).",
+    "memorized": "Paper's claim: memorizing a teacher's traces harms a small VLM; DyME makes use of them. Filled: every method "
+                 "memorizes the same traces in a teacher's words; hollow: refined targets. Left: right answer and right thinking "
+                 "on test; middle: answers alone, with the base's (dotted); right: claims of the thinking that are right. Mini "
+                 "world, 240 steps (960 where said).",
     "rollouts": "Claim: more rollouts a prompt help. At equal rollouts a step (32, so fewer prompts); correct on test, mini "
                 "world.",
     "prompts": "What fewer rollouts a prompt buy. CoT-SFT, and Pure DyME with two rollouts a prompt (G = 2), by prompts a "
@@ -58,26 +57,25 @@ def ablation(rows: pd.DataFrame) -> Figure:
 
 
 @themed()
-def teacher(rows: pd.DataFrame) -> Figure:
-    """Draw what each method makes of a teacher's traces beside the refiner's targets: correct answers, and groundedness."""
-    points = plan.points("teacher")
-    seeds, taught = points[0].seeds, {point.method for point in points}
-    refined = [replace(point, seeds=seeds) for point in plan.points("main") if point.method in taught]
-    parts = [scores(rows, chosen, metric=metric).assign(memorizes=name) for metric in ("correct", "groundedness")
-             for name, chosen in (("teacher", points), ("refiner", [*refined, points[0]]))]
-    frame = pd.concat(parts).drop_duplicates(["setting", "metric"], ignore_index=True)
-    labels = [point.label for point in points]
-    base = scores(rows, [*(replace(point, seeds=seeds) for point in plan.points("main", methods=("base",))), points[0]],
-                  metric="strict").query("method == 'base'")
-    figure, (line,) = panels(1, 2, theme.COLUMN, 0.75 + 0.24 * len(labels), gap=theme.GAP, sharey=True)
-    for axes, metric, title in zip(line, ("correct", "groundedness"), ("correct on test (%)", "groundedness (%)"), strict=True):
-        for memorized, part in frame[frame["metric"] == metric].groupby("memorizes"):
-            draw_intervals(axes, part, labels, hollow=labels if memorized == "refiner" else ())
+def memorized(rows: pd.DataFrame) -> Figure:
+    """Draw what each method makes of a teacher's traces beside refined targets: right and right, answers alone, groundedness."""
+    refined, cost = plan.points("refined"), plan.points("cost")
+    taught = [point for point in plan.points("main", methods=("sft", "grpo", "sft_grpo", "pure_dyme", "full_dyme"))] + cost
+    titles = {"right": "right answer, right thinking (%)", "strict": "answers alone (%)", "groundedness": "groundedness (%)"}
+    frame = pd.concat([scores(rows, [*taught, *refined], metric=metric) for metric in titles], ignore_index=True)
+    is_refined = frame["setting"].isin([point.setting for point in refined])
+    frame["label"] = frame["label"].str.removesuffix(", refined targets")
+    labels = list(dict.fromkeys(point.label for point in taught))
+    base = scores(rows, [*plan.points("main", methods=("base",)), *cost], metric="strict").query("method == 'base'")
+    figure, (line,) = panels(1, 3, theme.PAGE, 0.75 + 0.24 * len(labels), gap=theme.GAP, sharey=True)
+    for axes, (metric, title) in zip(line, titles.items(), strict=True):
+        for hides, part in frame[frame["metric"] == metric].groupby(is_refined):
+            draw_intervals(axes, part, labels, hollow=labels if hides else ())
         axes.set(xlabel=title, xlim=(0, 103))
     for level in base["value"]:
-        line[0].axvline(level, color=theme.STYLES["base"].color, linestyle=(0, (1, 1.5)), linewidth=0.9, zorder=1)
+        line[1].axvline(level, color=theme.STYLES["base"].color, linestyle=(0, (1, 1.5)), linewidth=0.9, zorder=1)
     name_lines(line[0], labels)
-    return finish(figure, pd.concat([frame, base]), CAPTIONS["teacher"] + INTERVALS + seeds_sentence(frame))
+    return finish(figure, pd.concat([frame, base]), CAPTIONS["memorized"] + INTERVALS + seeds_sentence(frame))
 
 
 def _settings(rows: pd.DataFrame, name: str, points: Sequence[plan.Point], references: Sequence[plan.Point]) -> Figure:
