@@ -25,9 +25,9 @@ CAPTIONS = {
                 "Without memorize every group explores, without explore every group memorizes, without the refiner targets are "
                 "the low ones, without the checker thinking earns nothing. Vertical line: Full DyME.",
     "memorized": "Paper's claim: memorizing a teacher's traces harms a small VLM; DyME makes use of them. Filled: every method "
-                 "memorizes the same traces in a teacher's words; hollow: refined targets. Left: right answer and right thinking "
-                 "on test; middle: answers alone, with the base's (dotted); right: claims of the thinking that are right. Mini "
-                 "world, 240 steps (960 where said).",
+                 "memorizes the same traces in a teacher's words; hollow: refined targets. Left: right answer and right "
+                 "thinking on test; middle: answers alone, with the base's (dotted); right: claims of the thinking that are "
+                 "right. Mini world, 240 steps (960 where said).",
     "rollouts": "Claim: more rollouts a prompt help. At equal rollouts a step (32, so fewer prompts); correct on test, mini "
                 "world.",
     "prompts": "What fewer rollouts a prompt buy. CoT-SFT, and Pure DyME with two rollouts a prompt (G = 2), by prompts a "
@@ -58,7 +58,7 @@ def ablation(rows: pd.DataFrame) -> Figure:
 
 @themed()
 def memorized(rows: pd.DataFrame) -> Figure:
-    """Draw what each method makes of a teacher's traces beside refined targets: right and right, answers alone, groundedness."""
+    """Draw what each method makes of a teacher's traces beside refined targets: answers with their thinking, and groundedness."""
     refined, cost = plan.points("refined"), plan.points("cost")
     taught = [point for point in plan.points("main", methods=("sft", "grpo", "sft_grpo", "pure_dyme", "full_dyme"))] + cost
     titles = {"right": "right answer, right thinking (%)", "strict": "answers alone (%)", "groundedness": "groundedness (%)"}
