@@ -58,7 +58,7 @@ def ablation(rows: pd.DataFrame) -> Figure:
 
 @themed()
 def memorized(rows: pd.DataFrame) -> Figure:
-    """Draw what each method makes of a teacher's traces beside refined targets: answers with their thinking, and groundedness."""
+    """Draw what each method makes of a teacher's traces beside refined targets: answers and thinking."""
     refined, cost = plan.points("refined"), plan.points("cost")
     taught = [point for point in plan.points("main", methods=("sft", "grpo", "sft_grpo", "pure_dyme", "full_dyme"))] + cost
     titles = {"right": "right answer, right thinking (%)", "strict": "answers alone (%)", "groundedness": "groundedness (%)"}
