@@ -22,6 +22,7 @@ from transformers import PrinterCallback, StoppingCriteria, StoppingCriteriaList
 from trl import GRPOConfig, GRPOTrainer
 
 from dyme_core import config
+from dyme_core.data.chart_images import NUM_TILES
 from dyme_core.data.datasets import mini_records, to_dataset
 from dyme_core.models import loading, processors, tiny_onevision
 from dyme_core.models.engine import with_engine
@@ -38,7 +39,7 @@ SIZES = {  # of text models with fresh weights, beside tiny_onevision's; in mill
     "10m": dict(hidden_size=320, intermediate_size=960, num_hidden_layers=6, num_attention_heads=5),
     "30m": dict(hidden_size=512, intermediate_size=1536, num_hidden_layers=8, num_attention_heads=8),
     "135m": dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=14, num_attention_heads=12)}
-NATURAL_TOKENS = 56  # the mini profile's limit
+NATURAL_TOKENS = config.Training().max_completion_tokens  # the mini profile's
 PHASES = ("generate", "score", "refine", "prepare", "update")
 
 
@@ -48,10 +49,10 @@ class Shape:
 
     Attributes:
         model: "svlm", "large" or one of SIZES.
-        side: patches a side of a view; a picture then has 2 * side^2 + side tokens.
+        side: patches a side of a view; a picture (whole, two tiles, newlines) then has 3 * side^2 + side tokens.
         generations: G; `prompts` a step.
         all_wrong: share of a step's groups in which no rollout is right.
-        tokens: length of every rollout, by a model with fresh weights; None: the base's own rollouts, of about 11 tokens.
+        tokens: length of every rollout, by a model with fresh weights; None: the base's own rollouts.
         shortest: of a group's rollouts, whose lengths then lie evenly up to `tokens`; None: all have `tokens`.
     """
 
@@ -65,7 +66,7 @@ class Shape:
 
     @property
     def image_tokens(self) -> int:
-        return 2 * self.side**2 + self.side
+        return (1 + NUM_TILES) * self.side**2 + self.side
 
     @property
     def lengths(self) -> list[int]:

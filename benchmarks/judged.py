@@ -25,7 +25,7 @@ from dyme_core.trainer.rewards import dyme_rewards
 DELAY_S, QUESTIONS, LEARNING_RATE = 0.2, 512, 1e-3
 PURE, LATE, COLD, WARM = (Arm(name, True, SAVINGS) for name in ("Pure DyME", "Full DyME, asked at the end",
                                                                 "Full DyME, cold", "Full DyME, recorded"))
-SHAPES = {"mini": (Shape(), 40, 24), "595 image tokens": (Shape(side=17, tokens=48), 1, 6)}  # warm-up steps, steps
+SHAPES = {"mini": (Shape(), 40, 24), "602 image tokens": (Shape(side=14, tokens=48), 1, 6)}  # warm-up steps, steps
 SUPERVISING = ("score", "refine")  # the phases in which training waits for supervision
 logger = logging.getLogger(__name__)
 

@@ -35,14 +35,14 @@ from dyme_core import utils
 logger = logging.getLogger(__name__)
 FOLDER = ROOT / "results" / "bench"
 COUNTS = ("rows", "generated", "tokens_a_rollout")
-FIXED, LONG = Shape(tokens=96), Shape(side=12, tokens=96)  # 36 and 300 image tokens
-UNEVEN, LONG_UNEVEN = Shape(tokens=128, shortest=60), Shape(side=12, tokens=128, shortest=60)
+FIXED, LONG = Shape(tokens=96), Shape(side=10, tokens=96)  # 52 and 310 image tokens
+UNEVEN, LONG_UNEVEN = Shape(tokens=128, shortest=60), Shape(side=10, tokens=128, shortest=60)
 WIDTHS = ("svlm", "10m", "30m", "135m")
 RACES: dict[str, list[tuple[Shape, tuple[Arm, ...], int]]] = {  # shape, arms and steps of each race of a section
     "headline": [(Shape(), CHAIN, 16), (FIXED, CHAIN, 6), (LONG, CHAIN, 4), (UNEVEN, RACE, 6), (LONG_UNEVEN, RACE, 4)],
     "all_wrong": [(Shape(all_wrong=share, tokens=96), RACE, 4) for share in (0, 0.5, 1)],
     "generations": [(Shape(generations=size, tokens=48), RACE, 4) for size in (4, 8, 16)],
-    "image_tokens": [(Shape(side=side, tokens=48), RACE, 2) for side in (4, 8, 12, 17)],
+    "image_tokens": [(Shape(side=side, tokens=48), RACE, 2) for side in (4, 7, 10, 14)],
     "tokens": [(Shape(tokens=length), RACE, 4) for length in (16, 32, 64, 128)],
     "model": [(Shape(model=name, prompts=2, generations=4, tokens=16), RACE, 2) for name in WIDTHS]}
 EXPONENTS = {"generations": "generations", "image_tokens": "image_tokens", "tokens": "tokens", "model": "millions"}  # x

@@ -54,7 +54,7 @@ def test_each_saving_is_the_ratio_of_its_arm_less_that_of_the_arm_before_it() ->
     ratios = {arms.STOCK: 1.0, arms.PICTURES: 0.9, arms.WITH_ENGINE: 0.5, arms.KEPT: 0.6, arms.FULL: 0.4}
     generate = {arms.STOCK: 1.0, arms.PICTURES: 1.0, arms.WITH_ENGINE: 0.4, arms.KEPT: 0.4, arms.FULL: 0.4}
     race = pd.DataFrame([{"arm": arm.name, "ratio": ratio, "ratio_same_engine": ratio / 0.5, "seconds": 2 * ratio,
-                          "generate": generate[arm], "generated": 32 * 11.0, "prompts": 4, "generations": 8, "image_tokens": 36}
+                          "generate": generate[arm], "generated": 32 * 11.0, "prompts": 4, "generations": 8, "image_tokens": 52}
                          for arm, ratio in ratios.items()]).set_index("arm")
     found = attribution.shares(race)
     assert list(found["changes"].values()) == [-0.1, -0.3, -0.1, 0.1, -0.2]  # they sum to DyME's ratio less 1

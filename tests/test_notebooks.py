@@ -89,7 +89,7 @@ def test_notebook_03_runs_top_to_bottom_as_profile_gpu_does(tmp_path: Path, monk
     small = {"model": str(tmp_path / "some-model"), "backend": "transformers", "supervision.backend": "rule",
              "data.name": "mini", "data.held_out": ["validation", "test"], "world.train_questions": 64,
              "world.validation_questions": 8, "world.test_questions": 8, "training.steps": 2, "training.evaluate_every": 1,
-             "training.prompts_per_step": 2, "training.max_completion_tokens": 56, "engine.lora_rank": None}
+             "training.prompts_per_step": 2, "training.max_completion_tokens": 152, "engine.lora_rank": None}
     load = config.load_profile
     monkeypatch.setattr(config, "load_profile", lambda name: load("gpu", **small))
     space: dict = {}

@@ -50,7 +50,7 @@ def test_a_sound_data_set_passes_and_is_measured(records, processor, model) -> N
     report = preflight(records, processor, model, others=mini_records("test", 14, seed=0), rollouts=16)
     assert torch.equal(torch.get_rng_state(), state), "a preflight must not change the training run's random numbers"
     assert (report.num_records, report.num_images, report.rollouts) == (RECORDS, RECORDS, 16)
-    assert report.image_tokens == (36, 36)  # 16 of the base view, 4 rows of 4 and a newline of the tile
+    assert report.image_tokens == (52, 52)  # 16 of the base view, 4 rows of 8 and a newline of the tiles
     assert report.format_rate == 0.0  # random weights
     assert records[0].question in report.prompt and report.prompt.count("<image>") == 1
     assert report.target == target_writer(RuleRefiner())([records[0].row])[0]

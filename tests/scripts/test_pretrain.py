@@ -103,34 +103,67 @@ def turns_of(ids: list[int]) -> list[tuple[list[int], list[int]]]:
     return turns
 
 
-@pytest.mark.parametrize(("turns", "is_early"), [(1, True), (3, False)])
-def test_labels_cover_exactly_the_replies_and_their_end_tokens(turns: int, is_early: bool) -> None:
-    batch = curriculum.conversation_batch(random.Random("labels"), PROCESSOR, 8, turns, is_early)
+def recorded(monkeypatch, name: str) -> list:
+    """What the curriculum's function `name` gives from now on, in its order."""
+    found, draw = [], getattr(curriculum, name)
+
+    def record(*args, **options):
+        found.append(draw(*args, **options))
+        return found[-1]
+
+    monkeypatch.setattr(curriculum, name, record)
+    return found
+
+
+@pytest.mark.parametrize("is_early", [True, False])
+def test_labels_cover_exactly_the_replies_and_their_end_tokens(is_early: bool) -> None:
+    batch = curriculum.conversation_batch(random.Random("labels"), PROCESSOR, 8, is_early)
     for ids, labels in zip(batch["input_ids"].tolist(), batch["labels"].tolist(), strict=True):
-        found = turns_of(ids)
-        replies = {place for _, reply in found for place in reply}
-        assert len(found) == turns or not is_early and len(found) == turns + 1
+        replies = {place for _, reply in turns_of(ids) for place in reply}
         assert labels == [token if place in replies else -100 for place, token in enumerate(ids)]
 
 
-def test_a_conversation_is_what_the_processor_makes_of_it_with_a_feature_for_each_picture_token() -> None:
-    batch = curriculum.conversation_batch(random.Random("processor"), PROCESSOR, 4, 1, is_early=False)
-    rng, model = random.Random("processor"), tiny_onevision.build_model("svlm", PROCESSOR, 0)
-    for place, ids in enumerate(batch["input_ids"].tolist()):
-        table, style = curriculum.draw_chart(rng, "train")
-        (asked, said), *more = curriculum.draw_turns(rng, table, is_early=False)
-        messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": asked}]},
-                    {"role": "assistant", "content": said}]
-        messages += [{"role": role, "content": text} for turn in more for role, text in zip(("user", "assistant"), turn,
-                                                                                            strict=True)]
+def test_a_conversation_is_what_the_processor_makes_of_it_with_a_feature_for_each_picture_token(monkeypatch) -> None:
+    charts, drawn = recorded(monkeypatch, "draw_chart"), recorded(monkeypatch, "draw_turns")
+    batch = curriculum.conversation_batch(random.Random("processor"), PROCESSOR, 4, is_early=False)
+    model = tiny_onevision.build_model("svlm", PROCESSOR, 0)
+    for place, (ids, chart) in enumerate(zip(batch["input_ids"].tolist(), charts, strict=True)):
+        turns = [tuple(TOKENIZER.decode([ids[token] for token in text], skip_special_tokens=True) for text in turn)
+                 for turn in turns_of(ids)]
+        assert len(turns) > 1 and set(turns) <= {turn for together in drawn for turn in together}
+        messages = [{"role": role, "content": text} for turn in turns
+                    for role, text in zip(("user", "assistant"), turn, strict=True)]
+        messages[0]["content"] = [{"type": "image"}, {"type": "text", "text": turns[0][0]}]
         text = PROCESSOR.apply_chat_template(messages, tokenize=False)
-        whole = PROCESSOR(images=[chart_images.render(table, style)], text=[text], return_tensors="pt")
+        whole = PROCESSOR(images=[chart_images.render(*chart)], text=[text], return_tensors="pt")
         assert whole["input_ids"][0].tolist() == [token for token in ids if token != TOKENIZER.pad_token_id]
         assert whole["pixel_values"][0].allclose(batch["pixel_values"][place], atol=1e-6)
         assert whole["image_sizes"][0].equal(batch["image_sizes"][place])
     features = model.get_image_features(batch["pixel_values"], image_sizes=batch["image_sizes"]).pooler_output
     image_tokens = (batch["input_ids"] == TOKENIZER.image_token_id).sum(dim=1).tolist()
     assert image_tokens == [len(feature) for feature in features] == [52] * 4
+
+
+@pytest.mark.parametrize("kind", ["early", "later", "sums"])
+def test_rows_are_nearly_full_and_no_longer_than_their_limit(kind: str) -> None:
+    rng = random.Random("full")
+    batches = [curriculum.sum_batch(rng, PROCESSOR, 7) if kind == "sums" else
+               curriculum.conversation_batch(rng, PROCESSOR, 24, is_early=kind == "early") for _ in range(3)]
+    num_padding = sum(int((batch["input_ids"] == TOKENIZER.pad_token_id).sum()) for batch in batches)
+    assert num_padding <= 0.15 * sum(batch["input_ids"].numel() for batch in batches)
+    assert {batch["input_ids"].shape[1] for batch in batches} == {curriculum.ROW}, "padded to the longest row"
+
+
+def test_a_row_that_is_longer_than_its_limit_holds_its_first_turns_alone(monkeypatch) -> None:
+    monkeypatch.setattr(curriculum, "ROW", 80)  # 52 of them are the picture's
+    drawn, longer = recorded(monkeypatch, "draw_turns"), 0
+    for seed in range(30):
+        drawn.clear()
+        [ids] = curriculum.conversation_batch(random.Random(seed), PROCESSOR, 1, is_early=False)["input_ids"].tolist()
+        is_longer = sum(token != TOKENIZER.pad_token_id for token in ids) > 80
+        assert not is_longer or len(turns_of(ids)) == len(drawn[0])
+        longer += is_longer
+    assert 0 < longer < 30
 
 
 def test_no_question_but_a_look_up_is_ever_thought_through_with_figures() -> None:
@@ -174,9 +207,9 @@ def test_sums_are_right_and_stand_beside_no_picture() -> None:
         assert read_trace(reply, told or bare).is_arithmetic_right, (question, reply)
         assert not stated or "What" in question or "Which" in question or "How" in question
     assert min(kinds.values()) > 500
-    batch = curriculum.sum_batch(rng, PROCESSOR, size=3, turns=2)
+    batch = curriculum.sum_batch(rng, PROCESSOR, size=3)
     assert not (batch["input_ids"] == TOKENIZER.image_token_id).any() and "pixel_values" not in batch
-    assert [len(turns_of(ids)) for ids in batch["input_ids"].tolist()] == [2, 2, 2]
+    assert all(len(turns_of(ids)) > 1 for ids in batch["input_ids"].tolist())
 
 
 def test_early_turns_are_true_descriptions_alone() -> None:
@@ -208,8 +241,8 @@ def test_optimise_lowers_the_loss_of_a_fixed_problem_in_the_steps_it_was_given(c
 
 
 def test_a_base_is_built_into_a_folder_that_loads_with_its_manifest(tmp_path: Path, monkeypatch) -> None:
-    settings = pretrain.Base(vision_steps=2, vision_batch_size=2, align_steps=2, language_steps=3, early_steps=1, batch_size=2,
-                           turns=2, sums=2)
+    settings = pretrain.Base(vision_steps=2, vision_batch_size=2, align_steps=2, language_steps=3, early_steps=1,
+                             batch_size=2, sums=2)
     measure, read = pretrain.measure_base, pretrain.column_batch
     monkeypatch.setattr(pretrain, "measure_base", lambda model, processor: measure(model, processor, num_items=4))
     monkeypatch.setattr(pretrain, "column_batch", lambda rng, count: read(rng, min(count, 8)))
