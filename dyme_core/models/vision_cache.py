@@ -31,7 +31,7 @@ def cache_vision_features(model: PreTrainedModel, processor: ProcessorMixin, meg
             gradients with respect to pixels are wanted; features are forgotten when the tower's weights change.
         processor: its calls with one RGB PIL picture for each prompt are cached; other calls go through.
         megabytes: what the features, and as much again what the processed pictures may take (2^20 bytes); those not used
-            for longest go first. A view of the mini model takes 1/64, a processed picture 0.21 megabytes.
+            for longest go first. A view of the mini model takes 1/64, a processed picture 0.32 megabytes.
     """
     if isinstance(model, LlavaOnevisionForConditionalGeneration):
         tower = model.model.vision_tower
