@@ -274,8 +274,10 @@ def build_base(size: str, seed: int, settings: Base, folder: Path, tower: dict[s
 
 
 def build_bases(seed: int, sizes: Sequence[str], threads: int) -> None:
-    """Build a seed's bases into bases/. All have the vision tower of the SVLM of seed 0, as real models share a pre-trained one;
-    projector, language model and conversations are the seed's own.
+    """Build a seed's bases into bases/.
+
+    All have the vision tower of the SVLM of seed 0, as real models share a pre-trained one; projector, language model and
+    conversations are the seed's own.
 
     Args:
         seed: of weights, charts and conversations.
