@@ -71,7 +71,7 @@ def build_processor(image_size: int = TILE, patch_size: int = PATCH) -> MiniProc
 
 def build_model(size: str, processor: MiniProcessor, seed: int, image_size: int = TILE, patch_size: int = PATCH
                 ) -> LlavaOnevisionForConditionalGeneration:
-    """A new mini VLM with random weights: `size` is "svlm" or "large" (its language model 3.4x); both have the same vision tower."""
+    """A new mini VLM with random weights; `size` is "svlm" or "large" (its language model 3.4x), with equal vision towers."""
     tokenizer = processor.tokenizer
     text = Qwen2Config(vocab_size=len(tokenizer), max_position_embeddings=1024, tie_word_embeddings=True,
                        initializer_range=0.06, num_key_value_heads=SIZES[size]["num_attention_heads"],

@@ -78,7 +78,7 @@ def grpo_arguments(run: Run) -> dict[str, Any]:
 
 
 def sft_trainer(session: Session, arguments: dict[str, Any], callbacks: list[TrainerCallback]) -> Trainer:
-    """CoT-SFT with TRL's SFTTrainer on the refined targets, one target per prompt, as many prompts a step as elsewhere."""
+    """CoT-SFT with TRL's SFTTrainer, one target per prompt, as many prompts a step as elsewhere; or SFT on answers alone."""
     profile, records, prompts = session.run.profile, session.records, session.run.profile.training.prompts_per_step
     settings = SFTConfig(**arguments, max_length=None, **profile.engine.batch(prompts, ranks.size()))
     refine = answers_alone if profile.world.traces == "none" else session.experts.offline(records)
