@@ -85,7 +85,7 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="at most this many questions, kinds in equal numbers")] = None,
     options: Annotated[str, typer.Option(metavar="JSON", help='of the data set\'s reader: \'{"images": "coco"}\'')] = "{}",
     batch_size: Annotated[int, typer.Option(min=1, help="questions answered at a time")] = 100,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="of an answer")] = 72,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="of an answer")] = config.Training.max_completion_tokens,
     on_bad_row: BadRow = None,
 ) -> None:
     """Score a saved model on a data set, by the common prompt and rules."""

@@ -90,7 +90,7 @@ def train(model: Any, processor: Any, script: Script, steps: int, rows: Sequence
     gradients = Gradients()
     with tempfile.TemporaryDirectory() as folder:
         settings = dict(output_dir=folder, use_cpu=model.device.type == "cpu", bf16=False, max_steps=steps, num_generations=G,
-                        per_device_train_batch_size=PROMPTS * G, max_completion_length=72, learning_rate=1e-3,
+                        per_device_train_batch_size=PROMPTS * G, max_completion_length=152, learning_rate=1e-3,
                         lr_scheduler_type="constant", weight_decay=0.0, max_grad_norm=0.0, report_to="none",
                         save_strategy="no", logging_steps=1, shuffle_dataset=False, disable_tqdm=True, seed=0,
                         gradient_checkpointing=False, dataloader_pin_memory=False)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin, StoppingCriteria, StoppingCriteriaList
 
+from dyme_core.config import Training
 from dyme_core.data.prompt_format import CAPTION_INSTRUCTION, THINK_INSTRUCTION, messages
 from dyme_core.data.schema import Record, item_of, write_facts
 from dyme_core.models import processors
@@ -62,7 +63,8 @@ def prompt_inputs(processor: ProcessorMixin, records: Sequence[Record], instruct
 
 
 def decode(model: PreTrainedModel, processor: ProcessorMixin, records: Sequence[Record], *, batch_size: int = 100,
-           max_new_tokens: int = 72, seed: int | None = None, instruction: str = THINK_INSTRUCTION) -> list[Decoded]:
+           max_new_tokens: int = Training.max_completion_tokens, seed: int | None = None,
+           instruction: str = THINK_INSTRUCTION) -> list[Decoded]:
     """Generate one response per record; special ids other than those that end it are never produced.
 
     Args:

@@ -14,6 +14,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, ProcessorMixin
 
 from dyme_core import ranks, utils
+from dyme_core.config import Training
 from dyme_core.data import datasets, metrics, prompt_format
 from dyme_core.data.bad_rows import BadRows
 from dyme_core.data.datasets import no_target
@@ -35,7 +36,7 @@ EXTRACTION = (f"the text inside the first complete {prompt_format.ANSWER_OPEN}..
 
 
 def evaluate(model: PreTrainedModel, processor: ProcessorMixin, data: Sequence[Record] | Dataset, *,
-             batch_size: int = 100, max_new_tokens: int = 72, task: str = "chartqa",
+             batch_size: int = 100, max_new_tokens: int = Training.max_completion_tokens, task: str = "chartqa",
              run_columns: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
     """Answer every question greedily and score the answers.
 
@@ -143,7 +144,8 @@ def score_report(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def evaluate_saved(model: str, data: str, out: Path, *, source: str = "", split: str = "test", limit: int | None = None,
-                   batch_size: int = 100, max_new_tokens: int = 72, on_bad_row: str = "raise", **options: Any) -> str:
+                   batch_size: int = 100, max_new_tokens: int = Training.max_completion_tokens, on_bad_row: str = "raise",
+                   **options: Any) -> str:
     """Score a saved model on a data set; rows.jsonl, scores.txt and manifest.json go to the folder `out`.
 
     Args:

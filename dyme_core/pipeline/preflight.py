@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
+from dyme_core.config import Training
 from dyme_core.data.bad_rows import BadRows
 from dyme_core.data.datasets import Refine
 from dyme_core.data.pictures import digest
@@ -56,7 +57,7 @@ class PreflightReport:
 
 
 def preflight(records: Sequence[Record], processor: ProcessorMixin, model: PreTrainedModel, *,
-              others: Sequence[Record] = (), rollouts: int = 16, max_new_tokens: int = 72,
+              others: Sequence[Record] = (), rollouts: int = 16, max_new_tokens: int = Training.max_completion_tokens,
               refine: Refine | None = None) -> PreflightReport:
     """Check every record of a training set, and sample a few rollouts.
 

@@ -67,11 +67,10 @@ def test_rows_that_only_the_model_can_refuse_are_left_out_too(tmp_path: Path) ->
               5: {"answer": "1"}}
     changed = [replace(record, **spoilt.get(place, {})) for place, record in enumerate(records)]
     write = target_writer(RuleRefiner())
-    kept = preflight.without_bad_rows(changed, processor, bad, write, 72)
+    kept = preflight.without_bad_rows(changed, processor, bad, write, 152)
     assert kept == [record for place, record in enumerate(records) if place not in spoilt]
     assert [reason.split("'")[1] for reason in bad.summary()["first"]] == [records[place].item for place in spoilt]
-    assert preflight.without_bad_rows(changed, processor, BadRows(), write,
-                                      72) == changed, "the preflight itself stops there"
+    assert preflight.without_bad_rows(changed, processor, BadRows(), write, 152) == changed, "the preflight itself stops there"
     with pytest.raises(DataError, match="at most 50%"):
         preflight.without_bad_rows(changed, processor, BadRows("skip"), write, 5)
 
