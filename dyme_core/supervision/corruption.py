@@ -103,8 +103,8 @@ def misread(record: Record) -> Record:
     Picture, question and answer stay. Working and conclusion are computed anew from the wrong values, so that the arithmetic
     of a target holds: all that is wrong in it are its facts and what follows from them. It reads "2001 has 5, 2013 has 20 ...
     5 + 20 = 25, the sum is 25" before the data set's own answer line, 17. The new conclusion may be the right one by luck
-    (often for "which", seldom for sums). `misread_answer` in the supervision's JSON is what the wrong facts come to. Values with
-    which the question could not be asked (a tie, a count of none) are drawn again.
+    (often for "which", seldom for sums). `misread_answer` in the supervision's JSON is what the wrong facts come to. Values
+    with which the question could not be asked (a tie, a count of none) are drawn again.
 
     Raises:
         ValueError: for a record that is no mini record, or whose question does not belong to its facts.
