@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from study import plan
+from study import plan, statistics
 
 KINDS = ("lookup", "gap", "peak", "count")
 Chance = Callable[[str], float]  # of a setting
@@ -35,10 +35,11 @@ def study_rows(chosen: Iterable[plan.Point], chance: Chance, items: int = 200, s
                 lines += [{"run": f"{setting}-s{seed}", "method": point.method, "variant": point.variant, "model": point.model,
                            "seed": seed, "step": 240, "split": split, "item": f"{split}-0-{item:05d}", "kind": KINDS[item % 4],
                            "source": "generated" if item % 2 else "gapminder", "has_format": 1, "strict": int(right[item]),
-                           "relaxed": int(right[item]), "correct": int(right[item]), "groundedness": float(right[item]),
+                           "relaxed": int(right[item]), "correct": int(right[item]), "thinking": float(right[item]),
+                           "answer": "2012", "groundedness": float(right[item]),
                            "wrong_facts": [] if right[item] else ["31"], "num_thinking_tokens": 20 + seed}
                           for item in range(items)]
-    return pd.DataFrame(lines)
+    return statistics.derived(pd.DataFrame(lines))
 
 
 def study_logs(chosen: Iterable[plan.Point], chance: Chance, seeds: int = 5) -> pd.DataFrame:

@@ -21,6 +21,7 @@ from PIL import Image
 from scripted_study import points, study_logs, study_manifests, study_rows
 
 from dyme_core.config import METHODS
+from study import statistics
 from study.figures import mechanism, plots, sweeps, theme, traces
 from study.statistics import NoRows
 
@@ -48,8 +49,9 @@ def make_rows(seeds: int = 2) -> pd.DataFrame:
                               "kind": ("look_up", "peak", "mean")[item % 3],
                               "question": "Which year shows a greater divergence?", "target": "2012",
                               "prediction": RIGHT_TRACE if right else WRONG_TRACE, "has_format": 1, "correct": right,
+                              "thinking": float(right), "answer": "2012" if right else "2010",
                               "groundedness": 1.0 if right else 0.75, "wrong_facts": [] if right else ["31"]})
-    return pd.DataFrame(lines)
+    return statistics.derived(pd.DataFrame(lines))
 
 
 def make_logs(seeds: int = 2) -> pd.DataFrame:
@@ -252,7 +254,7 @@ def test_the_shown_chart_is_the_first_that_fits_the_captions_rule() -> None:
 
 def test_a_missing_contrast_is_admitted_in_the_caption() -> None:
     rows = make_rows()
-    figure = traces.pseudo_thinking(rows.assign(wrong_facts=[[]] * len(rows)), lambda item: ITEM["image"])
+    figure = traces.pseudo_thinking(statistics.derived(rows.assign(wrong_facts=[[]] * len(rows))), lambda item: ITEM["image"])
     assert "On none of the 24 test charts" in figure.dyme_caption
 
 

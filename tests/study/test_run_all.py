@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from dyme_core import config, utils
+from dyme_core.pipeline.methods import RESULTS_VERSION
 from study import plan
 from study.plan import Point
 from study.runner import registry, run_all, scheduler
@@ -69,7 +70,7 @@ def finish(task: run_all.Task, **changes) -> None:
     run, paths = task.run, task.run.paths
     for folder in (paths.rows, paths.logs):
         utils.write_rows(utils.run_file(folder, run.name), [{**run.columns}])
-    manifest = {**run.columns, "base": f"{run.model}-s{run.seed}", "settings": run_all.settings_of(run), "steps": 2,
+    manifest = {**run.columns, "base": f"{run.model}-s{run.seed}", "results_version": RESULTS_VERSION, "settings": run_all.settings_of(run), "steps": 2,
                 "seconds": 36.0, "cpu": "a CPU, 2 cores", "results": {split: {"correct": 0.5} for split in task.splits}}
     path = paths.results / "runs" / f"{run.name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -112,7 +113,7 @@ def test_a_killed_study_goes_on_without_repeating_what_is_finished(root: Path) -
     assert "1 of 2 runs are finished" in said and f"{second} is finished" in said and f"{first} is finished" not in said
     assert manifest_of(root, first) == made and manifest_of(root, second)["steps"] == 2
     assert set(made["results"]) == {"validation"} and set(manifest_of(root, second)["results"]) == {
-        "validation", "test", "unseen"}
+        "validation", "test", "unseen", "altered"}
     assert not (root / "runs" / "published" / "smoke" / first / "policy").exists(), "policies of variants are not kept"
     with (root / "results" / "smoke" / "registry.csv").open() as file:
         lines = {line["run"]: line for line in csv.DictReader(file)}
@@ -148,6 +149,8 @@ def test_a_run_is_to_do_again_where_settings_base_files_or_splits_are_not_those_
     assert replace(first, splits=("validation", "test")).undone() == "did not answer test"
     finish(first, base="svlm-s3")
     assert first.undone() == "made from base svlm-s3, not svlm-s0"
+    finish(first, results_version=RESULTS_VERSION - 1)
+    assert first.undone() == f"made by version {RESULTS_VERSION - 1} of the code, not {RESULTS_VERSION}"
     finish(first)
     utils.run_file(first.run.paths.logs, first.run.name).unlink()
     assert first.undone() == f"lacks {first.run.name}.jsonl.xz"
@@ -239,10 +242,10 @@ def test_missing_bases_are_built_before_the_runs_that_start_from_them(root: Path
     declare(monkeypatch, point("one", "a", seeds=(0, 1)), replace(point("two", "b", seeds=(1, 2)), model="large"))
     jobs = scheduler.with_bases(task.job() for task in run_all.tasks())
     assert [job.name for job in jobs] == ["svlm-sft-a-s0", "base svlm-s1", "svlm-sft-a-s1", "base large-s1",
-                                          "large-sft-b-s1", "base svlm-s2", "base large-s2", "large-sft-b-s2"]
+                                          "large-sft-b-s1", "base large-s2", "large-sft-b-s2"]
     by_name = {job.name: job for job in jobs}
     assert by_name["base large-s2"].arguments == ("base", "--seed", "2", "--model", "large", "--threads", "1")
-    assert by_name["base large-s2"].needs == "base svlm-s2" and by_name["base svlm-s2"].needs == ""
+    assert by_name["base large-s2"].needs == by_name["base svlm-s1"].needs == "base svlm-s0", "which has the vision tower"
     assert by_name["large-sft-b-s1"].needs == "base large-s1"
 
 

@@ -127,9 +127,23 @@ def write(folder: Path, run: str, rows: list[dict]) -> None:
 
 def test_rows_are_loaded_as_they_were_written(tmp_path: Path) -> None:
     row = {"run": "svlm-base-s0", "method": "base", "seed": 0, "split": "test", "item": "1e5", "answer": "007",
-           "target": "2010", "wrong_facts": ["2010 has 12"], "correct": 1}
+           "target": "2010", "wrong_facts": ["2010 has 12"], "has_format": 1, "correct": 1, "thinking": 0.5}
     write(tmp_path, "svlm-base-s0", [row, row | {"item": "2010", "wrong_facts": []}])
-    assert statistics.load_rows(tmp_path).to_dict("records") == [row, row | {"item": "2010", "wrong_facts": []}]
+    loaded = statistics.load_rows(tmp_path)
+    assert loaded[list(row)].to_dict("records") == [row, row | {"item": "2010", "wrong_facts": []}]
+    assert loaded["right"].tolist() == [0, 0] and loaded["pseudo"].tolist() == [1, 0]
+
+
+def test_an_altered_chart_is_followed_where_the_answer_was_right_and_is_right_again() -> None:
+    def rows(split: str, *said: tuple[str, int]) -> list[dict]:
+        return [{"run": "a-s0", "split": split, "item": f"{split}-0-{place}", "answer": answer, "correct": right,
+                 "thinking": float(right), "has_format": 1, "wrong_facts": []} for place, (answer, right) in enumerate(said)]
+
+    frame = statistics.derived(pd.DataFrame(rows("test", ("7", 1), ("7", 1), ("3", 0))
+                                            + rows("altered", ("9", 1), ("7", 0), ("3", 1))))
+    altered = frame[frame["split"] == "altered"]
+    assert altered["follows"].tolist() == [1, 0, 0] and altered["stays"].tolist() == [0, 1, 1]
+    assert frame[frame["split"] == "test"]["follows"].isna().all()
 
 
 def test_loading_refuses_an_empty_folder_a_repeated_item_and_an_unknown_method(tmp_path: Path) -> None:
