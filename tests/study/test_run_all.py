@@ -70,8 +70,9 @@ def finish(task: run_all.Task, **changes) -> None:
     run, paths = task.run, task.run.paths
     for folder in (paths.rows, paths.logs):
         utils.write_rows(utils.run_file(folder, run.name), [{**run.columns}])
-    manifest = {**run.columns, "base": f"{run.model}-s{run.seed}", "results_version": RESULTS_VERSION, "settings": run_all.settings_of(run), "steps": 2,
-                "seconds": 36.0, "cpu": "a CPU, 2 cores", "results": {split: {"correct": 0.5} for split in task.splits}}
+    manifest = {**run.columns, "base": f"{run.model}-s{run.seed}", "results_version": RESULTS_VERSION,
+                "settings": run_all.settings_of(run), "steps": 2, "seconds": 36.0, "cpu": "a CPU, 2 cores",
+                "results": {split: {"correct": 0.5} for split in task.splits}}
     path = paths.results / "runs" / f"{run.name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(manifest | changes))
