@@ -3,27 +3,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import random
 from collections import Counter
-from pathlib import Path
 
-import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dyme_core.config import Endpoint
 from dyme_core.data import chart_questions
 from dyme_core.data.schema import Fact, Item, item_of
 from dyme_core.supervision.checker import RuleChecker
-from dyme_core.supervision.llm.cache import Recording
-from dyme_core.supervision.llm.client import Client
-from dyme_core.supervision.llm.judge import LLMChecker
 from dyme_core.supervision.refiner import FIRST_TEMPLATE, RuleRefiner
 from scripts.checker_benchmark import EXPECTED, HOSTILE, LabelledTrace, agreement, confusion, labelled_set
 from scripts.heldout import held_out_set
 
-LLM = Path(__file__).resolve().parents[2] / "results" / "llm"
 ITEM = Item("What is A in 2010?", "5", (Fact("2010", "A", 5.0), Fact("2011", "A", 7.0)), (Fact("2010", "A", 5.0),), ("2010",),
             "", "the value is 5")
 
@@ -120,16 +112,3 @@ def test_a_refined_target_scores_one_and_any_one_other_figure_costs_it(seed: int
     wrong = dataclasses.replace(item, evidence=tuple(dataclasses.replace(fact, value=value) if fact == target else fact
                                                      for fact in item.evidence))
     assert RuleChecker().judge(FIRST_TEMPLATE.fill(wrong), item).score < 1
-
-
-@pytest.mark.parametrize(("name", "guard"), [("alone", False), ("guarded", True)])
-def test_the_stored_recording_of_a_real_model_gives_the_stored_agreement_again_without_a_server(name: str, guard: bool) -> None:
-    """Made by notebook 02 with `make llm`; after a change of the rubric or the labelled set it must be made again."""
-    stored = pd.read_csv(LLM / f"agreement_{name}.csv")
-    traces = random.Random(0).sample(labelled_set(seed=0), int(stored["num"].iloc[-1]))
-    with Recording(LLM / "recording.jsonl", read_only=True) as recording, \
-            Client(Endpoint(model="smollm2-135m-instruct"), recording, "replay") as client:
-        checker = LLMChecker(client, "skip", guard=guard, parameters={"temperature": 0.0, "max_tokens": 80})
-        found = pd.DataFrame(confusion(agreement(checker, traces)))
-        assert client.counts()["hits"] > 0
-    pd.testing.assert_frame_equal(found, stored, check_exact=False, rtol=1e-4)
