@@ -249,5 +249,5 @@ def test_real_labels_are_right_answers_to_themselves() -> None:
     ("<answer>5", None), ("5</answer>", None), ("<answer> 5\n</answer>", "5"), ("<ANSWER>5</ANSWER>", None),
                                                   ("<answer></answer>", "")])
 def test_of_several_answer_tags_the_first_complete_one_counts(response: str, answer: str | None) -> None:
-    """The last one would change one of 234,176 published rows, from right to wrong (docs/evaluation.md)."""
+    """The right format has exactly one (docs/evaluation.md)."""
     assert prompt_format.split_response(response)[1] == answer
