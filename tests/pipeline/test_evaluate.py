@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -139,10 +140,12 @@ def test_sizes_below_one_and_no_questions_are_refused(records, processor, model,
 
 def test_a_refined_target_scores_full_marks(monkeypatch, records, processor) -> None:
     for record in records:
-        row = score(monkeypatch, processor, record, target_writer(RuleRefiner())([record.row])[0])
+        target = target_writer(RuleRefiner())([record.row])[0]
+        row = score(monkeypatch, processor, record, target)
         assert [row[name] for name in ("has_format", "strict", "relaxed", "year_exact", "correct")] == [1] * 5
         assert (row["thinking"], row["groundedness"], row["wrong_facts"]) == (1.0, 1.0, [])
-        assert 0 < row["num_thinking_tokens"] < 50
+        thinking, _ = prompt_format.split_response(target)
+        assert row["num_thinking_tokens"] == len(re.findall(r"\w+|[^\w\s]", thinking)), "each word, number or sign is a token"
 
 
 def test_a_right_answer_without_thinking_is_strict_but_not_correct(monkeypatch, records, processor) -> None:
