@@ -14,7 +14,7 @@ from dyme_core.pipeline.methods import Run
 
 PROFILE = config.DEFAULT
 SEEDS = tuple(range(8))  # each has its own base, training questions, order and rollouts
-FEW_SEEDS = SEEDS[:3]  # of sweeps
+SOME_SEEDS, FEW_SEEDS = SEEDS[:5], SEEDS[:3]  # of switches and ablations; of sweeps
 RATES = {"sft": (3e-4, 1e-3, 2e-3), "grpo": (1e-4, 3e-4, 1e-3), "sft_grpo": (1e-4, 3e-4, 1e-3),
          "pure_dyme": (3e-4, 1e-3, 2e-3), "full_dyme": (3e-4, 1e-3, 2e-3)}  # learning rates tried
 SWITCH_NAMES = {"binary": "DyME (binary)", "threshold": "HPT gate", "cosine": "Cosine annealing", "budget": "SFT budget",
@@ -94,9 +94,10 @@ def _cost() -> Iterator[Point]:
 
 
 def _learnability() -> Iterator[Point]:
-    """A teacher with fewer and more wordings, with longer traces, and in words that the base has seen."""
+    """A teacher with fewer and more wordings, in words that the base has seen, with longer traces; and fewer questions."""
     changed = {"w1": {"world.trace_wordings": 1}, "w3": {"world.trace_wordings": 3}, "w40": {"world.trace_wordings": 40},
-               "seen": {"world.trace_new_words": False}, "x2": {"world.trace_length": 2, "training.max_completion_tokens": 240}}
+               "seen": {"world.trace_new_words": False}, "x2": {"world.trace_length": 2, "training.max_completion_tokens": 240},
+               "n64": {"world.train_questions": 64}, "n512": {"world.train_questions": 512}}
     for method in ("sft", "full_dyme"):
         for name, settings in changed.items():
             yield Point("learnability", name, method, name, settings, FEW_SEEDS)
@@ -132,7 +133,7 @@ def _switched(switch: str, value: float | None, rate: float) -> dict[str, Any]:
 def _switch() -> Iterator[Point]:
     yield Point("switch", SWITCH_NAMES["binary"], "pure_dyme")
     for switch, chosen in CHOSEN_SWITCHES.items():
-        yield Point("switch", SWITCH_NAMES[switch], "pure_dyme", switch, _switched(switch, *chosen))
+        yield Point("switch", SWITCH_NAMES[switch], "pure_dyme", switch, _switched(switch, *chosen), SOME_SEEDS)
 
 
 def _ablation() -> Iterator[Point]:
@@ -140,7 +141,7 @@ def _ablation() -> Iterator[Point]:
     for name, settings in {"memorize": {"training.switch": "explore"}, "explore": {"training.switch": "memorize"},
                            "refiner": {"training.likeliest_target": False},  # the teacher's trace as it is
                            "checker": {"training.thinking_weight": 0.0}}.items():
-        yield Point("ablation", f"without {name}", "full_dyme", f"no-{name}", settings)
+        yield Point("ablation", f"without {name}", "full_dyme", f"no-{name}", settings, SOME_SEEDS)
 
 
 def _rollouts() -> Iterator[Point]:
@@ -161,13 +162,6 @@ def _prompts() -> Iterator[Point]:
                     {"training.num_generations": 2, **changed}, FEW_SEEDS, value=count)
 
 
-def _length() -> Iterator[Point]:
-    for method, limits in (("grpo", (48, 96, 152, 240)), ("pure_dyme", (152, 240))):  # the longest target has 104
-        for limit in limits:
-            yield Point("length", f"{limit} tokens", method, "" if limit == 152 else f"t{limit}",
-                        {} if limit == 152 else {"training.max_completion_tokens": limit}, FEW_SEEDS, value=limit)
-
-
 def _quality() -> Iterator[Point]:
     for method in ("sft", "pure_dyme"):
         for quality in ("high", "medium", "low"):
@@ -182,32 +176,15 @@ def _corruption() -> Iterator[Point]:
                         REFINED | ({"supervision.corruption": share} if share else {}), FEW_SEEDS, value=100 * share)
 
 
-def _data() -> Iterator[Point]:
-    for method in ("sft", "grpo", "pure_dyme"):
-        for count in (64, 256, 1024):
-            yield Point("data", f"{count} questions", method, f"n{count}", {"world.train_questions": count}, FEW_SEEDS,
-                        value=count)
-    for method in ("sft", "pure_dyme"):  # one pass, like 1,024 questions in the 240 steps of the others
-        yield Point("data", "4096 questions", method, "n4096", {"world.train_questions": 4096, "training.steps": 1024},
-                    FEW_SEEDS, value=4096)
-
-
 def _kinds() -> Iterator[Point]:
     for method in ("sft", "grpo", "pure_dyme"):
         yield Point("kinds", "without gaps and counts", method, "no-gap-count",
                     {"world.left_out_kinds": LEFT_OUT_KINDS}, FEW_SEEDS)
 
 
-def _statistics() -> Iterator[Point]:
-    for method in ("sft", "pure_dyme"):
-        for share, label in ((0.0, "generated tables"), (1.0, "real statistics")):
-            yield Point("statistics", label, method, f"real{share:.0f}", {"world.train_real_share": share}, FEW_SEEDS)
-
-
 EXPERIMENTS = {"tuning": _tuning, "main": _main, "short": _short, "cost": _cost, "refined": _refined, "large": _large,
                "learnability": _learnability, "ablation": _ablation, "switch_tuning": _switch_tuning, "switch": _switch,
-               "rollouts": _rollouts, "quality": _quality, "corruption": _corruption, "length": _length, "data": _data,
-               "kinds": _kinds, "statistics": _statistics, "prompts": _prompts}
+               "rollouts": _rollouts, "prompts": _prompts, "quality": _quality, "corruption": _corruption, "kinds": _kinds}
 
 
 def points(*experiments: str, methods: Sequence[str] = config.METHODS) -> list[Point]:
