@@ -21,11 +21,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from dyme_core import config
-from dyme_core.data.datasets import mini_records
+from dyme_core.data.chart_audit import luck
+from dyme_core.data.datasets import of_profile
+from dyme_core.data.schema import Record
 from dyme_core.utils import write_atomic
 from study import claims, statistics, tables
 from study.claims import Evidence
-from study.figures import mechanism, plots, sweeps, traces
+from study.figures import comparisons, mechanism, plots, sweeps, traces
 from study.figures.theme import save_figure
 from study.runner.registry import read_manifests, write_registry
 from study.statistics import NoRows
@@ -99,23 +101,46 @@ class Stored:
         return Evidence(self.rows, self.logs, self.manifests, pd.read_csv(gradients) if gradients.is_file() else None)
 
     @cached_property
+    def questions(self) -> dict[str, list[Record]]:
+        """The questions of both test sets and the training questions of seed 0, drawn again from their seeds."""
+        profile = config.load_profile(self.paths.profile)
+        return {split: of_profile(profile, split, 0) for split in ("train", "test", "unseen")}
+
+    @property
     def pictures(self) -> dict[str, Image.Image]:
-        """The test charts by item, drawn again from their seed."""
-        world = config.load_profile(self.paths.profile).world
-        return {record.item: record.load_image() for record in mini_records("test", world.test_questions, 0, world.real_share)}
+        """The test charts by item."""
+        return {record.item: record.load_image() for record in self.questions["test"]}
+
+    @cached_property
+    def luck(self) -> dict[tuple[str, str], float]:
+        """By test set and kind of question ("all": all kinds): the share of answers that the best blind guess gets right. Known
+        of the mini charts alone."""
+        if config.load_profile(self.paths.profile).data.name != "mini":
+            return {}
+        return {(split, kind): share for split in ("test", "unseen")
+                for kind, share in luck(self.questions[split], self.questions["train"]).items()}
+
+    @property
+    def gaps(self) -> pd.DataFrame:
+        """How far each set of a teacher's traces lies from what the bases say (`python -m scripts.learnability`)."""
+        file = self.paths.results / "learnability.csv"
+        return pd.read_csv(file) if file.is_file() else pd.DataFrame(columns=["model", *comparisons.DIALS, "gap"])
 
 
 FIGURES: dict[str, Callable[[Stored], Figure]] = {
     "stability": lambda stored: plots.stability(stored.main_logs),
     "modes": lambda stored: plots.modes(stored.main_logs),
     "thinking": lambda stored: plots.thinking(stored.main_logs),
-    "performance": lambda stored: plots.performance(stored.main_rows),
-    "kinds": lambda stored: plots.kinds(stored.main_rows),
+    "performance": lambda stored: plots.performance(stored.main_rows, stored.luck),
+    "kinds": lambda stored: plots.kinds(stored.main_rows, stored.luck),
     "pseudo_thinking": lambda stored: traces.pseudo_thinking(stored.main_rows, stored.pictures.__getitem__),
     "switches": lambda stored: sweeps.switches(stored.rows),
     "ablation": lambda stored: sweeps.ablation(stored.rows),
     "memorized": lambda stored: sweeps.memorized(stored.rows),
     "targets": lambda stored: mechanism.targets(stored.logs),
+    "pairs": lambda stored: comparisons.pairs(stored.rows),
+    "expense": lambda stored: comparisons.expense(stored.rows, stored.manifests),
+    "learnability": lambda stored: comparisons.learnability(stored.rows, stored.gaps),
     "rollouts": lambda stored: sweeps.sweep(stored.rows, "rollouts"),
     "prompts": lambda stored: sweeps.sweep(stored.rows, "prompts"),
     "data": lambda stored: sweeps.sweep(stored.rows, "data"),
@@ -126,7 +151,11 @@ FIGURES: dict[str, Callable[[Stored], Figure]] = {
 }
 TABLES: dict[str, tuple[Callable[[Stored], pd.DataFrame], str]] = {
     "main": (lambda stored: tables.main_table(stored.main_rows),
-             "Share of well-formed correct answers in the mini world, means over seeds with 95 % intervals."),
+             "Mini world, means over seeds with 95 % intervals. Thinking is right where the checker rates it high; an answer "
+             "counts with or without thinking. \"Unseen\": styles and values; all else is of the test set."),
+    "kinds": (lambda stored: tables.kinds_table(stored.main_rows, stored.luck),
+              "By kind of question, mini world, SVLM, test set, with 95 % intervals. Luck: what the best guess learned on the "
+              "training questions gets right without a look at any value."),
     "cost": (lambda stored: tables.cost_table(stored.main_logs, stored.main_rows, stored.main_manifests),
              "The poster's cost table: measured lines are of the mini world on a CPU (medians over seeds, per run), reported "
              "ones of ChartQA on GPUs."),

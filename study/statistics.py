@@ -22,6 +22,9 @@ from dyme_core.utils import SUFFIX, read_rows, run_file
 from study import plan
 
 LEVEL = 0.95  # of every interval
+# What tables and figures report, by column of the rows; where there is room for one measure it is the first.
+MEASURES = {"right": "right answer and thinking", "strict": "answer alone"}
+FIRST, SECOND = MEASURES
 SMALLEST_P = 1e-12
 
 
@@ -228,7 +231,7 @@ def rows_of(rows: pd.DataFrame, point: plan.Point, split: str) -> pd.DataFrame:
     return rows[(rows["split"] == split) & rows["run"].isin([f"{point.setting}-s{seed}" for seed in point.seeds])]
 
 
-def scores(rows: pd.DataFrame, points: Sequence[plan.Point], splits: Sequence[str] = ("test",), metric: str = "correct",
+def scores(rows: pd.DataFrame, points: Sequence[plan.Point], splits: Sequence[str] = ("test",), metric: str = FIRST,
            scale: float = 100.0) -> pd.DataFrame:
     """Estimate one metric for each point and split that has rows.
 

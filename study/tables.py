@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,8 +19,8 @@ logger = logging.getLogger(__name__)
 FORMULA = re.compile(r"[=@\t\r]|[+-](?![\d.,%+\[\] -]*$)")  # first characters of texts that spreadsheets compute
 MODEL_NAMES = {"svlm": "SVLM", "large": "Large VLM"}
 MEASURED, REPORTED = "measured ({profile}, {cpu})", "reported (poster, ChartQA)"
-SHARES = {"strict": "Answer only, strict (%)", "relaxed": "Answer only, 5 % (%)", "has_format": "Format (%)",
-          "groundedness": "Groundedness (%)"}
+BOTH, ANSWER = (name.capitalize() for name in statistics.MEASURES.values())  # headings
+SHARES = {"relaxed": f"{ANSWER}, 5 % (%)", "has_format": "Format (%)", "groundedness": "Groundedness (%)"}
 BOUNDS = {"": "value", " low": "low", " high": "high"}  # suffix of a table's column -> column of an estimate
 SPENT = {"rollouts": "Rollouts a run", "tokens": "Tokens a run", "cpu_s": "CPU (s) a run"}  # by key of the manifest
 
@@ -47,7 +48,7 @@ _LATEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"
 
 
 def main_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Build the table of methods: correct on both test sets with intervals, and its parts on the test set.
+    """Build the table of methods: answer and thinking right on both test sets, and other measures on the test set.
 
     Returns:
         One line per (model, method). Percentages; `<column> low` and `<column> high` bound the 95 % interval.
@@ -55,9 +56,10 @@ def main_table(rows: pd.DataFrame) -> pd.DataFrame:
     def column(metric: str, split: str) -> pd.DataFrame:
         return statistics.summarise(rows[rows["split"] == split], metric).set_index(["model", "method"])
 
-    test, unseen = column("correct", "test"), column("correct", "unseen")
+    test = column(statistics.FIRST, "test")
     table = pd.DataFrame({"Seeds": test["num_seeds"], "Items": test["num_items"]})
-    for name, summary in (("Test (%)", test), ("Unseen (%)", unseen)):
+    for name, summary in ((f"{BOTH} (%)", test), (f"{BOTH}, unseen (%)", column(statistics.FIRST, "unseen")),
+                          (f"{ANSWER} (%)", column(statistics.SECOND, "test"))):
         for suffix, bound in BOUNDS.items():
             table[name + suffix] = 100 * summary[bound]
     for metric, name in SHARES.items():
@@ -69,6 +71,23 @@ def main_table(rows: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
+def kinds_table(rows: pd.DataFrame, luck: Mapping[tuple[str, str], float]) -> pd.DataFrame:
+    """Build the table of kinds of question: both measures of each SVLM method on the test set beside the level of luck.
+
+    Args:
+        luck: by split and kind, the share of answers that the best blind guess gets right (`chart_audit.luck`).
+    """
+    test = rows[(rows["split"] == "test") & (rows["model"] == "svlm")]
+    first, second = (statistics.summarise(test, metric, ("kind", "method")) for metric in statistics.MEASURES)
+    by_luck = [100 * luck.get(("test", kind), math.nan) for kind in first["kind"]]
+    table = pd.DataFrame({"Kind": first["kind"], "Items": first["num_items"], "Luck (%)": by_luck,
+                          "Method": first["method"].map(METHOD_NAMES), "Seeds": first["num_seeds"]})
+    for name, summary in ((BOTH, first), (ANSWER, second)):
+        for suffix, bound in BOUNDS.items():
+            table[f"{name} (%){suffix}"] = 100 * summary[bound]
+    return table
+
+
 def cost_table(logs: pd.DataFrame, rows: pd.DataFrame, manifests: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """Build the poster's cost table: our measured SVLM lines first, the poster's reported lines after them.
 
@@ -76,7 +95,7 @@ def cost_table(logs: pd.DataFrame, rows: pd.DataFrame, manifests: Iterable[Mappi
 
     Args:
         logs: training logs; a run's time is the mean of `seconds` over its steps (no evaluation), a method's the median.
-        rows: per-item rows; accuracy is `correct` on the test set.
+        rows: per-item rows; both measures are of the test set. What the poster reports is the answer's accuracy.
         manifests: of the same runs, for `profile`, `settings["external_model"]`, and rollouts,
             tokens and cpu_s, of which a method has the median over its seeds; runs that do not say are left out.
     """
@@ -87,13 +106,14 @@ def cost_table(logs: pd.DataFrame, rows: pd.DataFrame, manifests: Iterable[Mappi
     steps = logs[(logs["event"] == "step") & (logs["model"] == "svlm")]
     times = steps.groupby(["method", "seed"])["seconds"].mean().groupby("method").median()
     test = rows[(rows["split"] == "test") & (rows["model"] == "svlm")]
+    scored = zip(*(statistics.summarise(test, metric).itertuples() for metric in statistics.MEASURES), strict=True)
     measured = [{"Method": METHOD_NAMES[line.method],
                  "External model": external.get(line.method) or RULE_EXPERTS.get(line.method, OFFLINE_RULES),
                  "Time (s/step)": times.get(line.method), **spent.get(line.method, {}),
-                 **{f"Accuracy (%){suffix}": 100 * getattr(line, bound) for suffix, bound in BOUNDS.items()},
-                 "Seeds": line.num_seeds, "Source": source}
-                for line in statistics.summarise(test, "correct").itertuples()]
-    reported = [dict(zip(("Method", "External model", "Time (s/step)", "Accuracy (%)", "Source"), (*line, REPORTED),
+                 **{f"{name} (%){suffix}": 100 * getattr(score, bound) for name, score in ((BOTH, line), (ANSWER, answers))
+                    for suffix, bound in BOUNDS.items()},
+                 "Seeds": line.num_seeds, "Source": source} for line, answers in scored]
+    reported = [dict(zip(("Method", "External model", "Time (s/step)", f"{ANSWER} (%)", "Source"), (*line, REPORTED),
                          strict=True)) for line in REPORTED_COSTS]
     return pd.DataFrame(measured + reported).astype(
         {"Time (s/step)": float, "Seeds": "Int64"} | dict.fromkeys(SPENT.values(), "Int64"))
@@ -118,12 +138,12 @@ def supervision_table(ledger: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 
 
 def ablation_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """Full DyME and its ablations: correct on both test sets, the difference to Full DyME, and the paper's averages."""
+    """Full DyME and its ablations: both measures, the difference to Full DyME, and the paper's averages."""
     return _settings_table(rows, "ablation", REPORTED_ABLATION)
 
 
 def switch_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """The switches: correct on both test sets, the difference to the paper's binary switch, and the paper's numbers."""
+    """The switches: both measures, the difference to the paper's binary switch, and the paper's numbers."""
     return _settings_table(rows, "switch", REPORTED_SWITCHES)
 
 
@@ -136,15 +156,17 @@ def _settings_table(rows: pd.DataFrame, experiment: str, reported: Mapping[str, 
     points = plan.points(experiment)
     (base,) = [point.setting for point in points if not point.variant]
     scores = statistics.scores(rows, points, ("test", "unseen")).set_index(["setting", "split"])
-    grounded = statistics.scores(rows, points, metric="groundedness").set_index("setting")["value"]
+    others = {name: statistics.scores(rows, points, metric=metric).set_index("setting")["value"]
+              for name, metric in ((f"{ANSWER} (%)", statistics.SECOND), ("Groundedness (%)", "groundedness"))}
     rows, lines = statistics.with_setting(rows), []
     for setting, own in scores.groupby("setting", sort=False):
         own = own.droplevel("setting")
         line = {"Setting": own["label"].iloc[0], "Seeds": own["num_seeds"].max(), "Items": own["num_items"].max()}
-        for split, name in (("test", "Test (%)"), ("unseen", "Unseen (%)")):
+        for split, name in (("test", f"{BOTH} (%)"), ("unseen", f"{BOTH}, unseen (%)")):
             line |= {f"{name}{suffix}": own[bound].get(split) for suffix, bound in BOUNDS.items()}
         line |= _difference(rows, setting, base)
-        lines.append(line | {"Groundedness (%)": grounded.get(setting), "Reported (%)": reported.get(line["Setting"])})
+        line |= {name: values.get(setting) for name, values in others.items()}
+        lines.append(line | {"Reported (%)": reported.get(line["Setting"])})
     return pd.DataFrame(lines).astype({"Reported (%)": float})
 
 
@@ -153,7 +175,7 @@ def _difference(rows: pd.DataFrame, setting: str, base: str) -> dict[str, float 
     parts, seeds = statistics.shared(rows, (setting, base), "test")
     if setting == base or not seeds:
         return {f"{name}{suffix}": None for suffix in BOUNDS}
-    estimate = statistics.paired(*(statistics.score_matrix(part, "correct") for part in parts))
+    estimate = statistics.paired(*(statistics.score_matrix(part, statistics.FIRST) for part in parts))
     return {f"{name}{suffix}": 100 * getattr(estimate, bound) for suffix, bound in BOUNDS.items()}
 
 
@@ -167,7 +189,7 @@ def tuning_table(rows: pd.DataFrame, manifests: Iterable[Mapping[str, Any]]) -> 
     points = {point.setting: point for point in plan.points("tuning", "switch_tuning")}
     steps = {manifest["run"]: manifest["steps"] for manifest in manifests}
     lines = []
-    for score in statistics.scores(rows, list(points.values()), ("validation",)).itertuples():
+    for score in statistics.scores(rows, list(points.values()), ("validation",), "correct").itertuples():
         point = points[score.setting]
         is_switch, run = point.experiment == "switch_tuning", point.runs()[0]
         lines.append({"Grid": f"Pure DyME, {point.label}" if is_switch else METHOD_NAMES[point.method],

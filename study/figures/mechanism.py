@@ -13,14 +13,14 @@ from dyme_core.config import METHOD_NAMES, METHODS
 from study import plan, statistics
 from study.figures import theme
 from study.figures.plots import WINDOW, draw_curves, step_curves
-from study.figures.sweeps import INTERVALS
+from study.figures.sweeps import INTERVALS, MEASURED, RIGHT
 from study.figures.theme import draw_intervals, draw_line, finish, label_ends, name_lines, panels, seeds_sentence, themed
 from study.statistics import NoRows, interval, method_rank
 
 GRADIENT_STYLES = {"memorize": theme.Style(theme.PALETTE[3], "solid", "^"),
                    "explore": theme.Style(theme.PALETTE[0], (0, (4, 1.5)), "o")}
 CAPTIONS = {
-    "transfer": "What carries over to what training did not show; correct on test, mini world. Left: trained without questions "
+    "transfer": "What carries over to what training did not show. Left: trained without questions "
                 "of the kinds gap and count (filled) and with all kinds (hollow). Right: trained on generated tables, on real "
                 "statistics or on both (hollow), tested on each.",
     "mechanism": "Poster's claim: SFT and RL complement each other. {parts} Lines are means over seeds; "
@@ -47,7 +47,7 @@ def transfer(rows: pd.DataFrame) -> Figure:
     if not blocks:
         raise NoRows("no run of kinds or statistics has been made")
     width, lines = theme.PAGE if len(blocks) == 2 else theme.COLUMN, max(len(points) for points, _ in blocks)
-    figure, (line,) = panels(1, 2 * len(blocks), width, 0.8 + 0.19 * lines, gap=theme.GAP / 2, xlabel="correct (%)",
+    figure, (line,) = panels(1, 2 * len(blocks), width, 0.8 + 0.19 * lines, gap=theme.GAP / 2, xlabel=RIGHT,
                              sharex=True)
     frames = []
     for index, (points, parts) in enumerate(blocks):
@@ -62,7 +62,7 @@ def transfer(rows: pd.DataFrame) -> Figure:
     frame = pd.concat(frames)
     line[0].set_xlim(0, 1.05 * frame["high"].max() or 1)
     line[0].xaxis.set_major_locator(MaxNLocator(4))
-    return finish(figure, frame, CAPTIONS["transfer"] + INTERVALS + seeds_sentence(frame))
+    return finish(figure, frame, CAPTIONS["transfer"] + MEASURED + INTERVALS + seeds_sentence(frame))
 
 
 def _beside_main(rows: pd.DataFrame, experiment: str, main_label: str) -> dict[str, plan.Point]:

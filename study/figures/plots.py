@@ -19,6 +19,10 @@ SHADES = {0.0: ("#d9d9d9", "black"), 0.5: ("#8fb8d6", "black"), 1.0: (theme.PALE
 ERROR_FLOOR = 1e-18  # an error of exactly 0 is drawn here, on the log axis
 MODES = {"memorize": 1.0, "explore": 0.5, "mastered": 0.2}  # how strong the method's colour is: also told apart in grey
 WINDOW = 10  # steps of the running mean of per-step logs
+SHIFT = 0.17  # of a line, between its middle and the mark of a measure
+BOTH_MARKS = "right (%): answer and thinking (filled), answer (hollow)"
+MEASURED = ("answers that are right with right thinking before them (filled), and answers that are right (hollow). Dotted: "
+            "luck, what the best guess learned on the training questions gets right without a look at any value.")
 BAND = "Band: lowest to highest seed; line: their mean."
 
 
@@ -131,41 +135,47 @@ def thinking(logs: pd.DataFrame) -> Figure:
 
 
 @themed()
-def performance(rows: pd.DataFrame) -> Figure:
-    """Draw correct answers of each method on both test sets, with 95 % intervals (SVLM)."""
+def performance(rows: pd.DataFrame, luck: Mapping[tuple[str, str], float]) -> Figure:
+    """Draw both measures of each method on both test sets, with 95 % intervals (SVLM).
+
+    Args:
+        luck: by split and kind ("all": all kinds), the share of answers that the best blind guess gets right.
+    """
     summary = _percent(rows[rows["split"].isin(["test", "unseen"])], ("method", "split"))
     methods = list(dict.fromkeys(summary["method"]))
-    figure, (line,) = panels(1, 2, theme.COLUMN, 0.75 + 0.2 * len(methods), gap=theme.GAP, xlabel="correct (%)", sharex=True)
-    for axes, (split, title) in zip(line, {"test": "test", "unseen": "unseen styles"}.items(), strict=True):
-        _draw_methods(axes, summary[summary["split"] == split], methods, summary["high"].max())
-        axes.set_title(title)
+    figure, (line,) = panels(1, 2, theme.COLUMN, 0.75 + 0.24 * len(methods), gap=theme.GAP, xlabel=BOTH_MARKS, sharex=True)
+    for axes, (split, title) in zip(line, {"test": "test", "unseen": "unseen"}.items(), strict=True):
+        _draw_methods(axes, summary[summary["split"] == split], methods, title, luck.get((split, "all")))
     _name_methods(line[0], methods)
-    return finish(figure, summary, "Correct answers (right and well-formed) after training, mini world: "
-                  f"{summary['num_items'].max()} test charts in seen styles, and as many in unseen styles and value ranges. "
-                  "Bars: 95 % intervals." + seeds_note(summary, ""))
+    return finish(figure, summary, f"After training, mini world: {MEASURED} {summary['num_items'].max()} test charts in seen "
+                  "styles, and as many in unseen styles and value ranges. Bars: 95 % intervals." + seeds_note(summary, ""))
 
 
 @themed()
-def kinds(rows: pd.DataFrame) -> Figure:
-    """Draw correct answers on the test set by question kind, one small panel per kind, with 95 % intervals (SVLM)."""
+def kinds(rows: pd.DataFrame, luck: Mapping[tuple[str, str], float]) -> Figure:
+    """Draw both measures on the test set by question kind, one small panel per kind, with 95 % intervals (SVLM).
+
+    Args:
+        luck: by split and kind, the share of answers that the best blind guess gets right.
+    """
     summary = _percent(rows[rows["split"] == "test"], ("kind", "method"))
     methods = [method for method in METHOD_NAMES if method in set(summary["method"])]
     names = sorted(set(summary["kind"]))
     columns = min(4, len(names))
     lines = -(-len(names) // columns)
-    figure, grid = panels(lines, columns, theme.PAGE, 0.35 + lines * (0.4 + 0.16 * len(methods)), count=len(names),
-                          gap=theme.GAP, xlabel="correct (%)", sharex=True)
+    figure, grid = panels(lines, columns, theme.PAGE, 0.35 + lines * (0.4 + 0.2 * len(methods)), count=len(names),
+                          gap=theme.GAP, xlabel=BOTH_MARKS, sharex=True)
     for axes, name in zip(grid.flat, names, strict=False):
-        part = summary[summary["kind"] == name]
-        _draw_methods(axes, part, methods, summary["high"].max())
-        axes.set_title(f"{name.replace('_', ' ')} (n = {part['num_items'].max()})", fontsize=theme.SMALL)
+        _draw_methods(axes, summary[summary["kind"] == name], methods, name, luck.get(("test", name)))
     for axes in grid[:, 0]:
         _name_methods(axes, methods)
     # Where the last line of panels is not full, the panels above the gap need their own numbers.
     for axes in grid.flat[max(0, len(names) - columns): len(names)]:
         axes.tick_params(labelbottom=True)
-    return finish(figure, summary, "Correct answers on the test set by kind of question, mini world. Bars: 95 % "
-                  "intervals." + seeds_note(summary, ""))
+    fewest, most = summary["num_items"].min(), summary["num_items"].max()
+    return finish(figure, summary, f"By kind of question, mini world: {MEASURED} Test set, "
+                  f"{most if fewest == most else f'{fewest} to {most}'} questions of each kind. Bars: 95 % intervals."
+                  + seeds_note(summary, ""))
 
 
 @themed()
@@ -197,15 +207,23 @@ def scores(ratings: Mapping[str, Sequence[float]]) -> Figure:
 
 
 def _percent(rows: pd.DataFrame, by: tuple[str, ...]) -> pd.DataFrame:
-    summary = statistics.summarise(rows[rows["model"] == "svlm"], "correct", by)
+    """Both measures of the SVLM's rows."""
+    own = rows[rows["model"] == "svlm"]
+    summary = pd.concat([statistics.summarise(own, metric, by) for metric in statistics.MEASURES], ignore_index=True)
     summary[["value", "low", "high"]] *= 100
     return summary
 
 
-def _draw_methods(axes: Axes, summary: pd.DataFrame, methods: list[str], limit: float) -> None:
-    """One mark with its interval per method."""
-    draw_intervals(axes, summary.assign(label=summary["method"]), methods, linestyle="None", clip_on=False)
-    axes.set_xlim(0, 1.05 * limit or 1)
+def _draw_methods(axes: Axes, summary: pd.DataFrame, methods: list[str], title: str, luck: float | None) -> None:
+    """Two marks with their intervals per method, that of the first measure filled and above; a line at the level of luck."""
+    for metric, hollow, shift in ((statistics.FIRST, (), -SHIFT), (statistics.SECOND, methods, SHIFT)):
+        part = summary[summary["metric"] == metric]
+        draw_intervals(axes, part.assign(label=part["method"]), methods, hollow, shift, linestyle="None", clip_on=False)
+    if luck is not None:
+        theme.draw_level(axes, 100 * luck)
+        title += f" (luck {100 * luck:.0f} %)"
+    axes.set_title(title, fontsize=theme.SMALL)
+    axes.set_xlim(0, 103)
 
 
 def _name_methods(axes: Axes, methods: list[str]) -> None:

@@ -17,34 +17,33 @@ from study.statistics import scores
 SPLITS = {"test": "test", "unseen": "unseen styles"}
 INTERVALS = " Bars: 95 % intervals for new seeds and items."
 BANDS = " Bands: 95 % intervals for new seeds and items."
+RIGHT, RIGHT_UPRIGHT = "right answer and thinking (%)", "right answer\nand thinking (%)"  # names of an axis
 CAPTIONS = {
     "switches": "Paper's claim: the binary switch is the best one. What decides between memorizing and exploring, all else as "
-                "in Pure DyME; correct after training, mini world. Each switch's own number was chosen on validation. Vertical "
-                "lines: the binary switch, and the two methods without a switch below.",
-    "ablation": "Paper's claim: every part is needed. Full DyME with one part taken away; correct after training, mini world. "
-                "Without memorize every group explores, without explore every group memorizes, without the refiner targets are "
-                "the low ones, without the checker thinking earns nothing. Vertical line: Full DyME.",
+                "in Pure DyME. Each switch's own number was chosen on validation. Vertical lines: the binary switch, and the "
+                "two methods without a switch below.",
+    "ablation": "Paper's claim: every part is needed. Full DyME with one part taken away. Without memorize every group "
+                "explores, without explore every group memorizes, without the refiner targets are the teacher's traces as they "
+                "are, without the checker thinking earns nothing. Vertical line: Full DyME.",
     "memorized": "Paper's claim: memorizing a teacher's traces harms a small VLM; DyME makes use of them. Filled: every method "
                  "memorizes the same traces in a teacher's words; hollow: refined targets. Left: right answer and right "
                  "thinking on test; middle: answers alone, with the base's (dotted); right: claims of the thinking that are "
                  "right. Mini world, 240 steps (960 where said).",
-    "rollouts": "Claim: more rollouts a prompt help. At equal rollouts a step (32, so fewer prompts); correct on test, mini "
-                "world.",
+    "rollouts": "Claim: more rollouts a prompt help. At equal rollouts a step (32, so fewer prompts).",
     "prompts": "What fewer rollouts a prompt buy. CoT-SFT, and Pure DyME with two rollouts a prompt (G = 2), by prompts a "
-               "step; correct on test, mini world.",
-    "data": "What a method makes of few questions. Training questions, at equal steps up to 1,024 (4,096: one pass); correct "
-            "on test, mini world.",
-    "supervision": "Claim: better supervision helps. Targets of less quality, and a share of questions with wrong facts; "
-                   "correct on test, mini world.",
+               "step.",
+    "data": "What a method makes of few questions. Training questions, at equal steps up to 1,024 (4,096: one pass).",
+    "supervision": "Claim: better supervision helps. Targets of less quality, and a share of questions with wrong facts.",
     "length": "Poster's claim: long texts overwhelm a small model. The longest response allowed in training and test. Top: "
-              "correct on test, mini world; bottom: length of the thinking in the answers.",
+              "right answers; bottom: length of the thinking in the answers.",
 }
+MEASURED = " Right answers after right thinking; test, mini world."
 AXES = {"rollouts": "rollouts a prompt (G)", "prompts": "prompts a step", "data": "training questions"}
 
 
 @themed()
 def switches(rows: pd.DataFrame) -> Figure:
-    """Draw each switch's correct answers on both test sets; lines mark the binary switch, CoT-SFT and GRPO."""
+    """Draw each switch on both test sets; lines mark the binary switch, CoT-SFT and GRPO."""
     points, references = plan.points("switch"), plan.points("main", methods=("sft", "grpo"))
     return _settings(rows, "switches", [*points, *references], [points[0], *references])
 
@@ -73,7 +72,7 @@ def memorized(rows: pd.DataFrame) -> Figure:
             draw_intervals(axes, part, labels, hollow=labels if hides else ())
         axes.set(xlabel=title, xlim=(0, 103))
     for level in base["value"]:
-        line[1].axvline(level, color=theme.STYLES["base"].color, linestyle=(0, (1, 1.5)), linewidth=0.9, zorder=1)
+        theme.draw_level(line[1], level, theme.STYLES["base"].color)
     name_lines(line[0], labels)
     return finish(figure, pd.concat([frame, base]), CAPTIONS["memorized"] + INTERVALS + seeds_sentence(frame))
 
@@ -84,39 +83,39 @@ def _settings(rows: pd.DataFrame, name: str, points: Sequence[plan.Point], refer
     labels, filled = list(dict.fromkeys(frame["label"])), [point.label for point in references]
     low, high = frame["low"].min(), frame["high"].max()
     margin = 0.06 * (high - low)
-    figure, (line,) = panels(1, 2, theme.COLUMN, 0.75 + 0.19 * len(labels), gap=theme.GAP, xlabel="correct (%)",
+    figure, (line,) = panels(1, 2, theme.COLUMN, 0.75 + 0.19 * len(labels), gap=theme.GAP, xlabel=RIGHT,
                              sharex=True, sharey=True)
     for axes, (split, title) in zip(line, SPLITS.items(), strict=True):
         part = frame[frame["split"] == split]
         for mark in part[part["label"].isin(filled)].itertuples():
-            axes.axvline(mark.value, color=theme.STYLES[mark.method].color, linestyle=(0, (1, 1.5)), linewidth=0.9, zorder=1)
+            theme.draw_level(axes, mark.value, theme.STYLES[mark.method].color)
         draw_intervals(axes, part, labels, hollow=set(labels) - set(filled))
         axes.set_title(title)
     name_lines(line[0], labels)
     line[0].set_xlim(max(0.0, low - margin), high + margin)
-    return finish(figure, frame, CAPTIONS[name] + INTERVALS + seeds_sentence(frame))
+    return finish(figure, frame, CAPTIONS[name] + MEASURED + INTERVALS + seeds_sentence(frame))
 
 
 @themed()
 def sweep(rows: pd.DataFrame, experiment: str) -> Figure:
-    """Draw correct answers on test against the values of an experiment of AXES, powers of two; lines with 95 % bands."""
+    """Draw right answers against the values of an experiment of AXES, powers of two; lines with 95 % bands."""
     frame = scores(rows, plan.points(experiment))
     figure, ((axes,),) = panels(1, 1, theme.COLUMN, 2.2)
     ends = _draw_lines(axes, frame)
     places = sorted(set(frame["x"]))
     axes.set_xscale("log", base=2)
-    axes.set(xlabel=AXES[experiment], ylabel="correct on test (%)", xlim=(places[0], max(places[-1], 1.01 * places[0])),
+    axes.set(xlabel=AXES[experiment], ylabel=RIGHT_UPRIGHT, xlim=(places[0], max(places[-1], 1.01 * places[0])),
              ylim=(0, 1.05 * frame["high"].max() or 1))
     axes.xaxis.set_major_locator(FixedLocator(places))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticklabels([f"{place:,.0f}" for place in places])
     label_ends(axes, ends)
-    return finish(figure, frame, CAPTIONS[experiment] + BANDS + seeds_sentence(frame))
+    return finish(figure, frame, CAPTIONS[experiment] + MEASURED + BANDS + seeds_sentence(frame))
 
 
 @themed()
 def supervision(rows: pd.DataFrame) -> Figure:
-    """Draw correct answers against the quality of targets, and against the share of questions with wrong facts."""
+    """Draw right answers against the quality of targets, and against the share of questions with wrong facts."""
     qualities = ("low", "medium", "high")
     frame = scores(rows, plan.points("quality") + plan.points("corruption"))
     is_quality = frame["experiment"] == "quality"
@@ -125,17 +124,17 @@ def supervision(rows: pd.DataFrame) -> Figure:
     _draw_lines(left, frame[is_quality])
     ends = _draw_lines(right, frame[~is_quality])
     left.set(xlim=(-0.2, 2.2), xticks=range(3), xticklabels=qualities, xlabel="quality of targets",
-             ylabel="correct on test (%)", ylim=(0, 1.05 * frame["high"].max() or 1))
+             ylabel=RIGHT_UPRIGHT, ylim=(0, 1.05 * frame["high"].max() or 1))
     right.set(xlim=(-3, 53), xticks=(0, 12.5, 25, 50), xticklabels=("0", "12.5", "25", "50"), xlabel="wrong facts (%)")
     label_ends(right, ends)
-    return finish(figure, frame, CAPTIONS["supervision"] + BANDS + seeds_sentence(frame))
+    return finish(figure, frame, CAPTIONS["supervision"] + MEASURED + BANDS + seeds_sentence(frame))
 
 
 @themed()
 def length(rows: pd.DataFrame) -> Figure:
-    """Draw correct answers and the length of thinking against the limit of response tokens."""
+    """Draw right answers and the length of thinking against the limit of response tokens."""
     points = plan.points("length")
-    parts = {"correct on test (%)": scores(rows, points),
+    parts = {RIGHT_UPRIGHT: scores(rows, points),
              "thinking (tokens)": scores(rows, points, metric="num_thinking_tokens", scale=1)}
     figure, panel_rows = panels(2, 1, theme.COLUMN, 2.9, sharex=True)
     for (axes,), (label, part) in zip(panel_rows, parts.items(), strict=True):
@@ -145,7 +144,7 @@ def length(rows: pd.DataFrame) -> Figure:
         label_ends(axes, ends)
     axes.set_xlabel("longest response (tokens)")
     frame = pd.concat(parts.values())
-    return finish(figure, frame, CAPTIONS["length"] + BANDS + seeds_sentence(frame))
+    return finish(figure, frame, CAPTIONS["length"] + MEASURED + BANDS + seeds_sentence(frame))
 
 
 def _draw_lines(axes: Axes, frame: pd.DataFrame) -> list[theme.End]:

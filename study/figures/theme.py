@@ -144,16 +144,23 @@ def name_lines(axes: Axes, names: Sequence[str], colors: Sequence[Any] = ()) -> 
         tick.set_color(color)
 
 
-def draw_intervals(axes: Axes, frame: pd.DataFrame, labels: Sequence[str], hollow: Collection[str] = (), **marks: Any) -> None:
+def draw_level(axes: Axes, value: float, color: Any = GREY) -> None:
+    """A dotted vertical line behind the marks."""
+    axes.axvline(value, color=color, linestyle=(0, (1, 1.5)), linewidth=0.9, zorder=1)
+
+
+def draw_intervals(axes: Axes, frame: pd.DataFrame, labels: Sequence[str], hollow: Collection[str] = (), shift: float = 0.0,
+                   **marks: Any) -> None:
     """A mark with its interval on the line of its label: its method's marker, or a hollow circle where the label is `hollow`.
 
     Args:
         frame: columns method, label, value, low, high.
         labels: of all lines, from the top.
+        shift: of all marks downwards, in lines.
         marks: their properties, as `Axes.plot` takes it.
     """
     for line in frame.itertuples():
-        style, y = STYLES[line.method], labels.index(line.label)
+        style, y = STYLES[line.method], labels.index(line.label) + shift
         axes.hlines(y, line.low, line.high, color=style.color, linewidth=1.2)
         marker = {"marker": "o", "markerfacecolor": "white"} if line.label in hollow else {"marker": style.marker}
         axes.plot(line.value, y, color=style.color, markersize=4.5, **marker, **marks)

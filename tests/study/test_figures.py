@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import cache, partial
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -22,7 +23,7 @@ from scripted_study import points, study_logs, study_manifests, study_rows
 
 from dyme_core.config import METHODS
 from study import statistics
-from study.figures import mechanism, plots, sweeps, theme, traces
+from study.figures import comparisons, mechanism, plots, sweeps, theme, traces
 from study.statistics import NoRows
 
 WRONG_TRACE = "we locate 2010 and 2012 . 2010 has 12 and 6 , 2012 has 31 and 5 .\n<answer>2010</answer>"
@@ -50,6 +51,7 @@ def make_rows(seeds: int = 2) -> pd.DataFrame:
                               "question": "Which year shows a greater divergence?", "target": "2012",
                               "prediction": RIGHT_TRACE if right else WRONG_TRACE, "has_format": 1, "correct": right,
                               "thinking": float(right), "answer": "2012" if right else "2010",
+                              "strict": 1 if item % 4 else right,
                               "groundedness": 1.0 if right else 0.75, "wrong_facts": [] if right else ["31"]})
     return statistics.derived(pd.DataFrame(lines))
 
@@ -74,6 +76,7 @@ GRADIENTS = pd.DataFrame([{"group": group, "dtype": dtype, "relative_error": err
                           for group in ("vision tower", "language model")
                           for dtype, error in (("float64", 0.0), ("float32", 1e-7))])
 SETTINGS = pd.DataFrame({"setting": ["on policy", "dapo"], "scale": [1.0, 1.9], "relative_error": [0.0, 0.9]})
+LUCK = {("test", "all"): 0.12, ("unseen", "all"): 0.13, ("test", "look_up"): 0.0, ("test", "peak"): 0.25}
 ITEM = {"image": Image.new("RGB", (96, 96), "white"), "question": "Which year?", "trace": WRONG_TRACE, "score": 0.5,
         "right": ["12", "6", "5"], "wrong": ["31"]}
 CHANCES = {"sft": 0.65, "grpo": 0.42, "pure_dyme": 0.55, "full_dyme": 0.6}
@@ -89,8 +92,23 @@ def rows_with(*experiments: str) -> pd.DataFrame:
     return study_rows(points("main", *experiments), chance, items=40, seeds=3)
 
 
+def manifests_of(*experiments: str) -> list[dict[str, Any]]:
+    """CPU seconds: 20 a CoT-SFT run, 80 at four times the steps; 150, 160 and 230 a run of the other methods' three seeds."""
+    made = study_manifests(points("main", *experiments), seeds=3)
+    return [run | {"cpu_s": (80 if run["variant"] == "960" else 20) if run["method"] == "sft" else (150, 160, 230)[run["seed"]]}
+            for run in made]
+
+
+GAPS = pd.DataFrame([{"model": model, "wordings": wordings, "length": length, "new_words": has_new, "gap": gap}
+                     for model in ("svlm", "large") for wordings, length, has_new, gap in (
+                         (1, 1, True, 9.0), (3, 1, True, 10.0), (11, 1, True, 11.0), (40, 1, True, 12.0), (11, 1, False, 5.0),
+                         (11, 2, True, 10.5))])
 STUDY: dict[str, Callable[[], Figure]] = {
     "switches": lambda: sweeps.switches(rows_with("switch")), "ablation": lambda: sweeps.ablation(rows_with("ablation")),
+    "memorized": lambda: sweeps.memorized(rows_with("cost", "refined")),
+    "pairs": lambda: comparisons.pairs(rows_with("cost", "refined")),
+    "expense": lambda: comparisons.expense(rows_with("cost", "refined"), manifests_of("cost", "refined")),
+    "learnability": lambda: comparisons.learnability(rows_with("learnability", "large"), GAPS),
     "rollouts": lambda: sweeps.sweep(rows_with("rollouts"), "rollouts"),
     "prompts": lambda: sweeps.sweep(rows_with("prompts", "rollouts"), "prompts"),
     "data": lambda: sweeps.sweep(rows_with("data"), "data"),
@@ -102,8 +120,8 @@ DRAW: dict[str, Callable[[], Figure]] = {
     "gradient_equivalence": lambda: plots.gradient_equivalence(GRADIENTS),
     "off_policy": lambda: plots.off_policy(SETTINGS),
     "stability": lambda: plots.stability(make_logs()), "modes": lambda: plots.modes(make_logs()),
-    "thinking": lambda: plots.thinking(make_logs()), "performance": lambda: plots.performance(make_rows()),
-    "kinds": lambda: plots.kinds(make_rows()), "gallery": lambda: traces.gallery([ITEM] * 3),
+    "thinking": lambda: plots.thinking(make_logs()), "performance": lambda: plots.performance(make_rows(), LUCK),
+    "kinds": lambda: plots.kinds(make_rows(), LUCK), "gallery": lambda: traces.gallery([ITEM] * 3),
     "scores": lambda: plots.scores({"base": [0.0] * 17 + [0.5, 1.0, float("nan")], "refiner": [1.0] * 20}),
     "pseudo_thinking": lambda: traces.pseudo_thinking(make_rows(), lambda item: ITEM["image"]), **STUDY}
 EVERY = pytest.mark.parametrize("name", DRAW)
@@ -179,6 +197,22 @@ def test_all_intervals_lie_inside_their_axes() -> None:
         assert figure.dyme_frame["high"].max() < limits.pop()[1]
 
 
+def test_luck_is_a_line_where_it_is_known() -> None:
+    lines = {axes.get_title("left"): [line.get_xdata()[0] for line in axes.lines if list(line.get_ydata()) == [0, 1]]
+             for axes in drawn("kinds").axes if axes.get_visible()}
+    assert lines == {"look_up (luck 0 %)": [0.0], "mean": [], "peak (luck 25 %)": [25.0]}
+    assert [axes.get_title("left") for axes in drawn("performance").axes] == ["test (luck 12 %)", "unseen (luck 13 %)"]
+
+
+def test_the_main_figure_shows_both_measures_the_first_one_filled() -> None:
+    rows = make_rows()
+    own = rows[(rows["method"] == "grpo") & (rows["model"] == "svlm") & (rows["split"] == "test")]
+    marks = {line.get_markerfacecolor(): line.get_xdata()[0] for line in drawn("performance").axes[0].lines
+             if line.get_color() == theme.STYLES["grpo"].color}
+    assert marks == {theme.STYLES["grpo"].color: pytest.approx(100 * own["right"].mean()),
+                     "white": pytest.approx(100 * own["strict"].mean())}
+
+
 def test_methods_differ_in_colour_line_and_marker() -> None:
     assert list(theme.STYLES) == list(METHODS)
     assert len({style.color for style in theme.STYLES.values()}) == len(METHODS)
@@ -189,8 +223,8 @@ def test_a_single_seed_is_admitted_in_the_caption() -> None:
     assert "One seed: the spread between training runs is not shown." in plots.stability(make_logs(1)).dyme_caption
     assert "One seed" not in plots.stability(make_logs(2)).dyme_caption
     assert "lowest to highest seed" in plots.stability(make_logs(2)).dyme_caption
-    assert "One seed only for Base." in plots.performance(make_rows(2)).dyme_caption
-    assert "One seed: the spread" in plots.performance(make_rows(1)).dyme_caption
+    assert "One seed only for Base." in plots.performance(make_rows(2), LUCK).dyme_caption
+    assert "One seed: the spread" in plots.performance(make_rows(1), LUCK).dyme_caption
 
 
 def test_a_curve_is_the_mean_of_its_seeds_and_its_band_their_range() -> None:
@@ -272,6 +306,8 @@ def test_scores_are_shared_out_over_the_traces_that_have_one() -> None:
 
 
 @pytest.mark.parametrize("draw", [sweeps.switches, sweeps.ablation, sweeps.supervision, sweeps.length, mechanism.transfer,
+                                  partial(comparisons.expense, manifests=manifests_of()),
+                                  partial(comparisons.learnability, gaps=GAPS),
                                   *(partial(sweeps.sweep, experiment=name) for name in sweeps.AXES)])
 def test_main_runs_alone_make_no_sweep(draw: Callable[[pd.DataFrame], Figure]) -> None:
     with pytest.raises(NoRows):
@@ -298,9 +334,43 @@ def test_a_sweep_shows_each_points_own_rows() -> None:
     frame = drawn("rollouts").dyme_frame.set_index(["method", "x"])
     stored = rows_with("rollouts")
     own = stored[(stored["method"] == "grpo") & (stored["variant"] == "g4") & (stored["split"] == "test")]
-    assert frame.loc[("grpo", 4), "value"] == pytest.approx(100 * own["correct"].mean())
+    assert frame.loc[("grpo", 4), "value"] == pytest.approx(100 * own["right"].mean())
     main = stored[(stored["method"] == "grpo") & (stored["variant"] == "") & (stored["split"] == "test")]
     assert frame.loc[("grpo", 8), "value"] == pytest.approx(100 * main["correct"].mean())
+
+
+def test_a_pair_s_dots_are_the_differences_of_its_seeds_and_their_mean_stands_above() -> None:
+    frame, stored = drawn("pairs").dyme_frame, rows_with("cost", "refined")
+    own = frame[(frame["metric"] == "right") & (frame["label"] == "SFT then GRPO") & (frame["traces"] == "refined")]
+    means = stored[stored["split"] == "test"].groupby("run")["right"].mean()
+    gaps = [100 * (means[f"svlm-full_dyme-refined-s{seed}"] - means[f"svlm-sft_grpo-refined-s{seed}"]) for seed in range(3)]
+    assert own.dropna(subset="seed")["value"].tolist() == pytest.approx(gaps)
+    assert own[own["seed"].isna()]["value"].item() == pytest.approx(np.mean(gaps))
+
+
+def test_full_dyme_is_compared_with_methods_that_have_the_same_kind_of_traces_or_none() -> None:
+    labels = drawn("pairs").dyme_frame.groupby("traces")["label"].unique()
+    assert labels["teacher"].tolist() == ["Base", "CoT-SFT", "CoT-SFT, 960 steps", "SFT on answers alone", "GRPO",
+                                          "SFT then GRPO", "Pure DyME"]
+    assert labels["refined"].tolist() == ["Base", "SFT on answers alone", "CoT-SFT", "GRPO", "SFT then GRPO", "Pure DyME"]
+
+
+def test_what_a_run_costs_is_the_median_over_its_seeds() -> None:
+    frame = drawn("expense").dyme_frame.set_index(["traces", "setting"])["x"]
+    assert frame["teacher", "svlm-full_dyme"] == frame["refined", "svlm-grpo"] == 160
+    assert [frame["teacher", name] for name in ("svlm-sft", "svlm-sft-960")] == [20, 80]
+    assert "svlm-sft-answers" not in frame["teacher"] and "svlm-base" not in frame["teacher"]
+
+
+def test_sets_of_traces_stand_in_order_of_their_gaps_and_what_is_missing_is_said() -> None:
+    ticks = [tick.get_text().replace("\n", " ") for tick in drawn("learnability").axes[0].get_xticklabels()]
+    assert ticks == ["5.0 11 known words", "9.0 1", "10.0 3", "10.5 11 2 x as long", "11.0 11", "12.0 40"]
+    stored = rows_with("learnability", "large")
+    figure = comparisons.learnability(stored[stored["run"] != "svlm-sft-w3-s0"], GAPS[GAPS["wordings"] != 40])
+    assert "Not measured yet: svlm-sft-w40, svlm-full_dyme-w40." in figure.dyme_caption
+    assert set(figure.dyme_frame.query("setting == 'svlm-sft-w3'")["num_seeds"]) == {2}
+    with pytest.raises(NoRows, match=r"python -m scripts\.learnability"):
+        comparisons.learnability(stored, GAPS[:0])
 
 
 def test_transfer_splits_the_test_set_by_kind_and_by_source() -> None:

@@ -12,8 +12,9 @@ from study import tables
 
 def rows_of(model: str, method: str, seed: int, correct: dict[str, list[int]]) -> list[dict]:
     return [{"run": f"{model}-{method}-s{seed}", "model": model, "method": method, "seed": seed, "split": split,
-             "item": f"{split}-{index}", "correct": score, "strict": 1, "relaxed": 1, "has_format": score,
-             "groundedness": 0.5} for split, scores in correct.items() for index, score in enumerate(scores)]
+             "item": f"{split}-{index}", "right": score, "strict": 1, "relaxed": 1, "has_format": score,
+             "kind": ("gap", "count")[index % 2], "groundedness": 0.5}
+            for split, scores in correct.items() for index, score in enumerate(scores)]
 
 
 @pytest.fixture
@@ -43,11 +44,22 @@ def test_the_main_table_has_the_svlm_first_and_its_methods_in_order(rows: pd.Dat
     table = tables.main_table(rows)
     assert list(zip(table["Model"], table["Method"], strict=True)) == [
         ("SVLM", "Base"), ("SVLM", "Full DyME"), ("Large VLM", "CoT-SFT")]
-    assert table["Test (%)"].tolist() == [25, 50, 100]
-    assert table["Unseen (%)"].tolist() == [50, 0, 75]
+    assert table["Right answer and thinking (%)"].tolist() == [25, 50, 100]
+    assert table["Right answer and thinking, unseen (%)"].tolist() == [50, 0, 75]
+    assert table["Answer alone (%)"].tolist() == [100, 100, 100]
     assert table["Format (%)"].tolist() == [25, 50, 100]
     assert table["Seeds"].tolist() == [1, 2, 1]
-    assert (table["Test (%) low"] <= table["Test (%)"]).all() and (table["Test (%)"] <= table["Test (%) high"]).all()
+    value, low, high = (table[f"Right answer and thinking (%){bound}"] for bound in ("", " low", " high"))
+    assert (low <= value).all() and (value <= high).all()
+
+
+def test_the_table_of_kinds_has_luck_beside_both_measures_of_the_svlm(rows: pd.DataFrame) -> None:
+    table = tables.kinds_table(rows, {("test", "gap"): 0.25, ("unseen", "count"): 0.5})
+    assert list(zip(table["Kind"], table["Method"], table["Items"], strict=True)) == [
+        ("count", "Base", 2), ("count", "Full DyME", 2), ("gap", "Base", 2), ("gap", "Full DyME", 2)]
+    assert table["Right answer and thinking (%)"].tolist() == [50, 25, 0, 75]
+    assert table["Answer alone (%)"].tolist() == [100] * 4
+    assert table["Luck (%)"].isna().tolist() == [True, True, False, False] and table["Luck (%)"].max() == 25
 
 
 def test_the_cost_table_never_mixes_measured_and_reported(costs: pd.DataFrame) -> None:
@@ -58,7 +70,7 @@ def test_the_cost_table_never_mixes_measured_and_reported(costs: pd.DataFrame) -
     # The poster's table, by hand.
     assert reported["Method"].tolist() == ["GRPO", "Pure DyME", "Pure DyME", "Full DyME", "Full DyME"]
     assert reported["Time (s/step)"].tolist() == [14.8, 14.0, 19.1, 21.2, 23.4]
-    assert reported["Accuracy (%)"].tolist() == [60.8, 64.9, 68.5, 66.8, 67.5]
+    assert reported["Answer alone (%)"].tolist() == [60.8, 64.9, 68.5, 66.8, 67.5]
 
 
 def test_costs_are_medians_over_the_seeds_and_the_base_has_no_step(costs: pd.DataFrame) -> None:

@@ -1,0 +1,180 @@
+"""Figures that set methods against each other: seed by seed, against what they cost, and against how learnable traces are."""
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+from dyme_core.config import METHOD_NAMES, METHODS
+from dyme_core.pipeline.methods import UNSUPERVISED
+from study import plan, statistics
+from study.figures import theme
+from study.figures.sweeps import BANDS, INTERVALS, MEASURED, RIGHT_UPRIGHT
+from study.figures.theme import draw_line, finish, label_ends, name_lines, panels, seeds_sentence, themed
+from study.statistics import MEASURES, NoRows
+from study.tables import MODEL_NAMES
+
+TRACES = {"teacher": "a teacher's traces", "refined": "refined targets"}
+SHIFT = 0.17  # of a line, between its middle, the mean above and the seeds' dots below
+DIALS = ["wordings", "length", "new_words"]  # of the teacher
+MEASURED_ON_TRACES = {statistics.FIRST: MEASURES[statistics.FIRST], "groundedness": "groundedness"}
+CAPTIONS = {
+    "pairs": "Full DyME against each method that memorizes the same traces, or none; test, mini world. A dot is a seed: a base "
+             "with its training questions. Above the dots their mean. To the right of 0 Full DyME is ahead.",
+    "expense": "What training buys: right answers against the CPU seconds of a run (median over seeds). CoT-SFT on a teacher's "
+               "traces: 240 and 960 steps, joined.",
+    "learnability": "Poster's claim: traces that a small model would not write do it harm. CoT-SFT and Full DyME on sets of a "
+                    "teacher's traces, in order of their gap: mean nats per token under the base, before training. Test, mini "
+                    "world.",
+}
+
+
+def _compared() -> dict[str, list[plan.Point]]:
+    """By kind of traces: the points that memorize them, or no traces at all; in order of their methods."""
+    found = sorted(plan.points("main", "cost", "refined"), key=lambda point: METHODS.index(point.method))
+    traces = ["none" if point.method in UNSUPERVISED else point.runs()[0].profile.world.traces for point in found]
+    return {kind: [point for point, own in zip(found, traces, strict=True) if own in (kind, "none")] for kind in TRACES}
+
+
+@themed()
+def pairs(rows: pd.DataFrame) -> Figure:
+    """Draw Full DyME's lead over each method with the same kind of traces, or none: a dot a seed, and their mean."""
+    rows = statistics.with_setting(rows)
+    leads = {kind: pd.DataFrame([line for metric in MEASURES for line in _leads(rows, points, metric)]).assign(traces=kind)
+             for kind, points in _compared().items()}
+    leads = {kind: frame for kind, frame in leads.items() if len(frame)}
+    if not leads:
+        raise NoRows("Full DyME and its rivals share no seed yet")
+    heights = [frame["label"].nunique() for frame in leads.values()]
+    figure, grid = panels(len(leads), 2, theme.PAGE, 0.5 + 0.2 * len(leads) + 0.22 * sum(heights), gap=theme.GAP,
+                          xlabel="lead of Full DyME (points)", sharex=True, gridspec_kw={"height_ratios": heights})
+    for line, (kind, frame) in zip(grid, leads.items(), strict=True):
+        labels = list(dict.fromkeys(frame["label"]))
+        for axes, metric in zip(line, MEASURES, strict=True):
+            _draw_leads(axes, frame[frame["metric"] == metric], labels)
+        name_lines(line[0], labels)
+        line[0].set_ylabel(TRACES[kind])
+    for axes, title in zip(grid[0], MEASURES.values(), strict=True):
+        axes.set_title(title, fontsize=theme.SMALL)
+    frame = pd.concat(leads.values())
+    return finish(figure, frame, CAPTIONS["pairs"] + INTERVALS + seeds_sentence(frame.dropna(subset="num_seeds")))
+
+
+def _leads(rows: pd.DataFrame, points: Sequence[plan.Point], metric: str) -> Iterator[dict[str, Any]]:
+    """Full DyME less each rival, in points: a line for all shared seeds, with the interval, and a line for each seed."""
+    (own,) = [point for point in points if point.method == "full_dyme"]
+    for rival in points:
+        parts, seeds = statistics.shared(rows, (own.setting, rival.setting), "test")
+        if rival is own or not seeds:
+            continue
+        first, second = (100 * statistics.score_matrix(part, metric) for part in parts)
+        told = {"label": rival.label.removesuffix(", refined targets"), "method": rival.method, "metric": metric}
+        yield told | vars(statistics.paired(first, second))
+        for seed, gap in zip(seeds, (first - second).mean(axis=1), strict=True):
+            yield told | {"seed": seed, "value": gap}
+
+
+def _draw_leads(axes: Axes, frame: pd.DataFrame, labels: Sequence[str]) -> None:
+    axes.axvline(0, color=theme.GREY, linewidth=0.8)
+    theme.draw_intervals(axes, frame[frame["seed"].isna()], labels, shift=-SHIFT)
+    for dot in frame.dropna(subset="seed").itertuples():
+        axes.plot(dot.value, labels.index(dot.label) + SHIFT, "o", color=theme.STYLES[dot.method].color, markersize=2.5,
+                  markeredgewidth=0)
+
+
+@themed()
+def expense(rows: pd.DataFrame, manifests: Iterable[Mapping[str, Any]]) -> Figure:
+    """Draw right answers against the CPU seconds of a run, log axis, a panel for each kind of traces (SVLM).
+
+    Args:
+        manifests: of all runs, for `cpu_s`, of which a setting has the median over its seeds.
+    """
+    spent = pd.DataFrame([{"setting": statistics.setting_of(made["run"]), "cpu_s": made.get("cpu_s")} for made in manifests])
+    cpu_s = spent.groupby("setting")["cpu_s"].median()
+    frames = []
+    for kind, points in _compared().items():
+        thinking = [point for point in points if point.method != "base" and point.settings.get("world.traces") != "none"]
+        part = statistics.scores(rows, thinking)
+        frames.append(part.assign(traces=kind, x=part["setting"].map(cpu_s)).dropna(subset="x").sort_values("x"))
+    frame = pd.concat(frames)
+    figure, grid = panels(len(frames), 1, theme.COLUMN, 0.4 + 1.75 * len(frames), sharex=True, sharey=True)
+    grid[0, 0].set(xscale="log", ylim=(0, 1.05 * frame["high"].max() or 1))
+    grid[0, 0].xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    grid[0, 0].xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    grid[0, 0].xaxis.set_minor_formatter(NullFormatter())
+    for (axes,), (kind, part) in zip(grid, frame.groupby("traces", sort=False), strict=True):
+        axes.set_title(TRACES[kind], fontsize=theme.SMALL)
+        axes.set_ylabel(RIGHT_UPRIGHT)
+        label_ends(axes, [_draw_points(axes, own) for _, own in part.groupby("method", sort=False)])
+    axes.set_xlabel("CPU seconds of a run")
+    return finish(figure, frame, CAPTIONS["expense"] + MEASURED + INTERVALS + seeds_sentence(frame))
+
+
+def _draw_points(axes: Axes, frame: pd.DataFrame) -> theme.End:
+    """The marks of one method with their intervals, joined; returns the last one, for `label_ends`."""
+    style, last = theme.STYLES[frame["method"].iloc[0]], frame.iloc[-1]
+    axes.vlines(frame["x"], frame["low"], frame["high"], color=style.color, linewidth=1.2)
+    axes.plot(frame["x"], frame["value"], color=style.color, linestyle=style.linestyle, marker=style.marker, markersize=4.5)
+    return last["x"], last["value"], METHOD_NAMES[last["method"]], style.text_color
+
+
+@themed()
+def learnability(rows: pd.DataFrame, gaps: pd.DataFrame) -> Figure:
+    """Draw right answers and groundedness of CoT-SFT and Full DyME by the set of traces that they memorize, in order of gaps:
+    a line per method and model, two panels per number of training questions.
+
+    Args:
+        gaps: columns of DIALS and gap, in nats per token (`scripts.learnability`).
+    """
+    points = plan.points("main", "large", "learnability", methods=("sft", "full_dyme"))
+    sets = pd.DataFrame([_trace_set(point) for point in points]).merge(gaps, "left", ["model", *DIALS])
+    found = pd.concat([statistics.scores(rows, points, metric=metric) for metric in MEASURED_ON_TRACES])
+    frame = found.merge(sets, "inner", ["setting", "model"]).dropna(subset="gap")
+    if frame.empty:
+        raise NoRows("no gap of a teacher's traces has been measured; run python -m scripts.learnability")
+    order = frame.sort_values(["model", "gap"], key=_svlm_first, kind="stable").drop_duplicates("words")
+    frame = frame.assign(x=frame["words"].map(list(order["words"]).index)).sort_values("x", kind="stable")
+    counts = sorted(set(frame["questions"]))
+    figure, grid = panels(len(counts), 2, theme.PAGE, 0.7 + 1.6 * len(counts), sharex=True, sharey=True,
+                          xlabel="gap of the traces (nats per token), and the teacher's wordings")
+    for axes, title in zip(grid[0], MEASURED_ON_TRACES.values(), strict=True):
+        axes.set_title(title, fontsize=theme.SMALL)
+    for axes, count in zip(grid[:, 0], counts, strict=True):
+        axes.set_ylabel(f"{count:,} training\nquestions (%)")
+    ticks = [f"{line.gap:.1f}\n{line.words}" for line in order.itertuples()]
+    axes.set(xticks=range(len(order)), xticklabels=ticks, xlim=(-0.2, len(order) - 0.8), ylim=(0, 103))
+    for axes, (count, metric) in zip(grid.flat, itertools.product(counts, MEASURED_ON_TRACES), strict=True):
+        part = frame[(frame["metric"] == metric) & (frame["questions"] == count)]
+        label_ends(axes, [_draw_sets(axes, own) for _, own in part.groupby(["method", "model"], sort=False)])
+    absent = ", ".join(sets.loc[~sets["setting"].isin(frame["setting"]), "setting"])
+    caption = CAPTIONS["learnability"] + (f" Not measured yet: {absent}." if absent else "")
+    return finish(figure, frame, caption + BANDS + seeds_sentence(frame))
+
+
+def _trace_set(point: plan.Point) -> dict[str, Any]:
+    """The set of traces that a point's runs memorize: the teacher's dials, the same in words, and of how many questions."""
+    world = point.runs()[0].profile.world
+    words = [f"{world.trace_wordings}", "" if world.trace_new_words else "known\nwords",
+             "" if world.trace_length == 1 else f"{world.trace_length} x as\nlong"]
+    return {"setting": point.setting, "words": "\n".join(filter(None, words)), "model": point.model,
+            "wordings": world.trace_wordings, "length": world.trace_length, "new_words": world.trace_new_words,
+            "questions": world.train_questions}
+
+
+def _svlm_first(column: pd.Series) -> pd.Series:
+    return column.map(list(MODEL_NAMES).index) if column.name == "model" else column
+
+
+def _draw_sets(axes: Axes, frame: pd.DataFrame) -> theme.End:
+    """The line of a method and model; the larger model's is dotted, with squares."""
+    method, model = frame[["method", "model"]].iloc[0]
+    style, name = theme.STYLES[method], METHOD_NAMES[method]
+    if model == "svlm":
+        return draw_line(axes, frame, "x", "value", style, name)
+    return draw_line(axes, frame, "x", "value", replace(style, linestyle=(0, (1, 1.2)), marker="s"), f"{name}, large")
