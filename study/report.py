@@ -143,9 +143,7 @@ FIGURES: dict[str, Callable[[Stored], Figure]] = {
     "learnability": lambda stored: comparisons.learnability(stored.rows, stored.gaps),
     "rollouts": lambda stored: sweeps.sweep(stored.rows, "rollouts"),
     "prompts": lambda stored: sweeps.sweep(stored.rows, "prompts"),
-    "data": lambda stored: sweeps.sweep(stored.rows, "data"),
     "supervision": lambda stored: sweeps.supervision(stored.rows),
-    "length": lambda stored: sweeps.length(stored.rows),
     "transfer": lambda stored: mechanism.transfer(stored.rows),
     "mechanism": lambda stored: mechanism.mechanism(stored.logs, stored.manifests),
 }

@@ -20,9 +20,8 @@ from study.statistics import NoRows, interval, method_rank
 GRADIENT_STYLES = {"memorize": theme.Style(theme.PALETTE[3], "solid", "^"),
                    "explore": theme.Style(theme.PALETTE[0], (0, (4, 1.5)), "o")}
 CAPTIONS = {
-    "transfer": "What carries over to what training did not show. Left: trained without questions "
-                "of the kinds gap and count (filled) and with all kinds (hollow). Right: trained on generated tables, on real "
-                "statistics or on both (hollow), tested on each.",
+    "transfer": "What carries over to what training did not show: trained without questions of the kinds gap and count "
+                "(filled) and with all kinds (hollow).",
     "mechanism": "Poster's claim: SFT and RL complement each other. {parts} Lines are means over seeds; "
                  "bands: lowest to highest seed.",
     "targets": "What Full DyME memorizes drifts toward what the model says. Mean negative log-likelihood per token under the "
@@ -39,40 +38,26 @@ PARTS = {
 
 @themed()
 def transfer(rows: pd.DataFrame) -> Figure:
-    """Draw accuracy on left-out and trained kinds, and on generated and real tables, by what training showed."""
-    generated, left_out = rows["source"] == "generated", rows["kind"].isin(plan.LEFT_OUT_KINDS)
-    blocks = [(_beside_main(rows, "kinds", "all kinds"), {"gap and count": left_out, "other kinds": ~left_out}),
-              (_beside_main(rows, "statistics", "both"), {"generated tables": generated, "real statistics": ~generated})]
-    blocks = [(points, parts) for points, parts in blocks if any(point.variant for point in points.values())]
-    if not blocks:
-        raise NoRows("no run of kinds or statistics has been made")
-    width, lines = theme.PAGE if len(blocks) == 2 else theme.COLUMN, max(len(points) for points, _ in blocks)
-    figure, (line,) = panels(1, 2 * len(blocks), width, 0.8 + 0.19 * lines, gap=theme.GAP / 2, xlabel=RIGHT,
-                             sharex=True)
+    """Draw what a method makes of kinds of question that training left out, and of the others."""
+    points: dict[str, plan.Point] = {}
+    for point in plan.points("kinds"):
+        (main,) = plan.points("main", methods=(point.method,))
+        name = METHOD_NAMES[point.method]
+        points |= {f"{name}, all kinds": main, f"{name}, without": point}
+    points = {label: point for label, point in points.items() if len(statistics.rows_of(rows, point, "test"))}
+    left_out, names = rows["kind"].isin(plan.LEFT_OUT_KINDS), {point.setting: label for label, point in points.items()}
+    figure, (line,) = panels(1, 2, theme.COLUMN, 0.8 + 0.19 * len(points), gap=theme.GAP, xlabel=RIGHT, sharex=True)
     frames = []
-    for index, (points, parts) in enumerate(blocks):
-        names = {point.setting: label for label, point in points.items()}
-        for axes, (title, mask) in zip(line[2 * index: 2 * index + 2], parts.items(), strict=True):
-            frame = statistics.scores(rows[mask], list(points.values()))
-            frame = frame.assign(label=frame["setting"].map(names), part=title)
-            draw_intervals(axes, frame, list(points), [label for label, point in points.items() if not point.variant])
-            axes.set_title(title)
-            frames.append(frame)
-        name_lines(line[2 * index], list(points))
+    for axes, (title, mask) in zip(line, {"gap and count": left_out, "other kinds": ~left_out}.items(), strict=True):
+        frame = statistics.scores(rows[mask], list(points.values()))
+        frames.append(frame.assign(label=frame["setting"].map(names), part=title))
+        draw_intervals(axes, frames[-1], list(points), [label for label, point in points.items() if not point.variant])
+        axes.set_title(title)
+    name_lines(line[0], list(points))
     frame = pd.concat(frames)
     line[0].set_xlim(0, 1.05 * frame["high"].max() or 1)
     line[0].xaxis.set_major_locator(MaxNLocator(4))
     return finish(figure, frame, CAPTIONS["transfer"] + MEASURED + INTERVALS + seeds_sentence(frame))
-
-
-def _beside_main(rows: pd.DataFrame, experiment: str, main_label: str) -> dict[str, plan.Point]:
-    """By label: the points of an experiment that have rows, those of a method after its main run."""
-    found: dict[str, plan.Point] = {}
-    for point in plan.points(experiment):
-        (main,) = plan.points("main", methods=(point.method,))
-        name = METHOD_NAMES[point.method]
-        found |= {f"{name}, {main_label}": main, f"{name}, {point.label.split()[0]}": point}
-    return {label: point for label, point in found.items() if len(statistics.rows_of(rows, point, "test"))}
 
 
 @themed()

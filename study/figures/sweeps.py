@@ -32,13 +32,10 @@ CAPTIONS = {
     "rollouts": "Claim: more rollouts a prompt help. At equal rollouts a step (32, so fewer prompts).",
     "prompts": "What fewer rollouts a prompt buy. CoT-SFT, and Pure DyME with two rollouts a prompt (G = 2), by prompts a "
                "step.",
-    "data": "What a method makes of few questions. Training questions, at equal steps up to 1,024 (4,096: one pass).",
     "supervision": "Claim: better supervision helps. Targets of less quality, and a share of questions with wrong facts.",
-    "length": "Poster's claim: long texts overwhelm a small model. The longest response allowed in training and test. Top: "
-              "right answers; bottom: length of the thinking in the answers.",
 }
 MEASURED = " Right answers after right thinking; test, mini world."
-AXES = {"rollouts": "rollouts a prompt (G)", "prompts": "prompts a step", "data": "training questions"}
+AXES = {"rollouts": "rollouts a prompt (G)", "prompts": "prompts a step"}
 
 
 @themed()
@@ -128,23 +125,6 @@ def supervision(rows: pd.DataFrame) -> Figure:
     right.set(xlim=(-3, 53), xticks=(0, 12.5, 25, 50), xticklabels=("0", "12.5", "25", "50"), xlabel="wrong facts (%)")
     label_ends(right, ends)
     return finish(figure, frame, CAPTIONS["supervision"] + MEASURED + BANDS + seeds_sentence(frame))
-
-
-@themed()
-def length(rows: pd.DataFrame) -> Figure:
-    """Draw right answers and the length of thinking against the limit of response tokens."""
-    points = plan.points("length")
-    parts = {RIGHT_UPRIGHT: scores(rows, points),
-             "thinking (tokens)": scores(rows, points, metric="num_thinking_tokens", scale=1)}
-    figure, panel_rows = panels(2, 1, theme.COLUMN, 2.9, sharex=True)
-    for (axes,), (label, part) in zip(panel_rows, parts.items(), strict=True):
-        ends = _draw_lines(axes, part)
-        axes.set(ylabel=label, xlim=(part["x"].min(), part["x"].max()), ylim=(0, 1.05 * part["high"].max() or 1),
-                 xticks=sorted(set(part["x"])))
-        label_ends(axes, ends)
-    axes.set_xlabel("longest response (tokens)")
-    frame = pd.concat(parts.values())
-    return finish(figure, frame, CAPTIONS["length"] + MEASURED + BANDS + seeds_sentence(frame))
 
 
 def _draw_lines(axes: Axes, frame: pd.DataFrame) -> list[theme.End]:

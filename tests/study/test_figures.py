@@ -111,10 +111,8 @@ STUDY: dict[str, Callable[[], Figure]] = {
     "learnability": lambda: comparisons.learnability(rows_with("learnability", "large"), GAPS),
     "rollouts": lambda: sweeps.sweep(rows_with("rollouts"), "rollouts"),
     "prompts": lambda: sweeps.sweep(rows_with("prompts", "rollouts"), "prompts"),
-    "data": lambda: sweeps.sweep(rows_with("data"), "data"),
     "supervision": lambda: sweeps.supervision(rows_with("quality", "corruption")),
-    "length": lambda: sweeps.length(rows_with("length")),
-    "transfer": lambda: mechanism.transfer(rows_with("kinds", "statistics")),
+    "transfer": lambda: mechanism.transfer(rows_with("kinds")),
     "mechanism": lambda: mechanism.mechanism(study_logs(points("main"), chance, 3), study_manifests(points("main"), 3))}
 DRAW: dict[str, Callable[[], Figure]] = {
     "gradient_equivalence": lambda: plots.gradient_equivalence(GRADIENTS),
@@ -305,7 +303,7 @@ def test_scores_are_shared_out_over_the_traces_that_have_one() -> None:
     assert frame.groupby("source")["num_traces"].first().to_dict() == {"base": 3, "refiner": 1}
 
 
-@pytest.mark.parametrize("draw", [sweeps.switches, sweeps.ablation, sweeps.supervision, sweeps.length, mechanism.transfer,
+@pytest.mark.parametrize("draw", [sweeps.switches, sweeps.ablation, sweeps.supervision, mechanism.transfer,
                                   partial(comparisons.expense, manifests=manifests_of()),
                                   partial(comparisons.learnability, gaps=GAPS),
                                   *(partial(sweeps.sweep, experiment=name) for name in sweeps.AXES)])
@@ -373,14 +371,13 @@ def test_sets_of_traces_stand_in_order_of_their_gaps_and_what_is_missing_is_said
         comparisons.learnability(stored, GAPS[:0])
 
 
-def test_transfer_splits_the_test_set_by_kind_and_by_source() -> None:
+def test_transfer_splits_the_test_set_by_kind() -> None:
     frame = drawn("transfer").dyme_frame
-    stored = rows_with("kinds", "statistics")
+    stored = rows_with("kinds")
     own = stored[(stored["run"].str.startswith("svlm-sft-no-gap-count")) & (stored["split"] == "test")]
     line = frame[(frame["setting"] == "svlm-sft-no-gap-count")].set_index("part")["value"]
     assert line["gap and count"] == pytest.approx(100 * own[own["kind"].isin(["gap", "count"])]["correct"].mean())
     assert line["other kinds"] == pytest.approx(100 * own[~own["kind"].isin(["gap", "count"])]["correct"].mean())
-    assert {"generated tables", "real statistics"} < set(frame["part"])
 
 
 def test_a_steps_gradients_are_means_over_the_seeds_that_have_them() -> None:
