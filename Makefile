@@ -46,8 +46,8 @@ figures: $(READY) ## draw the study's tables and figures again from its rows, in
 	@echo "Drawing tables and figures of profile '$(PROFILE)' from the stored rows; nothing is trained (under a minute)."
 	@$(VENV_PYTHON) -m study figures --profile "$(PROFILE)" $(ARGS)
 
-base: $(READY) ## build both base checkpoints again from nothing (about 12 min)
-	@echo "Pre-training both base models from nothing into bases/ (about 12 minutes)."
+base: $(READY) ## build both base checkpoints again from nothing (SVLM: 25 min of one thread; the larger one more)
+	@echo "Pre-training both base models from nothing into bases/ (SVLM: 25 minutes of one thread; the larger one more)."
 	@$(VENV_PYTHON) -m study base $(ARGS)
 
 test: $(READY) ## run the tests but the exhaustive ones, on two cores (6 min)
