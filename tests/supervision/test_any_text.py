@@ -83,7 +83,7 @@ def test_the_rules_rate_right_traces_with_words_lost_doubled_swapped_and_mixed(n
         TemplateBank().observe(text, item)
 
 
-@pytest.mark.parametrize("text", ["We find one3 bars.", "2010 has two\u00e9 and ten\u00b2.", "five_ and 62", "Sixty-two\ufffd 2"])
+@pytest.mark.parametrize("text", ["We find one3 bars.", "2010 has two\u00e9.", "five_ and 62", "Sixty-two\ufffd 2"])
 def test_a_number_word_that_runs_on_is_no_number(text: str) -> None:
     assert RuleChecker().judge(text, ITEM).rating != "high"
 
