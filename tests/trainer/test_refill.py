@@ -63,7 +63,7 @@ def make(method: str, folder: Path, refill: float = 1.0, processes: int = 1, acc
     torch.set_num_threads(1)
     model, processor = loading.load_policy(BASE)
     shared = dict(per_device_train_batch_size=PROMPTS * G // processes // accumulation, num_generations=G,
-                  gradient_accumulation_steps=accumulation, max_completion_length=70, learning_rate=0.01, use_cpu=True,
+                  gradient_accumulation_steps=accumulation, max_completion_length=152, learning_rate=0.01, use_cpu=True,
                   bf16=False, report_to="none", save_strategy="no", logging_steps=1, disable_tqdm=True, seed=0,
                   gradient_checkpointing=False, optim="sgd", shuffle_dataset=False, max_steps=1, beta=0.0, loss_type="grpo")
     shared |= settings

@@ -43,7 +43,8 @@ class Scripted(DyMETrainer):
             group, rollout = divmod(place, G)
             is_right = rollout < (0, 2, G, 1)[(group + self.state.global_step) % PROMPTS]
             text = write_response(f"{'Well, ' * rollout}{TARGETS[row['item']]}", row["answer"] if is_right else "no idea")
-            rollouts.append([*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id][: 70 - place])
+            ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+            rollouts.append(ids if place else ids[:20])
         return rollouts, None
 
 
@@ -51,7 +52,7 @@ def train(folder: Path, saves: bool, num_processes: int = 1, accumulation: int =
     torch.set_num_threads(1)
     model, processor = loading.load_policy(BASE, engine=saves)
     arguments = DyMEConfig(str(folder), per_device_train_batch_size=PROMPTS * G // num_processes // accumulation,
-                           gradient_accumulation_steps=accumulation, num_generations=G, max_completion_length=70,
+                           gradient_accumulation_steps=accumulation, num_generations=G, max_completion_length=152,
                            max_steps=STEPS, learning_rate=0.1, use_cpu=True, bf16=False, report_to="none", save_strategy="no",
                            logging_steps=1, shuffle_dataset=False, disable_tqdm=True, gradient_checkpointing=False, seed=0,
                            max_grad_norm=0.0, optim="sgd", drop_idle_rows=saves)
