@@ -118,12 +118,14 @@ def _tuning() -> Iterator[Point]:
 
 
 def _switch_tuning() -> Iterator[Point]:
+    """Each switch's own number with two learning rates, for half of the steps on seed 0."""
     for switch, values in SWITCH_VALUES.items():
         for value in values:
             for rate in SWITCH_RATES:
                 variant = f"{switch}{'' if value is None else f'{value:g}'}-lr{rate:g}"
-                yield Point("switch_tuning", SWITCH_NAMES[switch], "pure_dyme", variant, _switched(switch, value, rate), (0,),
-                            ("validation",), value=value)
+                settings = _switched(switch, value, rate) | {"training.steps": 120}
+                yield Point("switch_tuning", SWITCH_NAMES[switch], "pure_dyme", variant, settings, (0,), ("validation",),
+                            value=value)
 
 
 def _switched(switch: str, value: float | None, rate: float) -> dict[str, Any]:
