@@ -1,7 +1,6 @@
 """Figures that set methods against each other: seed by seed, against what they cost, and against how learnable traces are."""
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodFormatter
 
 from dyme_core.config import METHOD_NAMES, METHODS
 from dyme_core.pipeline.methods import UNSUPERVISED
@@ -23,15 +22,15 @@ from study.tables import MODEL_NAMES
 TRACES = {"teacher": "a teacher's traces", "refined": "refined targets"}
 SHIFT = 0.17  # of a line, between its middle, the mean above and the seeds' dots below
 DIALS = ["wordings", "length", "new_words"]  # of the teacher
-MEASURED_ON_TRACES = {statistics.FIRST: MEASURES[statistics.FIRST], "groundedness": "groundedness"}
+MEASURED_ON_TRACES = {statistics.FIRST: RIGHT_UPRIGHT, "groundedness": "groundedness (%)"}
 CAPTIONS = {
     "pairs": "Full DyME against each method that memorizes the same traces, or none; test, mini world. A dot is a seed: a base "
              "with its training questions. Above the dots their mean. To the right of 0 Full DyME is ahead.",
     "expense": "What training buys: right answers against the CPU seconds of a run (median over seeds). CoT-SFT on a teacher's "
                "traces: 240 and 960 steps, joined.",
-    "learnability": "Poster's claim: traces that a small model would not write do it harm. CoT-SFT and Full DyME on sets of a "
-                    "teacher's traces, in order of their gap: mean nats per token under the base, before training. Test, mini "
-                    "world.",
+    "learnability": "Poster's claim: traces that a small model would not write do it harm. CoT-SFT and Full DyME, left on sets "
+                    "of a teacher's traces, in order of their gap: mean nats per token under the base, before training; right "
+                    "on fewer questions. Test, mini world.",
 }
 
 
@@ -126,11 +125,11 @@ def _draw_points(axes: Axes, frame: pd.DataFrame) -> theme.End:
 
 @themed()
 def learnability(rows: pd.DataFrame, gaps: pd.DataFrame) -> Figure:
-    """Draw right answers and groundedness of CoT-SFT and Full DyME by the set of traces that they memorize, in order of gaps:
-    a line per method and model, two panels per number of training questions.
+    """Draw right answers and groundedness of CoT-SFT and Full DyME, a line per model: left by the set of traces that they
+    memorize, in order of gaps; right by the number of training questions with the main runs' set.
 
     Args:
-        gaps: columns of DIALS and gap, in nats per token (`scripts.learnability`).
+        gaps: columns model, those of DIALS, and gap, in nats per token (`scripts.learnability`).
     """
     points = plan.points("main", "large", "learnability", methods=("sft", "full_dyme"))
     sets = pd.DataFrame([_trace_set(point) for point in points]).merge(gaps, "left", ["model", *DIALS])
@@ -138,23 +137,27 @@ def learnability(rows: pd.DataFrame, gaps: pd.DataFrame) -> Figure:
     frame = found.merge(sets, "inner", ["setting", "model"]).dropna(subset="gap")
     if frame.empty:
         raise NoRows("no gap of a teacher's traces has been measured; run python -m scripts.learnability")
+    main = sets.iloc[0]
     order = frame.sort_values(["model", "gap"], key=_svlm_first, kind="stable").drop_duplicates("words")
-    frame = frame.assign(x=frame["words"].map(list(order["words"]).index)).sort_values("x", kind="stable")
-    counts = sorted(set(frame["questions"]))
-    figure, grid = panels(len(counts), 2, theme.PAGE, 0.7 + 1.6 * len(counts), sharex=True, sharey=True,
-                          xlabel="gap of the traces (nats per token), and the teacher's wordings")
-    for axes, title in zip(grid[0], MEASURED_ON_TRACES.values(), strict=True):
-        axes.set_title(title, fontsize=theme.SMALL)
-    for axes, count in zip(grid[:, 0], counts, strict=True):
-        axes.set_ylabel(f"{count:,} training\nquestions (%)")
-    ticks = [f"{line.gap:.1f}\n{line.words}" for line in order.itertuples()]
-    axes.set(xticks=range(len(order)), xticklabels=ticks, xlim=(-0.2, len(order) - 0.8), ylim=(0, 103))
-    for axes, (count, metric) in zip(grid.flat, itertools.product(counts, MEASURED_ON_TRACES), strict=True):
-        part = frame[(frame["metric"] == metric) & (frame["questions"] == count)]
-        label_ends(axes, [_draw_sets(axes, own) for _, own in part.groupby(["method", "model"], sort=False)])
+    by_set = frame[frame["questions"] == main["questions"]]
+    by_count = frame[frame["words"] == main["words"]]
+    sides = [by_set.assign(x=by_set["words"].map(list(order["words"]).index)), by_count.assign(x=by_count["questions"])]
+    figure, grid = panels(2, 2, theme.PAGE, 3.6, sharex="col", sharey=True)
+    left, right = grid[-1]
+    left.set(xticks=range(len(order)), xticklabels=[f"{line.gap:.1f}\n{line.words}" for line in order.itertuples()],
+             xlim=(-0.2, len(order) - 0.8), ylim=(0, 103), xlabel="gap of the traces (nats per token), and the wordings")
+    counts = sorted(set(by_count["questions"]))
+    right.set(xscale="log", xticks=counts, xticklabels=[f"{count:,}" for count in counts], xlabel="training questions",
+              xlim=(0.9 * counts[0], 1.1 * counts[-1]))
+    right.xaxis.set_minor_locator(NullLocator())
+    for line, (metric, title) in zip(grid, MEASURED_ON_TRACES.items(), strict=True):
+        line[0].set_ylabel(title)
+        for axes, side in zip(line, sides, strict=True):
+            part = side[side["metric"] == metric].sort_values("x", kind="stable")
+            label_ends(axes, [_draw_sets(axes, own) for _, own in part.groupby(["method", "model"], sort=False)])
     absent = ", ".join(sets.loc[~sets["setting"].isin(frame["setting"]), "setting"])
     caption = CAPTIONS["learnability"] + (f" Not measured yet: {absent}." if absent else "")
-    return finish(figure, frame, caption + BANDS + seeds_sentence(frame))
+    return finish(figure, pd.concat(sides), caption + BANDS + seeds_sentence(frame))
 
 
 def _trace_set(point: plan.Point) -> dict[str, Any]:

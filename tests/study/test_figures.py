@@ -361,11 +361,14 @@ def test_what_a_run_costs_is_the_median_over_its_seeds() -> None:
 
 
 def test_sets_of_traces_stand_in_order_of_their_gaps_and_what_is_missing_is_said() -> None:
-    ticks = [tick.get_text().replace("\n", " ") for tick in drawn("learnability").axes[0].get_xticklabels()]
+    ticks = [tick.get_text().replace("\n", " ") for tick in drawn("learnability").axes[2].get_xticklabels()]
     assert ticks == ["5.0 11 known words", "9.0 1", "10.0 3", "10.5 11 2 x as long", "11.0 11", "12.0 40"]
     stored = rows_with("learnability", "large")
     figure = comparisons.learnability(stored[stored["run"] != "svlm-sft-w3-s0"], GAPS[GAPS["wordings"] != 40])
     assert "Not measured yet: svlm-sft-w40, svlm-full_dyme-w40." in figure.dyme_caption
+    by_count = figure.dyme_frame[figure.dyme_frame["x"] >= 64]
+    assert set(by_count["setting"]) == {"large-sft", *(f"svlm-{method}{count}" for method in ("sft", "full_dyme")
+                                                       for count in ("", "-n64", "-n512"))}
     assert set(figure.dyme_frame.query("setting == 'svlm-sft-w3'")["num_seeds"]) == {2}
     with pytest.raises(NoRows, match=r"python -m scripts\.learnability"):
         comparisons.learnability(stored, GAPS[:0])
@@ -376,8 +379,8 @@ def test_transfer_splits_the_test_set_by_kind() -> None:
     stored = rows_with("kinds")
     own = stored[(stored["run"].str.startswith("svlm-sft-no-gap-count")) & (stored["split"] == "test")]
     line = frame[(frame["setting"] == "svlm-sft-no-gap-count")].set_index("part")["value"]
-    assert line["gap and count"] == pytest.approx(100 * own[own["kind"].isin(["gap", "count"])]["correct"].mean())
-    assert line["other kinds"] == pytest.approx(100 * own[~own["kind"].isin(["gap", "count"])]["correct"].mean())
+    assert line["gap and count"] == pytest.approx(100 * own[own["kind"].isin(["gap", "count"])]["right"].mean())
+    assert line["other kinds"] == pytest.approx(100 * own[~own["kind"].isin(["gap", "count"])]["right"].mean())
 
 
 def test_a_steps_gradients_are_means_over_the_seeds_that_have_them() -> None:
