@@ -142,16 +142,16 @@ def learnability(rows: pd.DataFrame, gaps: pd.DataFrame) -> Figure:
     by_set = frame[frame["questions"] == main["questions"]]
     by_count = frame[frame["words"] == main["words"]]
     sides = [by_set.assign(x=by_set["words"].map(list(order["words"]).index)), by_count.assign(x=by_count["questions"])]
-    figure, grid = panels(2, 2, theme.PAGE, 3.6, sharex="col", sharey=True)
+    figure, grid = panels(2, 2, theme.PAGE, 3.6, sharex="col", sharey="row")
     left, right = grid[-1]
     left.set(xticks=range(len(order)), xticklabels=[f"{line.gap:.1f}\n{line.words}" for line in order.itertuples()],
-             xlim=(-0.2, len(order) - 0.8), ylim=(0, 103), xlabel="gap of the traces (nats per token), and the wordings")
+             xlim=(-0.2, len(order) - 0.8), xlabel="gap of the traces (nats per token), and the wordings")
     counts = sorted(set(by_count["questions"]))
     right.set(xscale="log", xticks=counts, xticklabels=[f"{count:,}" for count in counts], xlabel="training questions",
               xlim=(0.9 * counts[0], 1.1 * counts[-1]))
     right.xaxis.set_minor_locator(NullLocator())
     for line, (metric, title) in zip(grid, MEASURED_ON_TRACES.items(), strict=True):
-        line[0].set_ylabel(title)
+        line[0].set(ylabel=title, ylim=(0, 1.05 * frame.loc[frame["metric"] == metric, "high"].max() or 1))
         for axes, side in zip(line, sides, strict=True):
             part = side[side["metric"] == metric].sort_values("x", kind="stable")
             label_ends(axes, [_draw_sets(axes, own) for _, own in part.groupby(["method", "model"], sort=False)])

@@ -146,6 +146,7 @@ def performance(rows: pd.DataFrame, luck: Mapping[tuple[str, str], float]) -> Fi
     figure, (line,) = panels(1, 2, theme.COLUMN, 0.75 + 0.24 * len(methods), gap=theme.GAP, xlabel=BOTH_MARKS, sharex=True)
     for axes, (split, title) in zip(line, {"test": "test", "unseen": "unseen"}.items(), strict=True):
         _draw_methods(axes, summary[summary["split"] == split], methods, title, luck.get((split, "all")))
+    line[0].set_xlim(0, 1.05 * summary["high"].max() or 1)
     _name_methods(line[0], methods)
     return finish(figure, summary, f"After training, mini world: {MEASURED} {summary['num_items'].max()} test charts in seen "
                   "styles, and as many in unseen styles and value ranges. Bars: 95 % intervals." + seeds_note(summary, ""))
@@ -167,6 +168,7 @@ def kinds(rows: pd.DataFrame, luck: Mapping[tuple[str, str], float]) -> Figure:
                           gap=theme.GAP, xlabel=BOTH_MARKS, sharex=True)
     for axes, name in zip(grid.flat, names, strict=False):
         _draw_methods(axes, summary[summary["kind"] == name], methods, name, luck.get(("test", name)))
+    grid[0, 0].set_xlim(0, 1.05 * summary["high"].max() or 1)
     for axes in grid[:, 0]:
         _name_methods(axes, methods)
     # Where the last line of panels is not full, the panels above the gap need their own numbers.
@@ -223,7 +225,6 @@ def _draw_methods(axes: Axes, summary: pd.DataFrame, methods: list[str], title: 
         theme.draw_level(axes, 100 * luck)
         title += f" (luck {100 * luck:.0f} %)"
     axes.set_title(title, fontsize=theme.SMALL)
-    axes.set_xlim(0, 103)
 
 
 def _name_methods(axes: Axes, methods: list[str]) -> None:
