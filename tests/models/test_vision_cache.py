@@ -121,7 +121,7 @@ def test_nothing_is_kept_where_features_are_no_constants(wants: str) -> None:
         tower.train().config.attention_dropout = 0.5
     for _ in range(2):
         shared(**inputs).logits.sum().backward()
-    assert views == [2 * len(ROWS)] * 2
+    assert views == [3 * len(ROWS)] * 2
     assert wants != "pixels" or inputs["pixel_values"].grad.abs().sum() > 0
 
 
@@ -182,4 +182,4 @@ def test_a_loaded_policy_shares_unless_told_not_to(shares: bool, tmp_path: Path)
     views = count_views(policy)
     for _ in range(2):
         generation.decode(policy, loaded, ROWS, max_new_tokens=2)
-    assert views == ([len(RECORDS)] if shares else [2 * len(ROWS)] * 2)
+    assert views == ([3 * len(RECORDS)] if shares else [3 * len(ROWS)] * 2)
