@@ -12,10 +12,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from dyme_core.config import SPLITS
+from dyme_core import config
 from dyme_core.data import chart_audit, chart_images, chart_questions, chart_tables, datasets
 from dyme_core.data.chart_tables import Table
-from dyme_core.data.schema import Fact, Item, Record, write_supervision
+from dyme_core.data.schema import Fact, Item, Record, item_of, write_supervision
+
+SPLITS = [split for split in config.SPLITS if split != "altered"]  # whose tables are drawn
 
 
 def tables(split: str, count: int = 150, seed: int = 0) -> list[Table]:
@@ -204,3 +206,16 @@ def test_records_are_reproducible_unique_and_hold_every_kind() -> None:
     assert len({record.item for record in records}) == 32
     assert len({(record.table_key, record.question) for record in records}) == 32
     assert Counter(record.kind for record in records) == dict.fromkeys(chart_questions.KINDS, 4)
+
+
+def test_an_altered_chart_differs_from_the_tests_in_one_value_of_the_evidence_and_in_its_answer() -> None:
+    before, after = (datasets.mini_records(split, 80, seed=0) for split in ("test", "altered"))
+    for old, new in zip(before, after, strict=True):
+        assert (old.item.removeprefix("test"), old.question, old.kind) == (new.item.removeprefix("altered"), new.question, new.kind)
+        was, now = item_of(old.row), item_of(new.row)
+        changed = [(fact, other) for fact, other in zip(was.facts, now.facts, strict=True) if fact != other]
+        assert len(changed) == 1 and changed[0][0] in was.evidence and was.answer != now.answer
+        groups, series = (tuple(dict.fromkeys(getattr(fact, name) for fact in now.facts)) for name in ("entity", "attribute"))
+        values = tuple(tuple(int(fact.value) for fact in now.facts if fact.attribute == name) for name in series)
+        assert recompute(new.question, Table("", groups, series, values, "")) == now.answer
+        assert np.any(np.asarray(old.image) != np.asarray(new.image))
