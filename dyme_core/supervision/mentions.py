@@ -284,7 +284,7 @@ class _Words:
 
     def spoken(self, start: int, end: int) -> None:
         """A number in words; up to ten it is a count of things ("two bars"), unless it is a value or the answer."""
-        end = self.read_to = _SPOKEN.match(self.text, end).end()
+        self.read_to = end
         total = part = 0
         for word in re.findall(r"[a-z]+", self.text[start: end].lower()):
             if word in _SCALES:
@@ -307,8 +307,8 @@ class _Words:
                 for kind in kinds:
                     self.add(kind, start, phrase.end(), self.text[start: phrase.end()])
                 return
-        if low in _ONES or low in _TENS:
-            self.spoken(start, end)
+        if (low in _ONES or low in _TENS) and (rest := _SPOKEN.match(self.text, end)):
+            self.spoken(start, rest.end())
             return
         kind = "!" if low.endswith("n't") else _kind_of(low)
         if low in _SCALES and low in self.chart.usual or low in ("percent", "cent", "percentage") and self.chart.has_percent:

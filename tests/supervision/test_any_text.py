@@ -83,6 +83,11 @@ def test_the_rules_rate_right_traces_with_words_lost_doubled_swapped_and_mixed(n
         TemplateBank().observe(text, item)
 
 
+@pytest.mark.parametrize("text", ["We find one3 bars.", "2010 has two\u00e9.", "five_ and 62", "Sixty-two\ufffd 2"])
+def test_a_number_word_that_runs_on_is_no_number(text: str) -> None:
+    assert RuleChecker().judge(text, ITEM).rating != "high"
+
+
 def test_a_comparison_with_an_empty_side_is_no_right_working() -> None:
     for thinking in ("2010 has 30 and 10. 30 = = 10, so it is 2010.", "30 - 10 = > 25 - 20 = 5, the greater gap is in 2010.",
                      "Comparing 30 - 10 =, = 5 < is 20, 2010."):
