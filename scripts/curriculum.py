@@ -12,12 +12,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import LlavaNextProcessor
 
 from dyme_core.data import chart_images, chart_tables, prompt_format
 from dyme_core.data.chart_questions import KINDS, draw_question
 from dyme_core.data.chart_tables import facts_of
 from dyme_core.data.schema import Item, write_facts
-from dyme_core.models import processors
 from dyme_core.models.tiny_onevision import ASSISTANT, END, PATCH, USER
 from dyme_core.supervision.refiner import FIRST_TEMPLATE
 
@@ -136,7 +136,7 @@ def to_pixels(pictures: list) -> Tensor:
     return torch.from_numpy(stacked.astype(np.float32) / 127.5 - 1.0)
 
 
-def conversation_batch(rng: random.Random, processor: processors.MiniProcessor, size: int, turns: int, is_early: bool
+def conversation_batch(rng: random.Random, processor: LlavaNextProcessor, size: int, turns: int, is_early: bool
                        ) -> dict[str, Tensor]:
     """Pictures with `turns` (or one more) questions and replies; labels are -100 except on the replies and their end tokens."""
     pictures, rows = [], []
@@ -153,12 +153,12 @@ def conversation_batch(rng: random.Random, processor: processors.MiniProcessor, 
             "image_sizes": torch.full((size, 2), chart_images.SIZE)}
 
 
-def sum_batch(rng: random.Random, processor: processors.MiniProcessor, size: int, turns: int = 8) -> dict[str, Tensor]:
+def sum_batch(rng: random.Random, processor: LlavaNextProcessor, size: int, turns: int = 8) -> dict[str, Tensor]:
     """Conversations without pictures, `turns` sums each (`draw_sum`); labels as in `conversation_batch`."""
     return padded(processor, [tokens(processor, [draw_sum(rng) for _ in range(turns)], ()) for _ in range(size)])
 
 
-def tokens(processor: processors.MiniProcessor, turns: list[tuple[str, str]], image: Sequence[int]) -> tuple[Tensor, Tensor]:
+def tokens(processor: LlavaNextProcessor, turns: list[tuple[str, str]], image: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Token ids and labels of a conversation; the picture's tokens open its first question."""
     tokenizer = processor.tokenizer
     user, assistant, end = tokenizer.convert_tokens_to_ids([USER, ASSISTANT, END])
@@ -172,7 +172,7 @@ def tokens(processor: processors.MiniProcessor, turns: list[tuple[str, str]], im
     return torch.tensor(row), torch.tensor(label)
 
 
-def padded(processor: processors.MiniProcessor, rows: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+def padded(processor: LlavaNextProcessor, rows: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
     """Rows padded on the right (causal attention ignores it) to a multiple of 16: few shapes, few new kernels."""
     ids, labels = zip(*rows, strict=True)
     length = -(-max(map(len, ids)) // 16) * 16

@@ -4,6 +4,7 @@ from __future__ import annotations
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import (
+    LlavaNextProcessor,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
     PreTrainedTokenizerFast,
@@ -14,7 +15,6 @@ from transformers.models.llava_onevision.image_processing_pil_llava_onevision im
 
 from dyme_core.data import chart_tables, prompt_format
 from dyme_core.data.chart_images import SIZE
-from dyme_core.models.processors import MiniProcessor
 
 PAD, END, USER, ASSISTANT, IMAGE, VIDEO = "<pad>", "<end>", "<user>", "<assistant>", "<image>", "<video>"
 SPECIAL = (PAD, END, USER, ASSISTANT, IMAGE, VIDEO)
@@ -58,16 +58,17 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
                                    chat_template=CHAT_TEMPLATE)
 
 
-def build_processor(image_size: int = SIZE, patch_size: int = PATCH) -> MiniProcessor:
+def build_processor(image_size: int = SIZE, patch_size: int = PATCH) -> LlavaNextProcessor:
     """The mini model's processor: `image_size` pixels a side, one base view and one tile of (image_size/patch_size)^2."""
     images = LlavaOnevisionImageProcessorPil(size={"height": image_size, "width": image_size}, resample=0,
                                              image_mean=[0.5] * 3, image_std=[0.5] * 3,
                                              image_grid_pinpoints=[[image_size, image_size]])
     tokenizer = build_tokenizer()
-    return MiniProcessor(images, tokenizer, num_image_tokens=(image_size // patch_size) ** 2, chat_template=CHAT_TEMPLATE)
+    return LlavaNextProcessor(images, tokenizer, patch_size=patch_size, vision_feature_select_strategy="full",
+                              image_token=IMAGE, num_additional_image_tokens=0, chat_template=CHAT_TEMPLATE)
 
 
-def build_model(size: str, processor: MiniProcessor, seed: int, image_size: int = SIZE, patch_size: int = PATCH
+def build_model(size: str, processor: LlavaNextProcessor, seed: int, image_size: int = SIZE, patch_size: int = PATCH
                 ) -> LlavaOnevisionForConditionalGeneration:
     """A new mini VLM with random weights: `size` is "svlm" or "large" (about 4x); both have the same vision tower."""
     tokenizer = processor.tokenizer
