@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+from transformers import LlavaNextProcessor
 
 from dyme_core.data import chart_images, chart_tables, prompt_format
 from dyme_core.data.chart_images import NUM_TILES, TILE
 from dyme_core.data.chart_questions import KINDS, draw_question
 from dyme_core.data.chart_tables import facts_of
 from dyme_core.data.schema import Item, write_facts
-from dyme_core.models import processors
 from dyme_core.models.tiny_onevision import ASSISTANT, END, PATCH, USER
 from dyme_core.supervision.refiner import FIRST_TEMPLATE
 
@@ -148,7 +148,7 @@ def to_pixels(pictures: list) -> Tensor:
     return torch.from_numpy(stacked.astype(np.float32) / 127.5 - 1.0)
 
 
-def conversation_batch(rng: random.Random, processor: processors.MiniProcessor, size: int, is_early: bool) -> dict[str, Tensor]:
+def conversation_batch(rng: random.Random, processor: LlavaNextProcessor, size: int, is_early: bool) -> dict[str, Tensor]:
     """Pictures with as many questions and replies as fit into ROW tokens; labels are -100 except on the replies and their end
     tokens."""
     image = [processor.image_token_id] * ((1 + NUM_TILES) * SIDE * SIDE + SIDE)  # whole, tiles, one newline per row
@@ -162,12 +162,12 @@ def conversation_batch(rng: random.Random, processor: processors.MiniProcessor, 
             "image_sizes": torch.tensor([[chart_images.HEIGHT, chart_images.WIDTH]] * size)}
 
 
-def sum_batch(rng: random.Random, processor: processors.MiniProcessor, size: int) -> dict[str, Tensor]:
+def sum_batch(rng: random.Random, processor: LlavaNextProcessor, size: int) -> dict[str, Tensor]:
     """Conversations without pictures, of sums (`draw_sum`); rows and labels as in `conversation_batch`."""
     return padded(processor, [_fill(processor, lambda: [draw_sum(rng)], ()) for _ in range(size)])
 
 
-def _fill(processor: processors.MiniProcessor, draw: Callable[[], list[tuple[str, str]]], image: Sequence[int]
+def _fill(processor: LlavaNextProcessor, draw: Callable[[], list[tuple[str, str]]], image: Sequence[int]
           ) -> tuple[Tensor, Tensor]:
     """Token ids and labels of a conversation of the turns that `draw` gives, up to ROW tokens: a row that is full costs nothing
     for padding. Turns that do not fit are drawn again once, and then left out."""
@@ -181,7 +181,7 @@ def _fill(processor: processors.MiniProcessor, draw: Callable[[], list[tuple[str
     return ids, labels
 
 
-def tokens(processor: processors.MiniProcessor, turns: list[tuple[str, str]], image: Sequence[int]) -> tuple[Tensor, Tensor]:
+def tokens(processor: LlavaNextProcessor, turns: list[tuple[str, str]], image: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Token ids and labels of a conversation; the picture's tokens open its first question."""
     tokenizer = processor.tokenizer
     user, assistant, end = tokenizer.convert_tokens_to_ids([USER, ASSISTANT, END])
@@ -195,7 +195,7 @@ def tokens(processor: processors.MiniProcessor, turns: list[tuple[str, str]], im
     return torch.tensor(row), torch.tensor(label)
 
 
-def padded(processor: processors.MiniProcessor, rows: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+def padded(processor: LlavaNextProcessor, rows: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
     """Rows padded on the right (causal attention ignores it) to a multiple of 16: few shapes, few new kernels."""
     ids, labels = zip(*rows, strict=True)
     length = -(-max(map(len, ids)) // 16) * 16

@@ -16,12 +16,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import LlavaNextProcessor
 
 from dyme_core import config, utils
 from dyme_core.data import chart_images, prompt_format
 from dyme_core.data.chart_questions import KINDS
 from dyme_core.data.datasets import mini_records
-from dyme_core.models import loading, processors, tiny_onevision
+from dyme_core.models import loading, tiny_onevision
 from dyme_core.models.generation import caption_match, decode
 from dyme_core.models.tiny_onevision import PATCH
 from scripts.curriculum import LETTERS, NAMES, SIDE, column_batch, conversation_batch, draw_sum, padded, sum_batch, tokens
@@ -104,7 +105,7 @@ def pretrain_vision(model: nn.Module, settings: Base, seed: int) -> dict[str, fl
             for place, name in enumerate(names)}
 
 
-def align(model: nn.Module, processor: processors.MiniProcessor, settings: Base, seed: int) -> None:
+def align(model: nn.Module, processor: LlavaNextProcessor, settings: Base, seed: int) -> None:
     """Train projector and word embeddings, tower frozen, until patches speak the language model's words (LLaVA's stage 1)."""
     rng = random.Random(f"align {seed}")
     aligner = Aligner(model.get_input_embeddings(), processor.tokenizer)
@@ -118,7 +119,7 @@ def align(model: nn.Module, processor: processors.MiniProcessor, settings: Base,
     optimise([model.model.multi_modal_projector, aligner], loss_of, settings.align_steps, settings.learning_rate, "alignment")
 
 
-def pretrain_language(model: nn.Module, processor: processors.MiniProcessor, settings: Base, seed: int) -> None:
+def pretrain_language(model: nn.Module, processor: LlavaNextProcessor, settings: Base, seed: int) -> None:
     """Train projector and language model on conversations about charts and on sums, vision tower frozen."""
     loading.freeze_vision(model)
     rng = random.Random(f"language {seed}")
@@ -205,7 +206,7 @@ def optimise(modules: list[nn.Module], loss_of: Callable[[int], Tensor], steps: 
                         pace * (steps - step - 1))
 
 
-def measure_base(model: nn.Module, processor: processors.MiniProcessor, num_items: int = 200) -> dict[str, float]:
+def measure_base(model: nn.Module, processor: LlavaNextProcessor, num_items: int = 200) -> dict[str, float]:
     """Base quality on validation charts, all shares in [0, 1].
 
     Captions (exact match), sums (exact match) and look-ups (direct answers) are greedy; in thinking mode one response a
@@ -227,7 +228,7 @@ def measure_base(model: nn.Module, processor: processors.MiniProcessor, num_item
 
 
 @torch.no_grad()
-def _share_of_sums(model: nn.Module, processor: processors.MiniProcessor, count: int, is_stated: bool) -> float:
+def _share_of_sums(model: nn.Module, processor: LlavaNextProcessor, count: int, is_stated: bool) -> float:
     """Share of sums whose whole reply has the highest probability token by token, which is what greedy decoding writes."""
     rng, rows = random.Random("sums to measure"), []
     while len(rows) < count:

@@ -3,7 +3,10 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,6 +39,10 @@ def test_the_code_trains_on_ones_own_chart(tmp_path: Path, monkeypatch) -> None:
     policy, _ = loading.load_policy(tmp_path / "runs" / "mine" / "policy")
     base, _ = loading.load_policy(ROOT / "bases" / "svlm-s0")
     assert space["trainer"].state.global_step == 2
+    [question] = re.findall(r"<!-- asked by tests/test_readme.py -->\n```python\n(.*?)```", README, re.DOTALL)
+    said = subprocess.run([sys.executable, "-c", question], check=True, capture_output=True, text=True,
+                          env=os.environ | {"PYTHONPATH": ""})
+    assert said.stdout.strip()
     assert not torch.equal(policy.lm_head.weight, base.lm_head.weight)
 
 

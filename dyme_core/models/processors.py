@@ -10,6 +10,7 @@ from transformers import (
     AutoTokenizer,
     Idefics3Processor,
     InternVLProcessor,
+    LlavaNextProcessor,
     LlavaOnevisionProcessor,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -37,13 +38,6 @@ def without_video(plain: type[ProcessorMixin]) -> type[ProcessorMixin]:
                                            "__doc__": plain.__doc__})
 
 
-class MiniProcessor(without_video(LlavaOnevisionProcessor)):
-    """The mini model's processor: LLaVA-OneVision's without its video part.
-
-    `AutoProcessor` would silently return a bare tokenizer for its folder: load it with `load_processor`.
-    """
-
-
 VIDEO_PROCESSORS = {"llava_onevision": LlavaOnevisionProcessor, "qwen2_5_vl": Qwen2_5_VLProcessor,
                     "internvl": InternVLProcessor}  # by model type: those that come with a video part
 
@@ -61,13 +55,11 @@ def load_processor(source: Path | str, model_type: str, reads_images: bool = Tru
     """
     if not reads_images:
         processor = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    elif _processor_class(source) == MiniProcessor.__name__:
-        processor = MiniProcessor.from_pretrained(source, trust_remote_code=False)
     elif is_torchvision_available():
         processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
     elif model_type == "idefics3":
         processor = _load_idefics3(source)
-    elif model_type in VIDEO_PROCESSORS:
+    elif model_type in VIDEO_PROCESSORS and _processor_class(source) != LlavaNextProcessor.__name__:  # the mini model's
         processor = without_video(VIDEO_PROCESSORS[model_type]).from_pretrained(source, trust_remote_code=False)
     else:
         processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import (
+    LlavaNextProcessor,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
     PreTrainedTokenizerFast,
@@ -15,7 +16,6 @@ from transformers.models.llava_onevision.image_processing_pil_llava_onevision im
 from dyme_core.data import chart_tables, prompt_format
 from dyme_core.data.chart_images import NUM_TILES, TILE
 from dyme_core.data.teacher import teacher_words
-from dyme_core.models.processors import MiniProcessor
 
 PAD, END, USER, ASSISTANT, IMAGE, VIDEO = "<pad>", "<end>", "<user>", "<assistant>", "<image>", "<video>"
 SPECIAL = (PAD, END, USER, ASSISTANT, IMAGE, VIDEO)
@@ -59,17 +59,18 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
                                    chat_template=CHAT_TEMPLATE)
 
 
-def build_processor(image_size: int = TILE, patch_size: int = PATCH) -> MiniProcessor:
+def build_processor(image_size: int = TILE, patch_size: int = PATCH) -> LlavaNextProcessor:
     """The mini model's processor: one base view (the whole picture, narrowed) and `NUM_TILES` tiles beside each other, all of
     `image_size` pixels a side and (image_size/patch_size)^2 patches."""
     images = LlavaOnevisionImageProcessorPil(size={"height": image_size, "width": image_size}, resample=0,
                                              image_mean=[0.5] * 3, image_std=[0.5] * 3,
                                              image_grid_pinpoints=[[image_size, NUM_TILES * image_size]])
     tokenizer = build_tokenizer()
-    return MiniProcessor(images, tokenizer, num_image_tokens=(image_size // patch_size) ** 2, chat_template=CHAT_TEMPLATE)
+    return LlavaNextProcessor(images, tokenizer, patch_size=patch_size, vision_feature_select_strategy="full",
+                              image_token=IMAGE, num_additional_image_tokens=0, chat_template=CHAT_TEMPLATE)
 
 
-def build_model(size: str, processor: MiniProcessor, seed: int, image_size: int = TILE, patch_size: int = PATCH
+def build_model(size: str, processor: LlavaNextProcessor, seed: int, image_size: int = TILE, patch_size: int = PATCH
                 ) -> LlavaOnevisionForConditionalGeneration:
     """A new mini VLM with random weights; `size` is "svlm" or "large" (its language model 3.4x), with equal vision towers."""
     tokenizer = processor.tokenizer

@@ -11,6 +11,7 @@ from typing import Any
 from scipy.stats import binomtest
 
 from dyme_core import config, utils
+from dyme_core.data.prompt_format import THINK_INSTRUCTION
 from dyme_core.supervision.llm.usage import LEDGER_FILE
 from dyme_core.utils import read_rows, run_file, write_rows
 
@@ -23,7 +24,16 @@ tags: [dyme, grpo, visual-question-answering]
 # {run}
 
 A small vision-language model trained from `{base}` with {name}, by the reference artifact of DyME (arXiv 2506.23061).
-It is asked for its thinking and then one `<answer>` line.
+It is asked for its thinking and then one `<answer>` line:
+
+```python
+from transformers import pipeline
+
+ask = pipeline("image-text-to-text", model=".")  # this folder
+question = "What is the value of FAV in 2010? {instruction}"
+turn = {{"role": "user", "content": [{{"type": "image", "image": "chart.png"}}, {{"type": "text", "text": question}}]}}
+print(ask(text=[turn], max_new_tokens={max_tokens}, return_full_text=False)[0]["generated_text"])
+```
 
 - data: {data}, profile `{profile}`, at most {questions} questions
 - checked and refined by: {judge}
@@ -50,6 +60,7 @@ def model_card(manifest: dict[str, Any]) -> str:
     return CARD.format_map({
         "processes": 1, **manifest, "name": config.METHOD_NAMES[manifest["method"]], "data": source, "judge": judge,
         "questions": settings["world"]["train_questions"],
+        "instruction": THINK_INSTRUCTION, "max_tokens": settings["max_completion_tokens"],
         "weights": f"adapters of rank {engine['lora_rank']}" if engine["lora_rank"] else "every weight",
         "bits": 16 if engine["bf16"] else 32,
         "settings": ", ".join(f"{name} {value}" for name, value in settings.items() if not isinstance(value, dict)),

@@ -211,7 +211,8 @@ def test_records_are_reproducible_unique_and_hold_every_kind() -> None:
 def test_an_altered_chart_differs_from_the_tests_in_one_value_of_the_evidence_and_in_its_answer() -> None:
     before, after = (datasets.mini_records(split, 80, seed=0) for split in ("test", "altered"))
     for old, new in zip(before, after, strict=True):
-        assert (old.item.removeprefix("test"), old.question, old.kind) == (new.item.removeprefix("altered"), new.question, new.kind)
+        assert old.item.removeprefix("test") == new.item.removeprefix("altered")
+        assert (old.question, old.kind) == (new.question, new.kind)
         was, now = item_of(old.row), item_of(new.row)
         changed = [(fact, other) for fact, other in zip(was.facts, now.facts, strict=True) if fact != other]
         assert len(changed) == 1 and changed[0][0] in was.evidence and was.answer != now.answer

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from transformers import LlavaNextProcessor
 from trl import SFTConfig, SFTTrainer
 
 from dyme_core.config import SPLITS
@@ -34,7 +35,7 @@ def splits() -> dict[str, list[schema.Record]]:
 
 
 @pytest.fixture(scope="module")
-def processor() -> processors.MiniProcessor:
+def processor() -> LlavaNextProcessor:
     return tiny_onevision.build_processor()
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import LlavaNextProcessor, pipeline
 
 from dyme_core.data import chart_tables, datasets, prompt_format, schema
 from dyme_core.models import loading, processors, tiny_onevision
@@ -100,7 +101,7 @@ def test_a_policy_saved_and_loaded_says_the_same_and_has_its_tower_frozen(tmp_pa
     loaded, processor = loading.load_policy(tmp_path / "policy")
     with torch.no_grad():
         assert torch.equal(loaded.eval()(**inputs).logits, model(**inputs).logits)
-    assert isinstance(processor, processors.MiniProcessor)
+    assert isinstance(processor, LlavaNextProcessor)
     asked = dict(images=[[RECORDS[0].image]], text=["<user><image>What is the sum<end><assistant>"],
                  return_tensors="pt")
     again, wanted = processor(**asked), PROCESSOR(**asked)
@@ -121,3 +122,17 @@ def test_a_policy_in_16_bits_takes_half_the_space_and_loads_in_32(tmp_path: Path
 def test_a_folder_without_a_model_is_refused_with_advice(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no model in .*: expected config.json .*make base"):
         loading.load_policy(tmp_path)
+
+
+def test_plain_transformers_reads_the_picture_of_a_saved_policy(tmp_path: Path) -> None:
+    model, processor = loading.load_policy(Path(__file__).parents[2] / "bases" / "svlm-s0")
+    loading.save_policy(model, processor, tmp_path)
+    ask = pipeline("image-text-to-text", model=str(tmp_path))
+    assert isinstance(ask.processor, LlavaNextProcessor)
+    asked = [record for record in datasets.mini_records("validation", 42, 0) if record.kind == "lookup"]
+    for record in asked:
+        text = prompt_format.question_text(record.question, prompt_format.ANSWER_INSTRUCTION)
+        turn = {"role": "user", "content": [{"type": "image", "image": record.image}, {"type": "text", "text": text}]}
+        said = ask(text=[turn], max_new_tokens=16, return_full_text=False)[0]["generated_text"]
+        assert prompt_format.split_response(said)[1] == record.answer
+    assert len(asked) == 6

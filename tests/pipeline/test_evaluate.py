@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import LlavaNextProcessor
 
 from dyme_core.data import datasets, prompt_format
 from dyme_core.data.chart_questions import KINDS
@@ -32,7 +33,7 @@ def records() -> list[Record]:
 
 
 @pytest.fixture(scope="module")
-def processor() -> processors.MiniProcessor:
+def processor() -> LlavaNextProcessor:
     return tiny_onevision.build_processor()
 
 

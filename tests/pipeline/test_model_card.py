@@ -2,9 +2,15 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from dyme_core import config, utils
 from dyme_core.pipeline import model_card
@@ -33,6 +39,15 @@ def test_a_card_says_what_the_manifest_says_and_no_number_of_the_paper() -> None
         assert reported not in text
     rules = model_card.model_card({**MANIFEST, "supervision": {"backend": "rule"}, "dirty": False, "hardware": "one card"})
     assert "deterministic rules" in rules and "not committed" not in rules and "; one card, Linux;" in rules
+
+
+def test_the_cards_code_asks_the_policy_beside_it(tmp_path: Path) -> None:
+    shutil.copytree(Path(__file__).parents[2] / "bases" / "svlm-s0", tmp_path / "policy")
+    Image.new("RGB", (96, 96), "white").save(tmp_path / "policy" / "chart.png")
+    [code] = re.findall(r"```python\n(.*?)```", model_card.model_card(MANIFEST), re.DOTALL)
+    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=tmp_path / "policy",
+                          env=os.environ | {"PYTHONPATH": ""})
+    assert said.stdout.strip()
 
 
 def test_a_run_that_is_on_file_has_a_card() -> None:

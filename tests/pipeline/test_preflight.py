@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from transformers import LlavaNextProcessor
 
 from dyme_core.data.datasets import mini_records
 from dyme_core.data.schema import DataError, Record
-from dyme_core.models import processors, tiny_onevision
+from dyme_core.models import tiny_onevision
 from dyme_core.pipeline.preflight import preflight
 from dyme_core.supervision.refiner import RuleRefiner, target_writer
 
@@ -25,7 +26,7 @@ def records() -> list[Record]:
 
 
 @pytest.fixture(scope="module")
-def processor() -> processors.MiniProcessor:
+def processor() -> LlavaNextProcessor:
     return tiny_onevision.build_processor()
 
 

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers import LlavaNextProcessor
 
 from dyme_core.data import chart_images, chart_tables, prompt_format
 from dyme_core.data.chart_tables import facts_of
 from dyme_core.data.schema import Fact
-from dyme_core.models import loading, processors, tiny_onevision
+from dyme_core.models import loading, tiny_onevision
 from dyme_core.supervision.claims import read_trace
 from scripts import curriculum, pretrain
 
@@ -254,7 +255,7 @@ def test_a_base_is_built_into_a_folder_that_loads_with_its_manifest(tmp_path: Pa
     assert {"reads label", "caption exact match", "look-up accuracy", "thinking format rate"} <= manifest["metrics"].keys()
     assert all(0 <= value <= 1 for value in manifest["metrics"].values())
     model, processor = loading.load_policy(tmp_path / "svlm-s5")
-    assert isinstance(processor, processors.MiniProcessor)
+    assert isinstance(processor, LlavaNextProcessor)
     assert sum(parameter.numel() for parameter in model.parameters()) == manifest["parameters"]
 
     tower = model.model.vision_tower.state_dict()
