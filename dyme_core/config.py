@@ -10,7 +10,7 @@ import functools
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -451,6 +451,29 @@ def read_setting(text: str) -> tuple[str, Any]:
         return key.strip(), json.loads(value)
     except (ValueError, RecursionError):
         return key.strip(), value
+
+
+def read_list(name: str, value: Any, known: Container[Any]) -> list[Any]:
+    """A notebook's parameter that is a list, also where papermill's `-p` gives it as text: "[0, 1]", "sft,grpo" or "grpo".
+
+    Args:
+        name: of the parameter.
+        value: a list, one value, or their text.
+        known: the values that are allowed, such as METHODS or a range.
+    Raises:
+        ValueError: for a value that is not allowed.
+    """
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            value = [part.strip() for part in value.split(",") if part.strip()]
+    values = list(value) if isinstance(value, list | tuple) else [value]
+    wrong = [each for each in values if isinstance(each, bool) or each not in known]
+    if wrong:
+        allowed = f"{known[0]} to {known[-1]}" if isinstance(known, range) else ", ".join(known)
+        raise ValueError(f"{name} must be a list of values out of {allowed}: got {wrong[0]!r}; leave it out for the default")
+    return values
 
 
 def _override(settings: Any, key: str, value: Any, part: str = "") -> Any:

@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 
 import nbformat
+import papermill
 import pytest
 
 from dyme_core import config
@@ -51,12 +52,34 @@ def test_a_notebook_is_valid_and_stores_no_outputs(path: Path) -> None:
 @every_notebook
 def test_the_first_code_cell_alone_holds_the_parameters_as_plain_literals(path: Path) -> None:
     assert parameters(path) == code_cells(path)[:1]
-    statements = ast.parse(code_cells(path)[0].source).body
     names = {}
-    for statement in statements:
-        assert isinstance(statement, ast.Assign) and len(statement.targets) == 1
-        names[statement.targets[0].id] = ast.literal_eval(statement.value)
+    for statement in ast.parse(code_cells(path)[0].source).body:
+        assert isinstance(statement, ast.AnnAssign)
+        names[statement.target.id] = ast.literal_eval(statement.value)
+        assert type(names[statement.target.id]).__name__ == statement.annotation.id
     assert names["profile"] == "mini" and names["seed"] == 0
+
+
+@every_notebook
+def test_papermill_tells_type_and_meaning_of_every_parameter(path: Path) -> None:
+    known = papermill.inspect_notebook(path)
+    assert known and all(each["inferred_type_name"] in ("str", "int", "list") and each["help"] for each in known.values())
+
+
+@every_notebook
+def test_the_second_code_cell_refuses_an_unknown_profile(path: Path) -> None:
+    with pytest.raises(ValueError, match="unknown profile 'minni'"):
+        exec(code_cells(path)[1].source, {"profile": "minni", "seeds": [], "methods": [], "repository": ""})  # noqa: S102
+
+
+def test_lists_are_read_as_papermill_gives_them() -> None:
+    for given, read in (("[0, 1]", [0, 1]), ("2", [2]), (3, [3]), ([4], [4]), ("", []), ((), [])):
+        assert config.read_list("seeds", given, range(10)) == read
+    for given, read in (("full_dyme", ["full_dyme"]), ("sft, grpo", ["sft", "grpo"]), ('["sft"]', ["sft"]), ([], [])):
+        assert config.read_list("methods", given, config.METHODS) == read
+    for given in ("dyme", "[0.5]", [True], "-1", {"sft": 1}, "null"):
+        with pytest.raises(ValueError, match="must be a list of values out of 0 to 9"):
+            config.read_list("seeds", given, range(10))
 
 
 @every_notebook
