@@ -151,7 +151,7 @@ def test_notebooks_01_and_02_run_to_their_end_in_a_fresh_kernel(tmp_path: Path) 
         assert sum("image/png" in output.get("data", {}) for cell in cells for output in cell.outputs) >= 1
     written = {path.name for path in (results / "figures").iterdir()}
     assert written == {f"{name}.{suffix}" for name in ("gradient_equivalence", "off_policy", "gallery", "scores")
-                       for suffix in ("pdf", "png", "csv")}
+                       for suffix in ("pdf", "png", "csv", "md")}
     assert not (tmp_path / "paper_figures").exists(), "those are of the default profile"
     assert "Sources and licences:" in (results / "DATA_CARD.md").read_text()
     assert list((tmp_path / "runs" / "smoke" / "data").glob("*.jsonl"))

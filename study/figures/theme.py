@@ -212,17 +212,19 @@ def label_ends(axes: Axes, ends: Sequence[End]) -> None:
 
 
 def save_figure(figure: Figure, name: str, folder: Path) -> dict[str, Path]:
-    """Write a figure as `<name>.pdf` and `.png` (300 dpi) and its numbers as `.csv`; the same rows give the same bytes.
+    """Write a figure as `<name>.pdf` and `.png` (300 dpi), its numbers as `.csv` and its caption as `.md`; the same rows give the
+    same bytes.
 
     Returns:
-        The three paths, by suffix.
+        The paths, by suffix.
     """
     folder.mkdir(parents=True, exist_ok=True)
     logging.getLogger("fontTools").setLevel(logging.WARNING)  # it reports every glyph that a PDF embeds
-    paths = {suffix: folder / f"{name}.{suffix}" for suffix in ("pdf", "png", "csv")}
+    paths = {suffix: folder / f"{name}.{suffix}" for suffix in ("pdf", "png", "csv", "md")}
     with themed():
         figure.savefig(paths["pdf"], metadata={"CreationDate": None})
         figure.savefig(paths["png"], dpi=300, metadata={"Software": None})
     paths["csv"].write_text(csv_text(figure.dyme_frame), encoding="utf-8", newline="\n")
+    paths["md"].write_text(f"{figure.dyme_caption}\n", encoding="utf-8", newline="\n")
     logger.info("figure %s in %s", name, folder)
     return paths

@@ -371,7 +371,7 @@ def test_the_report_draws_its_tables_and_figures_from_the_rows_of_ones_own_runs(
     drawn = {path.name: path.read_bytes() for folder in ("tables", "figures") for path in (results / folder).iterdir()}
     names = [f"{name}.{suffix}" for name in ("main", "cost") for suffix in ("csv", "md", "tex")]
     names += [f"{name}.{suffix}" for name in ("stability", "modes", "thinking", "performance", "kinds", "pseudo_thinking")
-              for suffix in ("pdf", "png", "csv")]  # the others need runs of the study
+              for suffix in ("pdf", "png", "csv", "md")]  # the others need runs of the study
     assert set(names) <= set(drawn) and all(drawn.values())
     assert {name.partition(".")[0] for name in drawn} <= {*report.TABLES, *report.FIGURES}
     assert not (root / "paper_figures").exists(), "those are of the default profile"
