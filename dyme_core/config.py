@@ -314,6 +314,7 @@ class Profile:
     save_every: NotNegative = 50  # steps between checkpoints, from which an interrupted run resumes; 0: none
     on_collapse: CollapseAction = "warn"  # where rollouts or the loss say that training has collapsed (callbacks.py)
     backend: Literal["transformers", "unsloth"] = "transformers"  # "unsloth": on a CUDA GPU
+    report_to: Literal["none", "tensorboard", "trackio", "wandb"] = "none"  # where Trainer reports steps; installed by you
     seed: Seed = 0  # where none is given
     overrides: tuple[tuple[str, Any], ...] = ()  # changes against the profile of this name
 

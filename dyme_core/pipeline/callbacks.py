@@ -1,6 +1,7 @@
 """Callbacks of a run: the log of its steps with the time left, and the detection of a collapse."""
 from __future__ import annotations
 
+import json
 import logging
 import math
 import time
@@ -15,12 +16,14 @@ from dyme_core.data.schema import Record
 from dyme_core.pipeline.evaluate import evaluate, summarise
 from dyme_core.pipeline.methods import Run
 from dyme_core.supervision.factory import Experts, describe
+from dyme_core.utils import write_atomic
 
 logger = logging.getLogger(__name__)
 LOGGED = ("loss", "memorize", "explore", "mastered", "format", "accuracy", "correct", "thinking", "zero_variance", "entropy",
           "thinking_tokens", "truncated", "repeated", "without_target", "rows", "refilled", "rollouts",
           "memorize_norm", "explore_norm", "cosine", "target_nll", "first_target_nll", "other_target", "choose_s",
           "generate_s", "score_s", "update_s")
+LIVE_FILE = "steps.jsonl"  # in the run's folder
 WINDOW = 10  # steps over which the signs of a collapse are averaged
 REMEDIES = {  # by logged column: what its collapse means, and what to do
     "truncated": "rollouts run into the length limit (lower the learning rate, or raise max_completion_tokens)",
@@ -30,7 +33,8 @@ REMEDIES = {  # by logged column: what its collapse means, and what to do
 
 
 class StepLog(TrainerCallback):
-    """Collects one row per optimisation step and, every `evaluate_every` steps, one of greedy validation.
+    """Collects one row per optimisation step and, every `evaluate_every` steps, one of greedy validation; LIVE_FILE has them as
+    they come.
 
     Args:
         run: its columns are in every row.
@@ -74,6 +78,8 @@ class StepLog(TrainerCallback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.rows, self.tokens, self._phase_tokens = state["rows"], state["tokens"], state["phase_tokens"]
+        if ranks.is_writer():  # steps after the checkpoint come again
+            write_atomic(self.run.folder / LIVE_FILE, "".join(map(_line, self.rows)))
         self.steps_before, self._spent, self._since = state["steps_before"], tuple(state["spent"]), _now()
         self.has_learned = state.get("has_learned", True)
         self.resumed = [*state["resumed"], self.rows[-1]["step"]]
@@ -100,7 +106,7 @@ class StepLog(TrainerCallback):
                **{name: logs[name] for name in LOGGED if name in logs}}
         asked = ranks.total(self.experts.take_counts())
         row |= asked
-        self.rows.append(row)
+        self._add(row)
         left = (state.max_steps - state.global_step) * (time.perf_counter() - self._start) \
             / max(1, state.global_step - self._start_step)
         modes = f", memorize {row['memorize']:.0f} explore {row['explore']:.0f} mastered {row['mastered']:.0f}" \
@@ -117,12 +123,24 @@ class StepLog(TrainerCallback):
         rows = evaluate(model, self.processor, self.validation, max_new_tokens=self.run.profile.training.max_completion_tokens,
                         run_columns={**self.run.columns, "step": step}, task=datasets.task_of(self.run.profile.data.name))
         summary = summarise(rows)
-        self.rows.append({"event": "eval", **self.run.columns, "step": step, **summary})
+        self._add({"event": "eval", **self.run.columns, "step": step, **summary})
         self._spent, self._since = spent, _now()
         grounded = "not known" if summary["groundedness"] is None else f"{summary['groundedness']:.2f}"
         logger.info("%s: step %d, validation: correct %.1f %%, format %.1f %%, groundedness %s", self.run.name, step,
                     100 * summary["correct"], 100 * summary["has_format"], grounded)
         return summary
+
+
+    def _add(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+        if ranks.is_writer():
+            self.run.folder.mkdir(parents=True, exist_ok=True)
+            with (self.run.folder / LIVE_FILE).open("w" if len(self.rows) == 1 else "a", encoding="utf-8") as file:
+                file.write(_line(row))
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row) + "\n"
 
 
 def _now() -> tuple[float, float]:

@@ -80,7 +80,16 @@ def execute(run: Run, names: tuple[str, ...] = HELD_OUT, keep_policy: bool = Tru
         rows = [row for split in asked for row in answer(session, split, log.steps_before)]
         manifest = manifest_of(session, log, {split: [row for row in rows if row["split"] == split] for split in asked})
         store(session, log.rows, rows, manifest, keep_policy)
+    if ranks.is_writer():
+        logger.info("%s", summary(run, manifest, keep_policy))
     return manifest
+
+
+def summary(run: Run, manifest: dict[str, Any], keep_policy: bool) -> str:
+    """What a run came to and where it lies, in one line."""
+    scores = ", ".join(f"{split} {100 * score['correct']:.1f} %" for split, score in manifest["results"].items())
+    policy = f", policy {run.folder / 'policy'}" if keep_policy else ""
+    return f"{run.name}: correct on {scores}; rows {run_file(run.paths.rows, run.name)}{policy}"
 
 
 def load_start(run: Run) -> tuple[Any, Any]:

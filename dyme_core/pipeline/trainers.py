@@ -60,7 +60,7 @@ def shared_arguments(run: Run, steps: int, learning_rate: float, folder: Path) -
     return dict(output_dir=str(folder), max_steps=steps, learning_rate=learning_rate, seed=run.seed, optim="adamw_torch",
                 lr_scheduler_type="linear", warmup_steps=warmup_steps, weight_decay=0.0,
                 max_grad_norm=1.0, logging_steps=1, save_strategy="steps" if run.profile.save_every else "no",
-                save_steps=run.profile.save_every or 1, save_total_limit=2, report_to="none", disable_tqdm=True,
+                save_steps=run.profile.save_every or 1, save_total_limit=2, report_to=run.profile.report_to, disable_tqdm=True,
                 use_cpu=not torch.cuda.is_available(), bf16=engine.bf16, gradient_checkpointing=engine.gradient_checkpointing,
                 gradient_checkpointing_kwargs={"use_reentrant": False}, dataloader_pin_memory=False,
                 remove_unused_columns=False)

@@ -20,7 +20,7 @@ from scripted_judge import judge, rule_draft
 from scripted_server import ScriptedServer
 from transformers import Trainer
 
-from dyme_core import config
+from dyme_core import config, utils
 from dyme_core.data import datasets
 from dyme_core.models import loading
 from dyme_core.models.resuming import ExactResume
@@ -290,6 +290,8 @@ def test_a_broken_checkpoint_is_reported_and_the_one_before_it_is_used(two_check
     flip(folder / "checkpoint-2" / "scheduler.pt")
     manifest = execute(run)
     assert manifest["resumed"] == [2] and outcome(run) == never_stopped("pure_dyme", **BUDGET)
+    live = [json.loads(line) for line in (run.folder / "steps.jsonl").read_text().splitlines()]
+    assert live == read_rows(utils.run_file(run.paths.logs, run.name)), "steps after the checkpoint stand there once"
 
 
 def test_a_finished_run_leaves_no_checkpoint_and_none_is_made_where_none_is_wanted(root: Path, monkeypatch) -> None:

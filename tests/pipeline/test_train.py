@@ -91,6 +91,7 @@ def test_a_run_writes_rows_logs_and_manifest_as_tables_and_figures_read_them(roo
     assert {(row["run"], row["method"], row["model"], row["seed"], row["step"]) for row in rows} == {
         (name, method, "svlm", 0, 4)}
     assert all(row["correct"] == (row["strict"] and row["has_format"]) for row in rows)
+    assert list(map(json.loads, (smoke(method).folder / "steps.jsonl").read_text().splitlines())) == log
     steps = [row for row in log if row["event"] == "step"]
     with_rollouts = {"sft": [], "full_dyme": [1, 2, 3, 4], "sft_grpo": [3, 4]}[method]
     assert [row["step"] for row in steps] == [1, 2, 3, 4]
@@ -108,6 +109,22 @@ def test_a_run_writes_rows_logs_and_manifest_as_tables_and_figures_read_them(roo
     assert 0 < sum(row["seconds"] for row in steps) <= manifest["train_s"] == 4 * manifest["s_per_step"]
     assert manifest["settings"]["learning_rate"] == [profile.learning_rates[phase] for phase in {
         "sft": ["sft"], "full_dyme": ["full_dyme"], "sft_grpo": ["sft", "sft_grpo"]}[method]]
+
+
+def test_a_run_ends_with_what_it_came_to_and_where_it_lies(root: Path, executed, caplog) -> None:
+    run, manifest = smoke("sft"), executed["sft"]
+    said = training.summary(run, manifest, keep_policy=True)
+    assert f"test {100 * manifest['results']['test']['correct']:.1f} %" in said
+    assert all(Path(path.rstrip(",")).exists() for path in said.split() if path.startswith("/")) and said.count(str(root)) == 2
+    assert "policy" not in training.summary(run, manifest, keep_policy=False)
+
+
+def test_steps_are_reported_where_the_profile_says(tmp_path: Path) -> None:
+    for name in ("none", "trackio"):
+        run = Run(config.load_profile("smoke", report_to=name), "sft")
+        assert trainers.shared_arguments(run, 2, 1e-3, tmp_path)["report_to"] == name
+    with pytest.raises(ValueError, match="report_to"):
+        config.load_profile("smoke", report_to="mail")
 
 
 FEW = [("sft", 3, 4), ("full_dyme", 1, 4)]
