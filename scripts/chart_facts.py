@@ -9,17 +9,17 @@ from __future__ import annotations
 import argparse
 import csv
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dyme_core.data.benchmarks.tabular import csv_facts
 from dyme_core.data.numbers import same_label, same_value
 from dyme_core.data.schema import Fact
-from dyme_core.supervision.chart_ocr.matching import compare
 from dyme_core.supervision.chart_ocr.ocr import OcrFacts
 from dyme_core.supervision.fact_extraction import FactStore, Picture
 from scripts.drawn_charts import drawn_pictures
 
+COUNTS = ("num_gold", "num_found", "num_right", "num_contradicted", "num_values_right")
 STORED = Path(__file__).resolve().parents[1] / "results" / "facts.csv"
 
 
@@ -40,6 +40,37 @@ def source_row(source: str, half: str, pictures: list[Picture], store: FactStore
     return {"source": source, "half": half, "version": backend.version, "num_charts": len(pictures), **counts,
             "precision": round(counts["num_right"] / found, 3), "recall": round(counts["num_right"] / counts["num_gold"], 3),
             "wrong_series": round(counts["num_wrong_series"] / found, 3)}
+
+
+def compare(found: Sequence[Fact], gold: Sequence[Fact]) -> dict[str, int]:
+    """Count right facts, each gold fact matched once.
+
+    Labels match except for case, punctuation and errors of OCR, values except for printed rounding. Attributes count only in
+    tables of several: the name of a single series may be anything from "Value" to the chart's title. `num_contradicted`
+    are found facts whose cell is in the table with another value.
+    """
+    has_series = len({fact.attribute for fact in gold}) > 1
+
+    def same_cell(fact: Fact, wanted: Fact) -> bool:
+        return same_label(fact.entity, wanted.entity) and (not has_series or same_label(fact.attribute, wanted.attribute))
+
+    right = _pairs(found, gold, lambda fact, wanted: same_cell(fact, wanted) and same_value(fact.value, wanted.value))
+    values = _pairs(found, gold, lambda fact, wanted: same_value(fact.value, wanted.value))
+    others = [fact for place, fact in enumerate(found) if place not in {pair[0] for pair in right}]
+    contradicted = [fact for fact in others if any(same_cell(fact, wanted) for wanted in gold)]
+    return dict(zip(COUNTS, (len(gold), len(found), len(right), len(contradicted), len(values)), strict=True))
+
+
+def _pairs(found: Sequence[Fact], gold: Sequence[Fact], fits: Callable[[Fact, Fact], bool]) -> list[tuple[int, int]]:
+    """Match each gold fact with one found fact that fits, the nearest value first."""
+    free, pairs = set(range(len(found))), []
+    for place, wanted in enumerate(gold):
+        fitting = [index for index in sorted(free) if fits(found[index], wanted)]
+        if fitting:
+            best = min(fitting, key=lambda index, wanted=wanted: abs(found[index].value - wanted.value))
+            free.remove(best)
+            pairs.append((best, place))
+    return pairs
 
 
 def _has_wrong_series(fact: Fact, gold: Sequence[Fact]) -> bool:
