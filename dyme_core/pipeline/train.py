@@ -31,11 +31,13 @@ from dyme_core.pipeline.evaluate import evaluate, summarise
 from dyme_core.pipeline.methods import UNSUPERVISED, Run, phase_steps
 from dyme_core.pipeline.model_card import model_card
 from dyme_core.pipeline.preflight import preflight, without_bad_rows, without_shared_rows
+from dyme_core.pipeline.rollout_page import RolloutPage
 from dyme_core.pipeline.trainers import TRAINERS, Session, shared_arguments
 from dyme_core.supervision.fact_extraction import backend_of, with_facts
 from dyme_core.supervision.factory import Experts, save_bank, too_long
 from dyme_core.supervision.refiner import target_writer
 from dyme_core.trainer import switches
+from dyme_core.trainer.grpo_trainer import MeasuredGRPOTrainer
 from dyme_core.utils import run_file, write_rows, writing
 
 logger = logging.getLogger(__name__)
@@ -185,6 +187,8 @@ def train_phases(session: Session) -> StepLog:
         arguments = shared_arguments(run, steps, run.profile.learning_rates[method], _phase_folder(run, number))
         trainer = TRAINERS[method](session, arguments, [log, watch])
         trainer.remove_callback(PrinterCallback)  # StepLog prints the same in one readable line
+        if isinstance(trainer, MeasuredGRPOTrainer) and not run.profile.training.refill:
+            trainer.add_callback(RolloutPage(run, trainer, log.steps_before))
         taken = train_from(trainer, found.get(number), keeper)  # sets the log back to where it was
         log.steps_before += taken
     log.end()

@@ -92,6 +92,8 @@ def test_a_run_writes_rows_logs_and_manifest_as_tables_and_figures_read_them(roo
         (name, method, "svlm", 0, 4)}
     assert all(row["correct"] == (row["strict"] and row["has_format"]) for row in rows)
     assert list(map(json.loads, (smoke(method).folder / "steps.jsonl").read_text().splitlines())) == log
+    pages = {path.name for path in (smoke(method).folder / "rollouts").glob("*.html")}
+    assert pages == {"sft": set(), "full_dyme": {"step-2.html", "step-4.html"}, "sft_grpo": {"step-4.html"}}[method]
     steps = [row for row in log if row["event"] == "step"]
     with_rollouts = {"sft": [], "full_dyme": [1, 2, 3, 4], "sft_grpo": [3, 4]}[method]
     assert [row["step"] for row in steps] == [1, 2, 3, 4]
