@@ -32,21 +32,24 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Base:
-    """How a base VLM is pre-trained from nothing (vision tower on column reading, then language)."""
+    """How a base VLM is pre-trained from nothing: vision tower on column reading, projector, then language; the last steps on
+    conversations of the seed's own."""
 
     vision_steps: int = 1500
     vision_batch_size: int = 16  # pictures of two tiles
     vision_learning_rate: float = 2e-3
     align_steps: int = 200
-    language_steps: int = 1000
-    early_steps: int = 280  # captions alone: they teach where to look
+    language_steps: int = 2000
+    early_steps: int = 500  # captions alone: they teach where to look
+    own_steps: int = 400
     batch_size: int = 24
     sums: int = 7  # rows without a picture in each step
     learning_rate: float = 6e-3
+    own_learning_rate: float = 3e-3
 
 
-# A step of the larger sibling costs 3.4 times as much, and teaches it more.
-BASES = {"svlm": Base(), "large": Base(language_steps=700, early_steps=200, learning_rate=4e-3)}
+# A step of the larger sibling costs 2.3 times as much.
+BASES = {"svlm": Base(), "large": Base(learning_rate=4e-3, own_learning_rate=2e-3)}
 
 
 class ColumnReader(nn.Module):
@@ -119,17 +122,23 @@ def align(model: nn.Module, processor: LlavaNextProcessor, settings: Base, seed:
     optimise([model.model.multi_modal_projector, aligner], loss_of, settings.align_steps, settings.learning_rate, "alignment")
 
 
-def pretrain_language(model: nn.Module, processor: LlavaNextProcessor, settings: Base, seed: int) -> None:
-    """Train projector and language model on conversations about charts and on sums, vision tower frozen."""
+def pretrain_language(model: nn.Module, processor: LlavaNextProcessor, name: str, steps: int, early_steps: int,
+                      learning_rate: float, settings: Base) -> None:
+    """Train projector and language model on conversations about charts and on sums, vision tower frozen.
+
+    Args:
+        name: decides what is drawn.
+        early_steps: of the steps, those with captions alone, which teach where to look.
+    """
     loading.freeze_vision(model)
-    rng = random.Random(f"language {seed}")
+    rng = random.Random(f"language {name}")
 
     def loss_of(step: int) -> Tensor:
-        is_early = step < settings.early_steps
+        is_early = step < early_steps
         talk = conversation_batch(rng, processor, settings.batch_size, is_early)
         return _reply_loss(model, talk) + _reply_loss(model, sum_batch(rng, processor, settings.sums))
 
-    optimise([model], loss_of, settings.language_steps, settings.learning_rate, "language")
+    optimise([model], loss_of, steps, learning_rate, "language")
 
 
 def _reply_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -245,28 +254,42 @@ def _share(flags) -> float:
     return sum(flags) / len(flags)
 
 
-def build_base(size: str, seed: int, settings: Base, folder: Path, tower: dict[str, Tensor] | None = None
-               ) -> dict[str, Any]:
-    """Build one base and write it to `folder` in 16 bits with its manifest.json; returns the manifest.
+def build_start(size: str, settings: Base, folder: Path, tower: dict[str, Tensor] | None = None) -> None:
+    """Pre-train what all bases of a size start from, into `folder` in 16 bits.
 
     Args:
         tower: weights of an already trained vision tower; None trains one.
     """
     processor = tiny_onevision.build_processor()
-    model = tiny_onevision.build_model(size, processor, seed)
+    model = tiny_onevision.build_model(size, processor, 0)
     start, metrics = time.perf_counter(), {}
     if tower is None:
-        metrics |= pretrain_vision(model, settings, seed)
+        metrics = pretrain_vision(model, settings, 0)
     else:
         model.model.vision_tower.load_state_dict(tower)
-    vision_s = time.perf_counter() - start
-    align(model, processor, settings, seed)
-    pretrain_language(model, processor, settings, seed)
-    seconds = time.perf_counter() - start
-    metrics |= measure_base(model, processor)
+    align(model, processor, settings, 0)
+    pretrain_language(model, processor, "start", settings.language_steps, settings.early_steps, settings.learning_rate,
+                      settings)
+    made = {"model": size, "seconds": time.perf_counter() - start, "settings": asdict(settings)}
+    write(model, processor, folder, made, metrics)
+
+
+def build_base(size: str, seed: int, settings: Base, start: Path, folder: Path) -> dict[str, Any]:
+    """Train the base of a seed from the start of its size, on conversations of its own; returns its manifest."""
+    model, processor = loading.load_policy(start)
+    began = time.perf_counter()
+    pretrain_language(model, processor, f"own {seed}", settings.own_steps, 0, settings.own_learning_rate, settings)
+    seconds = time.perf_counter() - began
+    return write(model, processor, folder, {"model": size, "seed": seed, "start": start.name, "seconds": seconds,
+                                            "settings": asdict(settings)}, {})
+
+
+def write(model: nn.Module, processor: LlavaNextProcessor, folder: Path, made: dict[str, Any], metrics: dict[str, float]
+          ) -> dict[str, Any]:
+    """Write a model to `folder` in 16 bits with its manifest.json, how it was made and what it can do; returns the manifest."""
+    metrics = metrics | measure_base(model, processor)
     loading.save_policy(model, processor, folder, torch.bfloat16)
-    manifest = {"model": size, "seed": seed, "parameters": sum(p.numel() for p in model.parameters()), "seconds": seconds,
-                "vision_seconds": vision_s, "settings": asdict(settings), "metrics": metrics,
+    manifest = {**made, "parameters": sum(p.numel() for p in model.parameters()), "metrics": metrics,
                 **utils.provenance(config.paths("mini").root)}
     utils.write_json(folder / "manifest.json", manifest)
     for name, value in metrics.items():
@@ -275,19 +298,21 @@ def build_base(size: str, seed: int, settings: Base, folder: Path, tower: dict[s
 
 
 def build_bases(seed: int, sizes: Sequence[str], threads: int) -> None:
-    """Build a seed's bases into bases/.
+    """Build a seed's bases into bases/, and first what they start from, where that is missing.
 
-    All have the vision tower of the SVLM of seed 0, as real models share a pre-trained one; projector, language model and
-    conversations are the seed's own.
+    All bases of a size share a start (vision tower, projector, language model), as released models are trained further from one
+    checkpoint, and both sizes share a vision tower; what follows is the seed's own.
 
     Args:
-        seed: of weights, charts and conversations.
-        sizes: of `tiny_onevision.SIZES`; all but the SVLM of seed 0 need that one, built now or before.
+        seed: of the conversations that the base is trained on.
+        sizes: of `tiny_onevision.SIZES`.
         threads: of torch; two cores are free while a base is built alone.
     """
     torch.set_num_threads(threads)
-    paths = config.paths("mini")
+    bases = config.paths("mini").bases
     for size in sizes:
-        is_first = (size, seed) == ("svlm", 0)
-        tower = None if is_first else loading.load_policy(paths.bases / "svlm-s0")[0].model.vision_tower.state_dict()
-        build_base(size, seed, BASES[size], paths.bases / f"{size}-s{seed}", tower)
+        start = bases / f"{size}-start"
+        if not (start / "manifest.json").is_file():
+            tower = None if size == "svlm" else loading.load_policy(bases / "svlm-start")[0].model.vision_tower.state_dict()
+            build_start(size, BASES[size], start, tower)
+        build_base(size, seed, BASES[size], start, bases / f"{size}-s{seed}")

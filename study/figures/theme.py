@@ -212,7 +212,7 @@ def label_ends(axes: Axes, ends: Sequence[End]) -> None:
 
 
 def save_figure(figure: Figure, name: str, folder: Path) -> dict[str, Path]:
-    """Write a figure as `<name>.pdf` and `.png` (300 dpi), its numbers as `.csv` and its caption as `.md`; the same rows give the
+    """Write a figure as `<name>.pdf` and `.png` (300 dpi), its numbers as `.csv`, its caption as `.md`; the same rows give the
     same bytes.
 
     Returns:

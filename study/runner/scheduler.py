@@ -30,7 +30,7 @@ PROCESSES = 2  # cores of the machine that the mini profile is made for; each pr
 POLL_S = 1.0
 NO_BARS = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}  # the last line is shown live
 SHARES = {"base": 0.08, "sft": 0.35, "sft_grpo": 0.7}  # rough duration of a method against a GRPO run, for the order
-FIRST_BASE = ("svlm", 0)  # whose vision tower all bases have
+FIRST_BASE = ("svlm", 0)  # with which the start that all bases share is built, where it is missing
 BASE_MINUTES = (10, 30)  # to build one on one thread, with and without 16-bit instructions
 
 
@@ -113,7 +113,7 @@ def run_job(run: Run, splits: Sequence[str] = config.HELD_OUT, keep_policy: bool
 
 
 def base_job(paths: config.Paths, model: str, seed: int) -> Job:
-    """The process that builds one base, on one thread; all take their vision tower from the small one of seed 0."""
+    """The process that builds one base, on one thread; the first one also what all start from, where that is missing."""
     folder = base_folder(paths, model, seed)
     arguments = ("base", "--seed", str(seed), "--model", model, "--threads", "1")
     return Job(_base_name(model, seed), arguments, paths.root / "runs" / "bases" / folder.name / "output.log", paths,

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import LlavaNextProcessor
 
 from dyme_core.data import chart_images, chart_tables, prompt_format
 from dyme_core.data.chart_tables import facts_of
@@ -241,30 +240,28 @@ def test_optimise_lowers_the_loss_of_a_fixed_problem_in_the_steps_it_was_given(c
     assert "problem: step 150 of 150, loss" in caplog.text
 
 
-def test_a_base_is_built_into_a_folder_that_loads_with_its_manifest(tmp_path: Path, monkeypatch) -> None:
-    settings = pretrain.Base(vision_steps=2, vision_batch_size=2, align_steps=2, language_steps=3, early_steps=1,
+def test_bases_start_from_one_checkpoint_and_load_with_their_manifests(tmp_path: Path, monkeypatch) -> None:
+    settings = pretrain.Base(vision_steps=2, vision_batch_size=2, align_steps=2, language_steps=3, early_steps=1, own_steps=2,
                              batch_size=2, sums=2)
     measure, read = pretrain.measure_base, pretrain.column_batch
     monkeypatch.setattr(pretrain, "measure_base", lambda model, processor: measure(model, processor, num_items=4))
     monkeypatch.setattr(pretrain, "column_batch", lambda rng, count: read(rng, min(count, 8)))
-    manifest = pretrain.build_base("svlm", 5, settings, tmp_path / "svlm-s5")
-    assert json.loads((tmp_path / "svlm-s5" / "manifest.json").read_text()) == manifest
-    assert {"commit", "dirty", "versions", "cpu", "vision_seconds"} <= manifest.keys()
-    assert (manifest["model"], manifest["seed"], manifest["settings"]) == ("svlm", 5, asdict(settings))
-    assert manifest["seconds"] >= manifest["vision_seconds"] > 0
-    assert {"reads label", "caption exact match", "look-up accuracy", "thinking format rate"} <= manifest["metrics"].keys()
+    monkeypatch.setattr(pretrain, "BASES", {"svlm": settings, "large": settings})
+    monkeypatch.setenv("DYME_ROOT", str(tmp_path))
+    (tmp_path / "pyproject.toml").touch()
+    pretrain.build_bases(5, ["svlm"], 1)
+    made = {name: json.loads((tmp_path / "bases" / name / "manifest.json").read_text()) for name in ("svlm-start", "svlm-s5")}
+    assert "reads label" in made["svlm-start"]["metrics"] and "reads label" not in made["svlm-s5"]["metrics"]
+    manifest = made["svlm-s5"]
+    assert (manifest["model"], manifest["seed"], manifest["start"]) == ("svlm", 5, "svlm-start")
+    assert manifest["settings"] == asdict(settings)
+    assert {"commit", "dirty", "versions", "cpu", "seconds"} <= manifest.keys()
     assert all(0 <= value <= 1 for value in manifest["metrics"].values())
-    model, processor = loading.load_policy(tmp_path / "svlm-s5")
-    assert isinstance(processor, LlavaNextProcessor)
-    assert sum(parameter.numel() for parameter in model.parameters()) == manifest["parameters"]
-
-    tower = model.model.vision_tower.state_dict()
     monkeypatch.setattr(pretrain, "measure_base", lambda model, processor: {})
-    again = pretrain.build_base("svlm", 6, settings, tmp_path / "svlm-s6", tower)
-    assert not any(name.startswith("reads") for name in again["metrics"]), "a given tower is not trained"
-    other, _ = loading.load_policy(tmp_path / "svlm-s6")
-    assert all(tensor.equal(tower[name]) for name, tensor in other.model.vision_tower.state_dict().items())
-    fresh = tiny_onevision.build_model("svlm", processor, 6)
-    stored = other.state_dict()
-    untrained = {name for name, tensor in fresh.state_dict().items() if tensor.bfloat16().equal(stored[name].bfloat16())}
-    assert not {name for name in untrained if "vision_tower" not in name}, "everything else is"
+    pretrain.build_bases(6, ["svlm", "large"], 1)
+    weights = {name: loading.load_policy(tmp_path / "bases" / name)[0].state_dict()
+               for name in ("svlm-start", "svlm-s5", "svlm-s6", "large-s6")}
+    tower = {name: tensor for name, tensor in weights["svlm-start"].items() if "vision_tower" in name}
+    assert tower and all(tensor.equal(own[name]) for own in weights.values() for name, tensor in tower.items())
+    head = "model.language_model.layers.0.mlp.up_proj.weight"
+    assert len({weights[name][head].sum().item() for name in ("svlm-start", "svlm-s5", "svlm-s6")}) == 3, "the rest is their own"
