@@ -49,13 +49,14 @@ def draw_turns(rng: random.Random, table: chart_tables.Table, is_early: bool) ->
     weights = (40, 60, 0, 0, 0) if is_early else (8, 14, 26, 30, 22)
     kind = rng.choices(("caption", "named", "lookup", "other", "described"), weights)[0]
     if kind == "caption":
-        return [(prompt_format.CAPTION_INSTRUCTION, write_facts(facts_of(table)) + ".")]
+        return [_caption(table)]
     if kind == "named" or kind == "lookup" and len(table.series) > 1:
         return [_describe(table, rng.sample(table.groups, rng.randint(1, len(table.groups))))]
     if kind == "described":
         item = draw_question(rng, table, OTHER_KINDS)
-        return [_describe(table, list(dict.fromkeys(fact.entity for fact in item.evidence))),
-                (item.question, _work(item))]
+        names = list(dict.fromkeys(fact.entity for fact in item.evidence))
+        first = _caption(table) if len(names) == len(table.groups) else _describe(table, names)
+        return [first, (item.question, _work(item))]
     return [_answer(rng, table, kind)]
 
 
@@ -70,6 +71,10 @@ def _answer(rng: random.Random, table: chart_tables.Table, kind: str) -> tuple[s
                     rng.choice(LOOSE).format(labels=" and ".join(item.labels), conclusion=item.conclusion))
         return prompt_format.question_text(item.question), prompt_format.write_response(thinking, item.answer)
     return prompt_format.question_text(item.question), answer
+
+
+def _caption(table: chart_tables.Table) -> tuple[str, str]:
+    return prompt_format.CAPTION_INSTRUCTION, write_facts(facts_of(table)) + "."
 
 
 def _describe(table: chart_tables.Table, names: list[str]) -> tuple[str, str]:
