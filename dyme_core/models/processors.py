@@ -59,7 +59,7 @@ def load_processor(source: Path | str, model_type: str, reads_images: bool = Tru
         processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)
     elif model_type == "idefics3":
         processor = _load_idefics3(source)
-    elif model_type in VIDEO_PROCESSORS and _processor_class(source) != LlavaNextProcessor.__name__:  # the mini model's
+    elif model_type in VIDEO_PROCESSORS and _processor_class(source) != LlavaNextProcessor.__name__:  # that has no video part
         processor = without_video(VIDEO_PROCESSORS[model_type]).from_pretrained(source, trust_remote_code=False)
     else:
         processor = AutoProcessor.from_pretrained(source, trust_remote_code=False)

@@ -1,7 +1,6 @@
 """Callbacks of a run: the log of its steps with the time left, and the detection of a collapse."""
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
@@ -16,7 +15,7 @@ from dyme_core.data.schema import Record
 from dyme_core.pipeline.evaluate import evaluate, summarise
 from dyme_core.pipeline.methods import Run
 from dyme_core.supervision.factory import Experts, describe
-from dyme_core.utils import write_atomic
+from dyme_core.utils import json_line, write_rows
 
 logger = logging.getLogger(__name__)
 LOGGED = ("loss", "memorize", "explore", "mastered", "format", "accuracy", "correct", "thinking", "zero_variance", "entropy",
@@ -79,7 +78,7 @@ class StepLog(TrainerCallback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.rows, self.tokens, self._phase_tokens = state["rows"], state["tokens"], state["phase_tokens"]
         if ranks.is_writer():  # steps after the checkpoint come again
-            write_atomic(self.run.folder / LIVE_FILE, "".join(map(_line, self.rows)))
+            write_rows(self.run.folder / LIVE_FILE, self.rows)
         self.steps_before, self._spent, self._since = state["steps_before"], tuple(state["spent"]), _now()
         self.has_learned = state.get("has_learned", True)
         self.resumed = [*state["resumed"], self.rows[-1]["step"]]
@@ -130,17 +129,12 @@ class StepLog(TrainerCallback):
                     100 * summary["correct"], 100 * summary["has_format"], grounded)
         return summary
 
-
     def _add(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
         if ranks.is_writer():
             self.run.folder.mkdir(parents=True, exist_ok=True)
-            with (self.run.folder / LIVE_FILE).open("w" if len(self.rows) == 1 else "a", encoding="utf-8") as file:
-                file.write(_line(row))
-
-
-def _line(row: dict[str, Any]) -> str:
-    return json.dumps(row) + "\n"
+            with (self.run.folder / LIVE_FILE).open("wb" if len(self.rows) == 1 else "ab") as file:
+                file.write(json_line(row))
 
 
 def _now() -> tuple[float, float]:

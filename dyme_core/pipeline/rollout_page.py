@@ -50,12 +50,12 @@ class RolloutPage(TrainerCallback):
             names = [*said["rewards"], "advantage"]
             parts = zip(*said["rewards"].values(), said["advantages"], strict=True)
             shown = zip(asked, said["completion"], parts, self.trainer.is_correct().tolist(), strict=False)  # own ones first
-            text = page(f"{self.run.name}, step {step}", names, list(shown))
-            write_atomic(self.run.folder / FOLDER / f"step-{step}.html", text)
+            write_atomic(self.run.folder / FOLDER / f"step-{step}.html",
+                         page(f"{self.run.name}, step {step}", names, list(shown)))
 
 
-def page(title: str, names: list[str], rollouts: list[Rollout]) -> str:
-    """The HTML page.
+def page(title: str, names: list[str], rollouts: list[Rollout]) -> bytes:
+    """The HTML page in UTF-8; half of a surrogate pair, which UTF-8 does not have, is escaped.
 
     Args:
         title: its heading.
@@ -64,7 +64,8 @@ def page(title: str, names: list[str], rollouts: list[Rollout]) -> str:
     """
     groups = [list(group) for _, group in groupby(rollouts, key=lambda rollout: rollout[0]["item"])]
     head = "".join(f"<th>{escape(name)}</th>" for name in [*names, "grounded", "response"])
-    return HEAD.format(title=escape(title)) + "".join(_group(group, head) for group in groups)
+    text = HEAD.format(title=escape(title)) + "".join(_group(group, head) for group in groups)
+    return text.encode("utf-8", "backslashreplace")
 
 
 def _group(group: list[Rollout], head: str) -> str:

@@ -19,7 +19,7 @@ WRONG = "We locate 2010. Then, extract 2010 has 31. Therefore, the value is 31.\
 
 
 def shown(*rollouts) -> str:
-    return page("a run, step 3", ["format", "accuracy", "advantage"], list(rollouts))
+    return page("a run, step 3", ["format", "accuracy", "advantage"], list(rollouts)).decode()
 
 
 def test_a_page_shows_mode_rewards_groundedness_and_what_is_wrong() -> None:
@@ -46,3 +46,7 @@ def test_no_text_becomes_markup_and_the_picture_is_inside_and_not_too_wide() -> 
 def test_a_question_without_picture_or_facts_has_a_page_too() -> None:
     row = {**ROW, "image": None, "supervision": write_supervision(Item("", ""))}
     assert "<td></td>" in shown((row, RIGHT, (1.0,) * 3, True)) and "<img" not in shown((row, RIGHT, (1.0,) * 3, True))
+
+
+def test_half_of_a_surrogate_pair_is_shown_escaped() -> None:
+    assert r"2010 \ud800" in shown(({**ROW, "question": "2010 \ud800"}, RIGHT, (1.0,) * 3, True))
