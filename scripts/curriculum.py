@@ -46,7 +46,7 @@ def draw_turns(rng: random.Random, table: chart_tables.Table, is_early: bool) ->
     Early ones are captions of all groups or of named ones, which teach the model to find a group by its name. Where there are
     two turns, the first describes groups and the second calculates with them: thinking needs both, but no reply has both.
     """
-    weights = (40, 60, 0, 0, 0) if is_early else (8, 14, 26, 30, 22)
+    weights = (40, 60, 0, 0, 0) if is_early else (8, 14, 26, 22, 30)
     kind = rng.choices(("caption", "named", "lookup", "other", "described"), weights)[0]
     if kind == "caption":
         return [_caption(table)]

@@ -43,7 +43,7 @@ class Base:
     early_steps: int = 500  # captions alone: they teach where to look
     own_steps: int = 400
     batch_size: int = 24
-    sums: int = 7  # rows without a picture in each step
+    sums: int = 12  # rows without a picture in each step
     learning_rate: float = 6e-3
     own_learning_rate: float = 3e-3
 
