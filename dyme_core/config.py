@@ -97,7 +97,7 @@ class World:
     # What is memorized: a teacher's traces (data.teacher), the refiner's targets, or the answer without any (sft alone).
     traces: Literal["teacher", "refined", "none"] = "teacher"
     trace_wordings: Annotated[int, Field(ge=1, le=40)] = 11  # of the teacher
-    trace_length: Literal[1, 2, 4] = 1  # of the teacher's traces, in that of the shortest
+    trace_length: Annotated[int, Field(ge=1, le=2)] = 1  # of the teacher's traces, in that of the shortest
     trace_new_words: bool = True  # the teacher uses words that the base has not seen
 
 

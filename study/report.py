@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from IPython.display import Markdown, display
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -187,6 +188,17 @@ def draw(name: str, stored: Stored) -> Figure:
     figure = FIGURES[name](stored)
     save_figure(figure, name, stored.figures)
     return figure
+
+
+def show(stored: Stored, *names: str) -> None:
+    """Display figures in a notebook, each with its caption below; those whose runs have not been made are named."""
+    for name in names:
+        try:
+            figure = draw(name, stored)
+        except NoRows as missing:
+            display(Markdown(f"*{name}: {missing}.*"))
+        else:
+            display(figure, Markdown(figure.dyme_caption))
 
 
 def tabulate(name: str, stored: Stored) -> pd.DataFrame:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 from dyme_core.data.schema import Fact, Item, write_number
 
-LENGTHS = (1, 2, 4)
 # {l} what has to be located first.
 OPENINGS = ("First, we look at {l}.", "", "We look at the chart and read the values.", "First, we find {l} in the figure.",
             "First, read the chart.", "We locate {l} in the chart.", "We compare the values of {l}.")
@@ -53,10 +52,7 @@ class Wording:
         facts, every = self._facts(item.evidence), self._facts(item.facts)
         other = Wording(self.opening + 1, self.facts + 1, self.working + 1, self.ending + 1)
         check = [other._pick(WORKINGS, other.working, item), other._end(item)]
-        parts = {1: [opening, facts, working, end],
-                 2: [item.question, opening, every, working, end, *check],
-                 4: [item.question, opening, every, facts, "Then, we look at the chart.", other._facts(item.facts),
-                     other._facts(item.evidence), working, end, *check, working, end]}[length]
+        parts = [opening, facts, working, end] if length == 1 else [item.question, opening, every, working, end, *check]
         text = " ".join(part for part in parts if part)
         return self._reword(text, item.question) if has_new_words else text
 
@@ -99,7 +95,7 @@ def teacher_trace(item: Item, name: str, num_wordings: int = 11, length: int = 1
         name: of the record; it draws the wording.
         num_wordings: at most 40.
         length: 1, the facts that the answer rests on, the working and the answer; 2, the question, every fact of the picture
-            and the working twice; 4, all of it again as a check. They are about so many times as long.
+            and the working twice, which is about twice as long.
         has_new_words: use words that the base has not seen.
     """
     return WORDINGS[random.Random(f"teacher {name}").randrange(num_wordings)].write(item, length, has_new_words)

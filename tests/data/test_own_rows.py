@@ -57,7 +57,7 @@ def test_a_question_of_text_alone_has_no_image_and_an_answer_may_be_a_number(fol
     ({"answer": ["May"]}, "'answer'"), ({"answer": "<answer>May</answer>"}, "without its tag"),
     ({"image": "charts/2.png"}, "2.png.*no such file"), ({"image": "../1.png"}, "inside its folder"),
     ({"image": {"bytes": "x"}}, "a picture"), ({"fact": []}, "'fact'; rename"), ({"id": "a/b"}, "letters, digits"),
-    ({"id": ".."}, "letters, digits"), ({"split": "dev"}, "train, validation, test, unseen, got 'dev'"),
+    ({"id": ".."}, "letters, digits"), ({"split": "dev"}, "train, validation, test, unseen, altered, got 'dev'"),
     ({"facts": "May 45"}, "list in the field 'facts'"),
     ({"facts": [{"entity": "May"}]}, "number as value, .*got {'entity': 'May'}"),
     ({"facts": [{"entity": "May", "value": "45"}]}, "number as value"), ({"facts": [{"entity": "", "value": 4}]},

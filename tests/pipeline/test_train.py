@@ -87,7 +87,7 @@ def test_a_run_writes_rows_logs_and_manifest_as_tables_and_figures_read_them(roo
     rows, log = lines(results / "rows" / f"{name}.jsonl.xz"), lines(results / "logs" / f"{name}.jsonl.xz")
     manifest = json.loads((results / "runs" / f"{name}.json").read_text())
     assert {tuple(sorted(row)) for row in rows} == {tuple(sorted(ROW))}
-    assert [row["split"] for row in rows] == ["validation"] * NUM + ["test"] * NUM + ["unseen"] * NUM
+    assert [row["split"] for row in rows] == ["validation"] * NUM + ["test"] * NUM + ["unseen"] * NUM + ["altered"] * (NUM // 2)
     assert {(row["run"], row["method"], row["model"], row["seed"], row["step"]) for row in rows} == {
         (name, method, "svlm", 0, 4)}
     assert all(row["correct"] == (row["strict"] and row["has_format"]) for row in rows)
@@ -242,8 +242,9 @@ def test_the_base_is_evaluated_and_trained_for_no_time(root: Path) -> None:
 
 
 def test_a_run_learns_from_what_its_settings_spoil_and_is_measured_on_what_is_true(root: Path, monkeypatch) -> None:
-    given, trained, measured = {"supervision.quality": "low", "supervision.corruption": 0.5, "world.train_real_share": 1.0,
-                                "world.left_out_kinds": ["gap", "count"], "training.steps": 1}, [], []
+    given = {"world.traces": "refined", "supervision.quality": "low", "supervision.corruption": 0.5,
+             "world.train_real_share": 1.0, "world.left_out_kinds": ["gap", "count"], "training.steps": 1}
+    trained, measured = [], []
     train, evaluate = trainers.sft_trainer, training.evaluate
     monkeypatch.setitem(trainers.TRAINERS, "sft", lambda session, *rest: (
         trained.extend(zip(session.records, session.experts.offline(session.records)([

@@ -163,7 +163,7 @@ def test_a_figure_is_saved_as_the_same_bytes_whatever_the_callers_settings(tmp_p
     first = theme.save_figure(DRAW["off_policy"](), "off_policy", tmp_path / "a")
     with mpl.rc_context({"font.size": 20, "axes.facecolor": "red", "savefig.dpi": 50}):
         second = theme.save_figure(DRAW["off_policy"](), "off_policy", tmp_path / "b")
-    assert sorted(first) == ["csv", "pdf", "png"]
+    assert sorted(first) == ["csv", "md", "pdf", "png"]
     assert all(path.read_bytes() == second[suffix].read_bytes() for suffix, path in first.items())
     assert b"CreationDate" not in first["pdf"].read_bytes()
 

@@ -187,7 +187,7 @@ def test_an_unknown_supervision_setting_is_an_error(change: dict, said: str) -> 
 # --- Whole runs: base to manifest -----------------------------------------------------------------------------------------
 
 SMALL = {"world.train_questions": 24, "world.validation_questions": 4, "world.test_questions": 4, "training.steps": 2,
-         "training.evaluate_every": 2, "training.prompts_per_step": 2, "training.num_generations": 4}
+         "training.evaluate_every": 2, "training.prompts_per_step": 2, "training.num_generations": 4, "world.traces": "refined"}
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from dyme_core.trainer.rewards import format_reward
 PROCESSOR = tiny_onevision.build_processor(48, 24)
 PAD, NUM_RECORDS = 0, 6
 RECORDS = [schema.Record(f"item{number}", f"What is the value of {number}?", str(number), "lookup", "test", "train",
-                         Image.new("RGB", (48, 48), (40 * number,) * 3)) for number in range(NUM_RECORDS)]
+                         Image.new("RGB", (96, 48), (40 * number,) * 3)) for number in range(NUM_RECORDS)]
 
 
 @st.composite

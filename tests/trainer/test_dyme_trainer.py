@@ -494,7 +494,7 @@ class VLLM:
 
     def generate(self, prompts, images, num_generations, profiler):
         ids = [[*PROCESSOR.tokenizer(text, add_special_tokens=False)["input_ids"], END] for text in self.texts]
-        return prompts, ids, [[[-9.0]] * len(row) for row in ids], None
+        return prompts, ids, [[[-15.0]] * len(row) for row in ids], None
 
 
 def with_vllm(trainer: Recorder, texts: list[str]) -> list[dict]:
@@ -527,7 +527,7 @@ def test_with_rollouts_of_vllm_a_target_has_ratio_one_and_the_cross_entropy_grad
 @pytest.mark.parametrize(("mode", "ratio"), [("token_truncate", 2.0), ("sequence_mask", 0.0)])
 def test_vllm_s_importance_ratio_weighs_rollouts_and_never_targets(tmp_path: Path, mode: str, ratio: float) -> None:
     changes = dict(per_device_train_batch_size=2 * G, drop_idle_rows=True, vllm_importance_sampling_mode=mode,
-                   vllm_importance_sampling_clip_max=2.0)  # every token is e^3 times as likely as -9 says: above the limit
+                   vllm_importance_sampling_clip_max=2.0)  # every token is far more likely than -15 says: above the limit
     _, plain = run(tmp_path / "plain", MIXED, **changes)
     trainer, corrected = build(tmp_path / "corrected", **changes)
     with_vllm(trainer, MIXED[0])
@@ -556,7 +556,7 @@ def test_a_hint_has_no_log_prob_of_vllm_s(tmp_path: Path) -> None:
     trainer._hints = [[7, 8]] * 2 * G
     ids, log_probs = DyMETrainer._generate_single_turn(trainer, [[1]] * 2 * G, None, {}, G)
     assert all(row[:2] == [7, 8] and len(row) == len(known) for row, known in zip(ids, log_probs, strict=True))
-    assert all(math.isnan(value) for value in log_probs[0][:2]) and set(log_probs[0][2:]) == {-9.0}
+    assert all(math.isnan(value) for value in log_probs[0][:2]) and set(log_probs[0][2:]) == {-15.0}
 
 
 SPAN_STEPS = 3
