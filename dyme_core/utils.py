@@ -152,13 +152,14 @@ def _why_not(error: Exception) -> str | None:
 def git_state(root: Path) -> dict[str, Any]:
     """The commit and whether sources differ from it: {"commit": str | None, "dirty": bool | None}.
 
-    Results and figures do not count as sources: a run rewrites them and would call every later run dirty. Both are
+    Results, figures and bases do not count as sources: a run rewrites them and would call every later run dirty. Both are
     None without git, outside a repository, or before the first commit.
     """
     commit = _git(root, "rev-parse", "--verify", "--quiet", "HEAD")
     if commit is None:
         return {"commit": None, "dirty": None}
-    status = _git(root, "status", "--porcelain", "--", ".", ":(exclude)results", ":(exclude)paper_figures")
+    status = _git(root, "status", "--porcelain", "--", ".", ":(exclude)results", ":(exclude)paper_figures",
+                  ":(exclude)bases")
     return {"commit": commit, "dirty": status != ""}
 
 
