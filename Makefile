@@ -24,7 +24,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 export HF_HUB_OFFLINE ?= $(if $(filter gpu paper,$(PROFILE)),0,1)
 
 .DEFAULT_GOAL := help
-.PHONY: help paper study publish figures base test test-all test-unsloth test-gpu reliability bench doctor lab llm audit clean
+.PHONY: help paper study publish figures page base test test-all test-unsloth test-gpu reliability bench doctor lab llm audit clean
 
 help: ## list these targets
 	@echo "make TARGET [PROFILE=smoke|mini|gpu|paper] [ARGS='...'] [PYTHON=python3.12]"
@@ -45,6 +45,10 @@ publish: $(READY) ## a maintainer's: run the notebooks where the published resul
 figures: $(READY) ## draw the study's tables and figures again from its rows, into results/local (under a minute)
 	@echo "Drawing tables and figures of profile '$(PROFILE)' from the stored rows; nothing is trained (under a minute)."
 	@$(VENV_PYTHON) -m study figures --profile "$(PROFILE)" $(ARGS)
+
+page: $(READY) ## write the study as one HTML file that opens offline, results/local/page.html (under a minute)
+	@echo "Writing the page of profile '$(PROFILE)' from the stored results; nothing is trained (under a minute)."
+	@$(VENV_PYTHON) -m study page --profile "$(PROFILE)" $(ARGS)
 
 base: $(READY) ## build both base checkpoints again from nothing (SVLM: 25 min of one thread; the larger one more)
 	@echo "Pre-training both base models from nothing into bases/ (SVLM: 25 minutes of one thread; the larger one more)."

@@ -41,6 +41,7 @@ Profile = Annotated[Literal[tuple(config.PROFILES)], typer.Option(help="settings
 Settings = Annotated[list[str] | None, typer.Option(
     "--set", metavar="KEY=VALUE", help="change a setting, the value in JSON: training.steps=100; may be repeated")]
 Only = Annotated[list[str] | None, typer.Option(metavar="NAME", help="notebooks that begin so, such as 03; may be repeated")]
+Own = Annotated[bool, typer.Option("--own", help="of your own runs, not the published study")]
 Force = Annotated[bool, typer.Option("--force", help="run finished notebooks again")]
 BadRow = Annotated[Literal[BAD_ROWS] | None, typer.Option(help="what a row that cannot be used does; default: raise")]
 
@@ -130,12 +131,23 @@ def run_study(
 
 
 @app.command()
-def figures(profile: Profile = config.DEFAULT,
-            own: Annotated[bool, typer.Option("--own", help="of your own runs, not the published study")] = False) -> None:
+def figures(profile: Profile = config.DEFAULT, own: Own = False) -> None:
     """Draw tables and figures from stored rows, into results/local; nothing is trained (under a minute)."""
     from study import report
 
     report.write_all(profile, own)
+
+
+@app.command()
+def page(
+    profile: Profile = config.DEFAULT,
+    own: Own = False,
+    out: Annotated[Path | None, typer.Option(help="the file; default: results/local/page.html")] = None,
+) -> None:
+    """Write the study as one HTML file: figures, tables, claims, and what the models say (under a minute)."""
+    from study.page import write_page
+
+    write_page(profile, own, out)
 
 
 @app.command()

@@ -226,7 +226,7 @@ def write_table(frame: pd.DataFrame, folder: Path, name: str, caption: str) -> d
         The three paths, by suffix.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    shown = _readable(frame)
+    shown = readable(frame)
     texts = {"csv": csv_text(frame), "md": f"{markdown_table(shown)}\n\n{caption}\n",
              "tex": _latex(shown, frame, name, caption)}
     paths = {suffix: folder / f"{name}.{suffix}" for suffix in texts}
@@ -260,7 +260,7 @@ def escape_markdown(text: str) -> str:
     return " ".join(text.split())
 
 
-def _readable(frame: pd.DataFrame) -> pd.DataFrame:
+def readable(frame: pd.DataFrame) -> pd.DataFrame:
     """Format each cell as text, intervals inside their value's cell, an empty cell as a dash."""
     shown = pd.DataFrame(index=frame.index)
     for column in frame.columns:

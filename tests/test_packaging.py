@@ -16,9 +16,9 @@ from scripts import weights
 
 ROOT = Path(__file__).resolve().parents[1]
 PIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[0-9][A-Za-z0-9.]*")
-TARGETS = ("paper", "study", "figures", "base", "test", "test-all", "test-gpu", "lab", "llm", "audit", "doctor",
+TARGETS = ("paper", "study", "figures", "page", "base", "test", "test-all", "test-gpu", "lab", "llm", "audit", "doctor",
            "clean", "help")
-TEXT_ENDINGS = set(".py .md .toml .yml .yaml .lock .cff .json .jsonl .csv .tex .ipynb .txt .svg .cfg".split()) | {""}
+TEXT_ENDINGS = set(".py .html .md .toml .yml .yaml .lock .cff .json .jsonl .csv .tex .ipynb .txt .svg .cfg".split()) | {""}
 # Paths and hosts of one machine: none of them may be in a file that git carries.
 MACHINE_SPECIFIC = re.compile("|".join((
     r"(?<![\w.~/}-])/(?:root|home|work|opt|Users|private|tmp|mnt|srv)/[\w.-]",  # absolute paths

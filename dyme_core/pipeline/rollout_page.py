@@ -4,7 +4,6 @@
 """
 from __future__ import annotations
 
-import base64
 from html import escape
 from itertools import groupby
 from typing import Any
@@ -12,23 +11,20 @@ from typing import Any
 from transformers import TrainerCallback
 
 from dyme_core import ranks
-from dyme_core.data.datasets import png_bytes
-from dyme_core.data.prompt_format import split_response
 from dyme_core.data.schema import item_of
 from dyme_core.pipeline.methods import Run
-from dyme_core.supervision.checker import RuleChecker
+from dyme_core.supervision import markup
 from dyme_core.trainer.grpo_trainer import MeasuredGRPOTrainer
 from dyme_core.utils import write_atomic
 
 Rollout = tuple[dict[str, Any], str, tuple[float, ...], bool]  # data row, response, its numbers, whether it is correct
 FOLDER = "rollouts"
-WIDEST = 512  # pixels of a shown picture
 HEAD = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{title}</title><style>body{{font:15px sans-serif;max-width:60em;margin:2em auto;padding:0 1em}}
 img{{max-width:100%;border:1px solid #ccc}}mark{{background:#f6c9b0}}
 td,th{{padding:.3em .6em;text-align:left;vertical-align:top;border-top:1px solid #ddd}}
 pre{{white-space:pre-wrap;margin:0}}</style><h1>{title}</h1>
-<p>Marked: what the picture does not bear out.</p>"""
+<p>Bold: values that the picture shows. Marked: values that it does not show.</p>"""
 
 
 class RolloutPage(TrainerCallback):
@@ -78,27 +74,11 @@ def _group(group: list[Rollout], head: str) -> str:
 
 def _picture(row: dict[str, Any]) -> str:
     image = row.get("image") or next(iter(row.get("images") or ()), None)
-    if image is None:
-        return ""
-    shown = image.convert("RGB")
-    shown.thumbnail((WIDEST, WIDEST))
-    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(png_bytes(shown)).decode()}">'
+    return "" if image is None else markup.picture(image)
 
 
 def _rollout(row: dict[str, Any], response: str, numbers: tuple[float, ...]) -> str:
-    thinking, item = split_response(response)[0], item_of(row)
-    reading = RuleChecker().judge(thinking, item).reading if item.facts else None
-    grounded = "" if reading is None else f"{reading.groundedness:.2f}"
-    cells = [*(f"{number:.2f}" for number in numbers), grounded]
-    wrong = [] if reading is None else [(claim.start, claim.end) for claim in reading.claims if not claim.is_right]
-    return f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}<td><pre>{_marked(response, thinking, wrong)}</pre></td></tr>"
-
-
-def _marked(response: str, thinking: str, spans: list[tuple[int, int]]) -> str:
-    """The response with the spans of its thinking marked, everything escaped."""
-    first, text, at = response.find(thinking), "", 0
-    for start, end in sorted(spans):
-        start, end = max(at, start + first), max(at, end + first)
-        text += f"{escape(response[at: start])}<mark>{escape(response[start: end])}</mark>"
-        at = end
-    return text + escape(response[at:])
+    text, judgement = markup.judged(response, item_of(row))
+    grounded = "" if judgement is None else f"{judgement.reading.groundedness:.2f}"
+    cells = "".join(f"<td>{cell}</td>" for cell in (*(f"{number:.2f}" for number in numbers), grounded))
+    return f"<tr>{cells}<td><pre>{text}</pre></td></tr>"

@@ -26,7 +26,7 @@ def test_a_page_shows_mode_rewards_groundedness_and_what_is_wrong() -> None:
     text = shown((ROW, RIGHT, (1.0, 1.0, 0.7), True), (ROW, WRONG, (1.0, 0.0, -0.7), False))
     assert "1 of 2 rollouts are correct: explore." in text and text.count("<tr>") == 3
     assert re.findall(r"<td>(-?[\d.]+)</td>", text) == ["1.00", "1.00", "0.70", "1.00", "1.00", "0.00", "-0.70", "0.00"]
-    assert re.findall("<mark>(.*?)</mark>", text) == ["31"]
+    assert re.findall("<mark>(.*?)</mark>", text) == ["31"] and re.findall("<b>(.*?)</b>", text) == ["62"]
     assert "&lt;answer&gt;62&lt;/answer&gt;" in text
 
 

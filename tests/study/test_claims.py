@@ -61,6 +61,14 @@ def test_too_few_seeds_are_not_a_measurement() -> None:
     assert line["Measured here"] == "2 of 3 seeds so far of svlm-pure_dyme, svlm-grpo" and line["Rests on"] == ""
 
 
+def test_runs_without_rollouts_alone_give_a_table_of_claims() -> None:
+    chosen = [point for point in points("main") if point.method in ("base", "sft")]
+    logs = study_logs(chosen, chance).drop(columns=["memorize", "explore", "mastered", "zero_variance"])
+    found = claims.table(Evidence(study_rows(chosen, chance, items=20), logs, study_manifests(chosen))).set_index("Claim")
+    assert found.loc["CoT-SFT leaves a small VLM below its base", "Verdict"] == claims.NOT_REPRODUCED
+    assert found.loc["DyME drifts from memorizing to exploring", "Verdict"] == claims.NOT_MEASURED
+
+
 def test_settings_are_compared_on_the_seeds_that_both_have() -> None:
     full = evidence("main", seeds=5)
     rows = full.stored_rows[(full.stored_rows["method"] != "grpo") | (full.stored_rows["seed"] != 1)]

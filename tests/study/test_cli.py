@@ -18,7 +18,7 @@ from dyme_core.pipeline import train
 from study import cli, doctor
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ("train", "evaluate", "paper", "publish", "study", "figures", "base", "judge-server", "card", "doctor")
+COMMANDS = ("train", "evaluate", "paper", "publish", "study", "figures", "page", "base", "judge-server", "card", "doctor")
 
 
 def run(*arguments: str) -> int:
