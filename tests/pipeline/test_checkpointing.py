@@ -156,7 +156,7 @@ def judged(root: Path) -> Iterator[Callable[[str], train.Run]]:
         patch.setenv("OPENAI_BASE_URL", server.base_url)
         patch.setenv("OPENAI_MODEL", "m")
         yield lambda variant: run_of("full_dyme", variant, **{
-            "training.steps": 6, "training.evaluate_every": 3, "supervision.backend": "api",
+            "training.steps": 6, "training.evaluate_every": 3, "supervision.backend": "api", "world.traces": "refined",
             "supervision.recording": f"runs/{variant}.sqlite"})
 
 

@@ -38,7 +38,7 @@ G, STEPS, LOST_AT = 4, 4, 1
 WRONG = "We look at the chart.\n<answer>no idea</answer>"
 SETTINGS = {"world.train_questions": 24, "world.validation_questions": 4, "world.test_questions": 4, "training.steps": STEPS,
             "training.evaluate_every": STEPS, "training.num_generations": G, "training.probe_every": 2,
-            "supervision.backend": "api", "save_every": 1}
+            "supervision.backend": "api", "world.traces": "refined", "save_every": 1}
 LAUNCHER = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
 
