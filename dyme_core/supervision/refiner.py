@@ -34,7 +34,13 @@ def target_writer(refiner: VisualRefiner | Refine | None) -> Refine:
     Args:
         refiner: writes the thinking, to which the answer line is added; or a function that writes whole responses; or None. A
             row's own `target` (a whole response) or trace (thinking) comes before what any of them writes.
+    Raises:
+        TypeError: for a class, or what cannot be called.
     """
+    if isinstance(refiner, type) or not (refiner is None or hasattr(refiner, "refine_all") or callable(refiner)):
+        raise TypeError("refiner must be an object with refine_all, or a function from rows to responses: got "
+                        f"{getattr(refiner, '__name__', refiner)!r}; write RuleRefiner(), for example")
+
     def write(rows: Sequence[dict[str, Any]]) -> list[str | None]:
         targets = own_targets(rows)
         rest = [row for row, target in zip(rows, targets, strict=True) if target is None]

@@ -32,6 +32,14 @@ VISUAL = ("pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask"
           "token_type_ids", "mm_token_type_ids", "image_position_ids")  # inputs of TRL's log-probs besides token ids
 
 
+def _check_answers(dataset: Any, refiner: VisualRefiner | Refine | None) -> None:
+    """Refuse rows without the answer with which a target closes."""
+    columns = getattr(dataset, "column_names", None) or ("answer",)
+    if "answer" not in columns and ("trace" in columns or hasattr(refiner, "refine_all")):
+        raise ValueError(f"a target is thinking and the column 'answer': got {', '.join(columns)}; rename or add one, or give "
+                         "a refiner that writes whole responses")
+
+
 class DyMETrainer(MeasuredGRPOTrainer):
     """GRPO that memorizes a refined target where the switch says so: DyME's own where every rollout of a prompt failed.
 
@@ -59,7 +67,8 @@ class DyMETrainer(MeasuredGRPOTrainer):
                  on_scored: Callable[[], None] = lambda: None, **kwargs: Any):
         args = DyMEConfig("DyME") if args is None else args
         if not isinstance(args, DyMEConfig):
-            raise TypeError(f"args must be a DyMEConfig: got {type(args).__name__}")
+            raise TypeError(f"args must be a DyMEConfig: got {type(args).__name__}; DyMEConfig takes GRPOConfig's settings")
+        _check_answers(train_dataset, refiner)
         super().__init__(model, reward_funcs, args, train_dataset, correct_needs_format=args.correct_needs_format, **kwargs)
         self.memorize_advantage = float(self.num_generations) if self.args.memorize_weight == "group" else 1.0
         self.switch = switches.named(self.args.switch, self.args.switch_value)
@@ -77,6 +86,7 @@ class DyMETrainer(MeasuredGRPOTrainer):
             raise ValueError("likeliest_target needs whole weights in every process: got FSDP, whose forward passes all "
                              "processes must share; use DDP or a single process, or set likeliest_target=False")
         self.candidates = candidate_writer(refiner) if self.args.likeliest_target else None
+        self._was_told = False  # that targets are missing
         self._hints: list[list[int]] = []  # token ids, one list per local row; empty where rollouts start from nothing
         self.held: list[batching.Batch] = []  # rows with targets that wait (Decision.hold)
         users = [refiner, *(getattr(function, "checker", None) for function in self.reward_funcs)]
@@ -197,6 +207,10 @@ class DyMETrainer(MeasuredGRPOTrainer):
         """Write targets: in place of the first rollout of their group where it is idle, else as an additional row."""
         texts = self._choose_targets(inputs, batch, [row for row, _ in rows]) if rows else []
         found = [(row, weight, text) for (row, weight), text in zip(rows, texts, strict=True) if text is not None]
+        if rows and not found and not self._was_told:
+            self._was_told = True
+            logger.warning("step %d: none of the %d prompts to memorize here has a target, so they teach nothing: give the "
+                           "rows a trace or a target, or a refiner that writes one", self.state.global_step + 1, len(rows))
         num_missing = torch.tensor([texts.count(None)], device=batch["advantages"].device)
         self._metrics["train"]["without_target"].append(self.accelerator.gather(num_missing).sum().item())
         batch["is_target"] = torch.zeros(len(inputs), dtype=torch.bool, device=batch["advantages"].device)

@@ -21,7 +21,7 @@ from dyme_core.models.processors import generation_kwargs, processor_of, set_end
 from dyme_core.models.resuming import ResumableGRPOTrainer
 from dyme_core.trainer.advantages import StepRewards, fill_unknown, group_modes
 from dyme_core.trainer.refill import Refill
-from dyme_core.trainer.rewards import roles_of
+from dyme_core.trainer.rewards import check_functions, roles_of
 
 logger = logging.getLogger(__name__)
 CACHE_STEP = 512  # tokens by which a cache of fixed size grows
@@ -53,11 +53,14 @@ class MeasuredGRPOTrainer(Refill, ResumableGRPOTrainer):
                  train_dataset: Any = None, eval_dataset: Any = None,
                  processing_class: ProcessorMixin | PreTrainedTokenizerBase | None = None, *,
                  correct_needs_format: bool = True, **kwargs: Any):
+        check_functions(reward_funcs)
         if isinstance(model, str | Path):
+            _check_options({**kwargs, "model_init_kwargs": getattr(args, "model_init_kwargs", None)})
             model, processor = load_policy(model)
             processing_class = processing_class or processor
         elif processing_class is None:
             processing_class = processor_of(model)
+        _check_pictures(train_dataset, processing_class)
         set_end_ids(model, processing_class)
         if any(weight.requires_grad and weight.dtype in (torch.bfloat16, torch.float16) for weight in model.parameters()):
             logger.warning("trained weights have 16 bits, in which an update of a small learning rate rounds to nothing; load "
@@ -158,6 +161,21 @@ class MeasuredGRPOTrainer(Refill, ResumableGRPOTrainer):
         for name, seconds in self._seconds.items():  # TRL logs the mean over micro-batches; wanted is the step's sum
             self._metrics["train"][name].append(seconds * self.current_gradient_accumulation_steps)
         return loss
+
+
+def _check_options(given: dict[str, Any]) -> None:
+    """Refuse options of TRL's for loading a model, which `load_policy` does not take."""
+    if unused := [name for name in ("model_init_kwargs", "quantization_config") if given.get(name)]:
+        raise ValueError(f"a model that is given as a path is loaded in 32 bits, without options: got {' and '.join(unused)}; "
+                         "load it with AutoModelForImageTextToText.from_pretrained and give the model")
+
+
+def _check_pictures(dataset: Any, processor: ProcessorMixin | PreTrainedTokenizerBase) -> None:
+    """Refuse a data set with pictures where only a tokenizer is there to read them."""
+    columns = getattr(dataset, "column_names", None) or ()
+    if isinstance(processor, PreTrainedTokenizerBase) and {"image", "images"} & {*columns}:
+        raise ValueError(f"train_dataset has pictures, which need the model's processor: got {type(processor).__name__}; give "
+                         "the processor or leave processing_class out, take a model that reads pictures, or remove the column")
 
 
 def _one_picture_each(log_probs: Callable[..., Any]) -> Callable[..., Any]:

@@ -131,6 +131,18 @@ def dyme_rewards(checker: VisualChecker, accuracy: Callable[..., list[float]] = 
     return [format_reward, accuracy, ThinkingReward(checker, accuracy=accuracy, **options)]
 
 
+def check_functions(functions: Any) -> None:
+    """Refuse what TRL takes for a reward and cannot call: a tuple of functions, a checker.
+
+    Raises:
+        TypeError: with what to write instead.
+    """
+    for function in functions if isinstance(functions, list) else [functions]:
+        if not (function is None or isinstance(function, str) or callable(function)):
+            raise TypeError(f"reward_funcs must be a function or a list of functions: got {type(function).__name__}; write a "
+                            "list, and dyme_rewards(checker) in place of a checker")
+
+
 def roles_of(functions: Sequence[Any], names: Sequence[str], correct_reward: str | None = None) -> list[str]:
     """What each reward function scores: "format", "accuracy", "thinking" or "other"; only "other" may occur twice.
 

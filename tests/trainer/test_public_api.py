@@ -18,7 +18,7 @@ from trl import GRPOConfig
 
 import dyme_core
 from dyme_core import DyMEConfig, DyMETrainer, RuleRefiner, dyme_rewards, load_dataset
-from dyme_core.data.datasets import mini_records, with_defaults
+from dyme_core.data.datasets import mini_records, to_dataset, with_defaults
 from dyme_core.data.schema import item_of
 from dyme_core.models.loading import load_policy
 from dyme_core.models.processors import generation_kwargs, load_processor, suppressed_ids
@@ -54,6 +54,11 @@ def says_four(completions, answer, **columns) -> list[float]:
     """A user's own rule of what is correct; never met by random weights."""
     assert set(answer) <= {"4", "5"} and len(columns["question"]) == len(completions)
     return [float("<answer>4</answer>" in str(completion)) for completion in completions]
+
+
+def never(completions, **columns) -> list[float]:
+    """A user's own rule, met by nothing."""
+    return [0.0] * len(completions)
 
 
 class Steps(TrainerCallback):
@@ -127,6 +132,47 @@ def test_grpo_samples_no_special_token_either_and_takes_a_folder_and_a_reporter(
     assert any(isinstance(callback, Steps) for callback in trainer.callback_handler.callbacks)
     assert trainer.generation_config.suppress_tokens == suppressed_ids(trainer.model, trainer.processing_class)
     assert trainer.train_dataset[1]["item"] == "row-1" and trainer.train_dataset[1]["question"] == "3 + 1?"
+
+
+def test_a_path_and_one_function_are_enough_as_in_trl(tmp_path: Path, monkeypatch, caplog) -> None:
+    monkeypatch.chdir(Path(__file__).parents[2])
+    charts = to_dataset(mini_records("train", 2, seed=0))
+    trainer = DyMETrainer(model="bases/svlm-s0", reward_funcs=length, args=settings(DyMEConfig, tmp_path), train_dataset=charts)
+    trainer.train()
+    assert trainer.state.global_step == 2 and trainer.reward_func_names == ["length"]
+    assert not any(weight.requires_grad for name, weight in trainer.model.named_parameters() if ".vision_tower." in name)
+    [told] = [record.getMessage() for record in caplog.records if "has a target" in record.getMessage()]
+    assert told == ("step 1: none of the 2 prompts to memorize here has a target, so they teach nothing: give the rows a trace "
+                    "or a target, or a refiner that writes one")
+
+
+def test_a_model_and_its_processor_of_another_family_are_taken_as_they_are(tmp_path: Path) -> None:
+    checkpoint = make_checkpoint("qwen2_5_vl", tmp_path / "hub")
+    model, processor = AutoModelForImageTextToText.from_pretrained(checkpoint), load_processor(checkpoint, "qwen2_5_vl")
+    charts = to_dataset(mini_records("train", 2, seed=0))
+    trainer = DyMETrainer(model, never, settings(DyMEConfig, tmp_path), charts, processing_class=processor,
+                          refiner=RuleRefiner())
+    trainer.train()
+    assert trainer.processing_class is processor and all(weight.requires_grad for weight in model.parameters())
+    assert trainer.state.log_history[0]["memorize"] == 2 and trainer.state.log_history[0]["without_target"] == 0
+
+
+@pytest.mark.parametrize(("changes", "told"), [
+    ({"reward_funcs": RuleChecker()}, "a list of functions: got RuleChecker; write a list, and dyme_rewards"),
+    ({"reward_funcs": (length, length)}, "reward_funcs must be a function or a list of functions: got tuple"),
+    ({"args": GRPOConfig("out", use_cpu=True, bf16=False)}, "a DyMEConfig: got GRPOConfig; DyMEConfig takes GRPOConfig's"),
+    ({"refiner": RuleRefiner}, "an object with refine_all, or a function .*: got 'RuleRefiner'; write RuleRefiner()"),
+    ({"options": {"model_init_kwargs": {"dtype": "bfloat16"}}}, "without options: got model_init_kwargs; load it with Auto"),
+    ({"train_dataset": {"prompt": ["2 + 2?"], "solution": ["4"]}, "refiner": RuleRefiner()},
+     "the column 'answer': got prompt, solution; rename"),
+    ({"train_dataset": {"prompt": ["2?"], "answer": ["4"], "image": [Image.new("RGB", (8, 8))]}},
+     "pictures, which need the model's processor: got .*Tokenizer.*; give the processor")])
+def test_what_a_script_for_trl_may_get_wrong_is_said_in_a_sentence(tmp_path: Path, changes: dict, told: str) -> None:
+    rows = changes.pop("train_dataset", {"prompt": ["2 + 2?"], "answer": ["4"]})
+    given = {"model": str(make_checkpoint("qwen2", tmp_path / "hub")), "reward_funcs": length,
+             "args": settings(DyMEConfig, tmp_path / "out", **changes.pop("options", {})), **changes}
+    with pytest.raises((TypeError, ValueError), match=told):
+        DyMETrainer(train_dataset=datasets.Dataset.from_dict(rows), **given)
 
 
 def test_settings_of_ones_own_reach_vllm_beside_what_must_not_be_sampled(tmp_path: Path) -> None:
