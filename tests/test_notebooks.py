@@ -1,6 +1,6 @@
 """The notebooks as sources (no outputs, short cells, plain parameters) and as code: 01 and 02 run to their end.
 
-03 and 04 train every method and take over a minute even with profile smoke: `.ci/run` runs all four with
+03 and 04 train every method and take over a minute even with profile smoke: `.ci/run` runs all five with
 `make paper PROFILE=smoke`.
 """
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
+import transformers
 
 from dyme_core import config
 from dyme_core.models import loading, tiny_onevision
@@ -34,9 +35,9 @@ def parameters(path: Path) -> list[nbformat.NotebookNode]:
     return [cell for cell in code_cells(path) if "parameters" in cell.metadata.get("tags", [])]
 
 
-def test_the_four_notebooks_are_there_in_order() -> None:
+def test_the_five_notebooks_are_there_in_order() -> None:
     assert [path.stem for path in NOTEBOOKS] == ["01_gradient_equivalence", "02_visual_supervision", "03_dyme_training",
-                                                 "04_cost_accuracy"]
+                                                 "04_cost_accuracy", "05_your_own_model"]
 
 
 @every_notebook
@@ -155,3 +156,21 @@ def test_notebooks_01_and_02_run_to_their_end_in_a_fresh_kernel(tmp_path: Path) 
     assert not (tmp_path / "paper_figures").exists(), "those are of the default profile"
     assert "Sources and licences:" in (results / "DATA_CARD.md").read_text()
     assert list((tmp_path / "runs" / "smoke" / "data").glob("*.jsonl"))
+
+
+@pytest.mark.exhaustive
+def test_the_cells_of_notebook_05_run_again_in_any_order(tmp_path: Path, monkeypatch, capsys) -> None:
+    """As in a session: top to bottom, then from the last cell to the first."""
+    (tmp_path / "bases").symlink_to(ROOT / "bases")
+    monkeypatch.setenv("DYME_ROOT", str(tmp_path))
+    monkeypatch.setattr(transformers.logging, "set_verbosity_error", lambda: None)  # it is the process's
+    space: dict = {}
+    cells = code_cells(ROOT / "notebooks" / "05_your_own_model.ipynb")
+    for cell in [*cells, *reversed(cells)]:
+        source = cell.source.replace('= "mini"', '= "smoke"').replace("steps: int = 24", "steps: int = 2")
+        exec(compile(source, "05", "exec"), space)  # noqa: S102
+    out = tmp_path / "runs" / "smoke" / "notebook_05"
+    assert len((out / "charts" / "data.jsonl").read_text().splitlines()) == 12 == len(space["after"])
+    assert len((out / "steps.jsonl").read_text().splitlines()) == 2
+    assert sorted(page.name for page in (out / "rollouts").iterdir()) == ["step-1.html", "step-2.html"]
+    assert "validation: right before" in capsys.readouterr().out

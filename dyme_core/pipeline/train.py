@@ -188,7 +188,7 @@ def train_phases(session: Session) -> StepLog:
         trainer = TRAINERS[method](session, arguments, [log, watch])
         trainer.remove_callback(PrinterCallback)  # StepLog prints the same in one readable line
         if isinstance(trainer, MeasuredGRPOTrainer) and not run.profile.training.refill:
-            trainer.add_callback(RolloutPage(run, trainer, log.steps_before))
+            trainer.add_callback(RolloutPage(run.folder, trainer, run.profile.training.evaluate_every, log.steps_before))
         taken = train_from(trainer, found.get(number), keeper)  # sets the log back to where it was
         log.steps_before += taken
     log.end()

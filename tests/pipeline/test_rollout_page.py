@@ -4,11 +4,12 @@ from __future__ import annotations
 import base64
 import io
 import re
+from dataclasses import replace
 
 from PIL import Image
 
-from dyme_core.data.schema import Fact, Item, write_supervision
-from dyme_core.pipeline.rollout_page import page
+from dyme_core.data.schema import COLUMNS, Fact, Item, Record, write_supervision
+from dyme_core.pipeline.rollout_page import answers_table, page
 
 FACTS = (Fact("2010", "FAV", 62.0), Fact("2012", "FAV", 65.0))
 ROW = {"item": "a", "question": "What is the value of FAV in 2010? <script>alert(1)</script>", "answer": "62", "kind": "lookup",
@@ -50,3 +51,14 @@ def test_a_question_without_picture_or_facts_has_a_page_too() -> None:
 
 def test_half_of_a_surrogate_pair_is_shown_escaped() -> None:
     assert r"2010 \ud800" in shown(({**ROW, "question": "2010 \ud800"}, RIGHT, (1.0,) * 3, True))
+
+
+def test_a_table_of_answers_says_what_was_right_before_and_after() -> None:
+    record = Record(**{name: ROW[name] for name in COLUMNS}, source="", split="train", image=ROW["image"])
+    rows = {name: [{"prediction": said, "correct": correct}] for name, said, correct in
+            (("before", WRONG, 0), ("after", RIGHT, 1))}
+    text = answers_table([record], **rows)
+    assert re.findall("<th>(.*?)</th>", text) == ["picture", "question", "answer", "before", "after"]
+    assert re.findall("<td>(right|wrong)<pre>", text) == ["wrong", "right"] and "<mark>31</mark>" in text
+    assert "<script>" not in text and text.count("<img") == 1
+    assert "<img" not in answers_table([replace(record, image=None)], **rows)
