@@ -16,7 +16,7 @@ PROFILE = config.DEFAULT
 SEEDS = tuple(range(8))  # each has its own base, training questions, order and rollouts
 SOME_SEEDS, FEW_SEEDS = SEEDS[:5], SEEDS[:3]  # of switches and ablations; of sweeps
 RATES = {"sft": (3e-4, 1e-3, 2e-3), "grpo": (1e-4, 3e-4, 1e-3), "sft_grpo": (1e-4, 3e-4, 1e-3),
-         "pure_dyme": (1e-4, 3e-4, 1e-3, 2e-3), "full_dyme": (3e-4, 1e-3, 2e-3)}  # learning rates tried
+         "pure_dyme": (3e-5, 1e-4, 3e-4, 1e-3, 2e-3), "full_dyme": (3e-4, 1e-3, 2e-3)}  # learning rates tried
 SWITCH_NAMES = {"binary": "DyME (binary)", "threshold": "HPT gate", "cosine": "Cosine annealing", "budget": "SFT budget",
                 "luffy": "LUFFY", "chord": "CHORD", "prefix": "Expert prefix",
                 "grounded": "Grounded (ours)"}
