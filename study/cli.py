@@ -99,7 +99,7 @@ def evaluate(
 
 @app.command()
 def paper(profile: Profile = config.DEFAULT, only: Only = None, settings: Settings = None, force: Force = False) -> None:
-    """Run the notebooks into results/local and compare with what is published (mini: 15 minutes on two cores; smoke: 2)."""
+    """Run the notebooks into results/local and compare with what is published (mini: 20 minutes on two cores; smoke: 2)."""
     raise typer.Exit(_run_notebooks(profile, only, settings, force))
 
 
@@ -118,7 +118,7 @@ def run_study(
     hours: Annotated[float, typer.Option(min=0, help="start nothing after these; what runs is finished")] = float("inf"),
     show: Annotated[bool, typer.Option("--list", help="show the runs and which are finished, and start nothing")] = False,
 ) -> None:
-    """Run every experiment with every seed (5.5 hours on two cores). Stop it at any time: it goes on where it was."""
+    """Run every experiment with every seed (about 15 hours on two cores). Stop it at any time: it goes on where it was."""
     from study.runner import run_all
 
     os.environ[config.PUBLISH] = "1"  # for the processes of the runs, too
