@@ -118,7 +118,7 @@ def test_notebook_03_runs_top_to_bottom_as_profile_gpu_does(tmp_path: Path, monk
     monkeypatch.setattr(config, "load_profile", lambda name: load("gpu", **small))
     space: dict = {}
     for cell in code_cells(ROOT / "notebooks" / "03_dyme_training.ipynb"):
-        exec(compile(cell.source.replace('profile = "mini"', 'profile = "gpu"'), "03", "exec"), space)  # noqa: S102
+        exec(compile(cell.source.replace('profile: str = "mini"', 'profile: str = "gpu"'), "03", "exec"), space)  # noqa: S102
     shown, names = capsys.readouterr().out, [train.Run(load("gpu", **small), method).name
                                              for method in ("base", "grpo", "full_dyme")]
     run = names[-1]
