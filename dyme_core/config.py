@@ -365,8 +365,7 @@ class Paths:
         return self.is_published and self.profile == DEFAULT
 
 
-# Chosen on validation from one grid for all methods (plan: "tuning"). The public code has no warm-up; the fresh optimiser
-# needs a few steps here.
+# Chosen on validation (plan: "tuning"). The public code has no warm-up; the fresh optimiser needs a few steps here.
 _LEARNING_RATES = {"sft": 1e-3, "grpo": 3e-4, "sft_grpo": 1e-4, "pure_dyme": 3e-5, "full_dyme": 1e-3}
 _WARMUP_STEPS = dict.fromkeys(_LEARNING_RATES, 10)
 # Shared by the two profiles of a real model: the paper's model and data, and a language model as expert, which no rule can

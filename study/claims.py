@@ -223,7 +223,7 @@ def _interval(estimate: Estimate, scale: float, unit: str, digits: int = 1) -> s
 
 def _basis(settings: Iterable[str], seeds: Sequence[int], what: str) -> str:
     """Experiments (of the plan), settings and seeds."""
-    experiments = {point.setting: point.experiment for point in reversed(plan.points())}
+    experiments = plan.homes()
     named = list(dict.fromkeys(settings))
     found = dict.fromkeys(experiments.get(setting, "own runs") for setting in named)
     return f"{', '.join(found)}: {', '.join(named)}; seeds {', '.join(map(str, seeds))}; {what}"

@@ -109,7 +109,8 @@ def _large() -> Iterator[Point]:
 
 
 def _tuning() -> Iterator[Point]:
-    """Three learning rates of each method, for half of the steps on seed 0; the best on validation is the profile's."""
+    """Three to five learning rates of each method, for half of the steps on seed 0. The best on validation is the profile's, or
+    the lowest of those within a point of it."""
     for method, rates in RATES.items():
         for rate in rates:
             settings = {f"learning_rates.{method}": rate, "training.steps": 120}
@@ -200,3 +201,8 @@ def points(*experiments: str, methods: Sequence[str] = config.METHODS) -> list[P
         raise ValueError(f"unknown experiments {unknown}; known: {', '.join(EXPERIMENTS)}")
     return [point for name, declare in EXPERIMENTS.items() if not experiments or name in experiments
             for point in declare() if point.method in methods]
+
+
+def homes() -> dict[str, str]:
+    """The experiment that declares a setting first, by `Point.setting`; later ones share its runs."""
+    return {point.setting: point.experiment for point in reversed(points())}

@@ -239,10 +239,11 @@ def scores(rows: pd.DataFrame, points: Sequence[plan.Point], splits: Sequence[st
         One line per (point, split) in the order of `points`: experiment, label, method, model, setting, x (the point's value),
         split, metric, value, low, high (times `scale`), num_seeds, num_items.
     Raises:
-        NoRows: if no point that its experiment adds to the main runs (one with a variant) has rows.
+        NoRows: if no point that its experiment adds to the main runs and to earlier experiments' has rows.
     """
+    homes = plan.homes()
     found = [(point, split, rows_of(rows, point, split)) for point, split in itertools.product(points, splits)]
-    if not any(point.variant and len(part) for point, _, part in found):
+    if not any(point.variant and homes[point.setting] == point.experiment and len(part) for point, _, part in found):
         raise NoRows(f"no run of {', '.join(dict.fromkeys(point.experiment for point in points))} has been made")
     frame = pd.DataFrame([
         {"experiment": point.experiment, "label": point.label, "method": point.method, "model": point.model,

@@ -1,4 +1,4 @@
-"""A provoked collapse is detected within 20 steps, and in the study's logs only the one that happened."""
+"""A provoked collapse is detected within 20 steps, and none in the study's logs, where none happened."""
 from __future__ import annotations
 
 import logging
@@ -18,7 +18,8 @@ from dyme_core.trainer.dyme_trainer import DyMETrainer
 from dyme_core.trainer.rewards import dyme_rewards
 from dyme_core.utils import read_rows
 
-LOGS = sorted((Path(__file__).resolve().parents[2] / "results" / "mini" / "logs").glob("*.jsonl.xz"))
+MINI = Path(__file__).resolve().parents[2] / "results" / "mini"
+LOGS = sorted((MINI / "logs").glob("*.jsonl.xz"))
 PROCESSOR = tiny_onevision.build_processor(96, 24)
 RECORDS = datasets.mini_records("train", 4, seed=0)
 HEALTHY = "We look at the chart and see much.\n<answer>no idea</answer>"
@@ -83,7 +84,7 @@ def test_a_warning_is_said_once_and_training_goes_on(tmp_path: Path, caplog) -> 
 
 @pytest.mark.promise("collapse", "no false alarm in the runs of the study")
 def test_among_the_runs_of_the_study_none_is_taken_for_collapsed() -> None:
-    assert LOGS
+    assert LOGS and {path.name.removesuffix(".jsonl.xz") for path in LOGS} == {path.stem for path in (MINI / "runs").glob("*.json")}
     found = {}
     for path in LOGS:
         watch = CollapseWatch()

@@ -112,10 +112,12 @@ def test_a_structure_may_state_each_fact_in_words_of_its_own() -> None:
 def test_targets_in_any_wording_that_the_bank_has_read_are_right(writer) -> None:
     rng, items = random.Random(0), [item_of(record.row) for record in datasets.mini_records("train", 160, 0)]
     bank, checker = TemplateBank(counts={}), RuleChecker()
+    num_read = 0
     for item in items[:120]:
         is_read, values = bank.observe(writer(item, rng), item), [fact.value for fact in item.evidence]
         assert is_read or len(values) > 2 or len(set(values)) < len(values), "two different values can be told apart"
-    assert all("1" in text or "facts" in text for text in bank.counts)
+        num_read += is_read
+    assert num_read >= 80 and all("1" in text or "facts" in text for text in bank.counts)
     refiner = RuleRefiner(bank)
     for item in items[120:]:
         found = refiner.candidates(item)
