@@ -241,10 +241,11 @@ def scores(rows: pd.DataFrame, points: Sequence[plan.Point], splits: Sequence[st
     Raises:
         NoRows: if no point that its experiment adds to the main runs and to earlier experiments' has rows.
     """
-    homes = plan.homes()
     found = [(point, split, rows_of(rows, point, split)) for point, split in itertools.product(points, splits)]
-    if not any(point.variant and homes[point.setting] == point.experiment and len(part) for point, _, part in found):
-        raise NoRows(f"no run of {', '.join(dict.fromkeys(point.experiment for point in points))} has been made")
+    homes = plan.homes()
+    added = {point.setting: point.experiment for point in points if point.variant and homes[point.setting] == point.experiment}
+    if not any(point.setting in added and len(part) for point, _, part in found):
+        raise NoRows(f"no run of {', '.join(dict.fromkeys(added.values()))} has been made")
     frame = pd.DataFrame([
         {"experiment": point.experiment, "label": point.label, "method": point.method, "model": point.model,
          "setting": point.setting, "x": point.value, "split": split, "metric": metric}

@@ -44,17 +44,17 @@ def transfer(rows: pd.DataFrame) -> Figure:
         (main,) = plan.points("main", methods=(point.method,))
         name = METHOD_NAMES[point.method]
         points |= {f"{name}, all kinds": main, f"{name}, without": point}
-    points = {label: point for label, point in points.items() if len(statistics.rows_of(rows, point, "test"))}
     left_out, names = rows["kind"].isin(plan.LEFT_OUT_KINDS), {point.setting: label for label, point in points.items()}
-    figure, (line,) = panels(1, 2, theme.COLUMN, 0.8 + 0.19 * len(points), gap=theme.GAP, xlabel=RIGHT, sharex=True)
-    frames = []
-    for axes, (title, mask) in zip(line, {"gap and count": left_out, "other kinds": ~left_out}.items(), strict=True):
-        frame = statistics.scores(rows[mask], list(points.values()))
-        frames.append(frame.assign(label=frame["setting"].map(names), part=title))
-        draw_intervals(axes, frames[-1], list(points), [label for label, point in points.items() if not point.variant])
+    parts = {"gap and count": left_out, "other kinds": ~left_out}
+    drawn = list(points.values())
+    frame = pd.concat([statistics.scores(rows[mask], drawn).assign(part=title) for title, mask in parts.items()])
+    frame["label"] = frame["setting"].map(names)
+    labels = [label for label in points if label in set(frame["label"])]
+    figure, (line,) = panels(1, 2, theme.COLUMN, 0.8 + 0.19 * len(labels), gap=theme.GAP, xlabel=RIGHT, sharex=True)
+    for axes, title in zip(line, parts, strict=True):
+        draw_intervals(axes, frame[frame["part"] == title], labels, [name for name in labels if not points[name].variant])
         axes.set_title(title)
-    name_lines(line[0], list(points))
-    frame = pd.concat(frames)
+    name_lines(line[0], labels)
     line[0].set_xlim(0, 1.05 * frame["high"].max() or 1)
     line[0].xaxis.set_major_locator(MaxNLocator(4))
     return finish(figure, frame, CAPTIONS["transfer"] + MEASURED + INTERVALS + seeds_sentence(frame))
