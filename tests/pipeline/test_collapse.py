@@ -84,7 +84,8 @@ def test_a_warning_is_said_once_and_training_goes_on(tmp_path: Path, caplog) -> 
 
 @pytest.mark.promise("collapse", "no false alarm in the runs of the study")
 def test_among_the_runs_of_the_study_none_is_taken_for_collapsed() -> None:
-    assert LOGS and {path.name.removesuffix(".jsonl.xz") for path in LOGS} == {path.stem for path in (MINI / "runs").glob("*.json")}
+    runs = {path.stem for path in (MINI / "runs").glob("*.json")}
+    assert runs and {path.name.removesuffix(".jsonl.xz") for path in LOGS} == runs
     found = {}
     for path in LOGS:
         watch = CollapseWatch()
