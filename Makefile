@@ -30,8 +30,8 @@ help: ## list these targets
 	@echo "make TARGET [PROFILE=smoke|mini|gpu|paper] [ARGS='...'] [PYTHON=python3.12]"
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "  %-16s%s\n", $$1, $$2 }'
 
-paper: $(READY) ## run all notebooks into results/local and compare with what is published (mini: 20 min on two cores; smoke: 2)
-	@echo "Running the notebooks of profile '$(PROFILE)' into results/local/$(PROFILE): finished ones are skipped (mini: 20 minutes, smoke 2)."
+paper: $(READY) ## run all notebooks into results/local and compare with what is published (mini: 16 min on two cores; smoke: 2)
+	@echo "Running the notebooks of profile '$(PROFILE)' into results/local/$(PROFILE): finished ones are skipped (mini: 16 minutes, smoke 2)."
 	@$(VENV_PYTHON) -m study paper --profile "$(PROFILE)" $(ARGS)
 
 study: $(READY) ## run every experiment with every seed (about 15 h on two cores; stop it at any time, it resumes; ARGS='--hours 2')

@@ -99,7 +99,7 @@ def evaluate(
 
 @app.command()
 def paper(profile: Profile = config.DEFAULT, only: Only = None, settings: Settings = None, force: Force = False) -> None:
-    """Run the notebooks into results/local and compare with what is published (mini: 20 minutes on two cores; smoke: 2)."""
+    """Run the notebooks into results/local and compare with what is published (mini: 16 minutes on two cores; smoke: 2)."""
     raise typer.Exit(_run_notebooks(profile, only, settings, force))
 
 

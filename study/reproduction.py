@@ -82,7 +82,7 @@ class Report:
             f"{same} of {len(self.lines)} methods are identical to the published runs, to the last bit{end}.",
             markdown_table(pd.DataFrame([line.cells() for line in self.lines])),
             f"- Own: {_origin([self.own])}\n- Published: {_origin(self.published)}",
-            "Well-formed correct answers on the test set. The interval is that of the published runs of the "
+            "Right answers after right thinking on the test set. The interval is that of the published runs of the "
             "same seeds; \"inside\": the own value lies in it."]) + "\n"
 
 
