@@ -59,9 +59,10 @@ class KeepingReward(ThinkingReward):
 def train(method: str, seed: int, steps: int, folder: Path) -> list[dict[str, Any]]:
     """Train the base of seed 0 on the thinking reward alone; every well-formed rollout with its score.
 
-    For DyME a rollout is correct where its thinking is rated 1.0: what it memorizes is where none of the group is.
+    For DyME a rollout is correct where its thinking is rated 1.0; where none of the group is, it memorizes a refined target, so
+    that it reaches kinds of questions that GRPO never earns anything for.
     """
-    run = Run(config.load_profile("mini"), "pure_dyme", "svlm", seed)
+    run = Run(config.load_profile("mini", **{"world.traces": "refined"}), "pure_dyme", "svlm", seed)
     model, processor = load_start(replace(run, seed=0))
     records, reward = datasets.of_profile(run.profile, "train", seed), KeepingReward()
     arguments = {**shared_arguments(run, steps, RATES[method], folder), **grpo_arguments(run), "save_strategy": "no"}

@@ -16,7 +16,7 @@ from dyme_core.data.numbers import read_quantity, same_answer
 from dyme_core.data.schema import Item, item_of, write_facts
 from dyme_core.supervision.claims import Reading, read_trace
 from dyme_core.supervision.conclusion import Statement
-from dyme_core.supervision.task import Form, Steps, Task, beaten, same, same_form, task_of
+from dyme_core.supervision.task import RANK, Form, Steps, Task, beaten, same, same_form, task_of
 
 SCORES = {"low": 0.0, "medium": 0.5, "high": 1.0}  # the rubric's three grades
 
@@ -158,6 +158,8 @@ class _Check:
             return name not in ("yes", "no") and self._is_extreme(name, said.kind)
         if said.kind in ("most", "least"):
             pick = max if said.kind == "most" else min
+            if task.kind == "lookup" and not RANK.search(self.item.question):  # no comparison is asked for: of the whole chart
+                return said.value == pick(fact.value for fact in self.item.facts)
             return said.value == pick(task.values) or bool(task.measure) and said.value == pick(task.measure.values())
         if said.kind == "gaps":
             return task.kind == "gap" and self.gaps == list(task.measure.values())

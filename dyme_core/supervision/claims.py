@@ -173,7 +173,7 @@ def _doubts(rest: Sequence[Token], said: Sequence[Statement], text: str) -> list
     if not {token.kind for token in rest} & set("neo!~?|us-+*/<>"):
         return doubts
     shape = "".join(token.kind for token in rest)
-    if re.search("nn|[iI=]{3}|ee|[-+*/<>]|e[iIp:=]?n[pP]e|^[vAiIGX:,pP]*o[iIvAGX]*$", shape):
+    if re.search("nn|[iI=]{3}|ee|e[iI=]+e[iI=:(]*n|ng$|[-+*/<>]|e[iIp:=]?n[pP]e|^[vAiIGX:,pP]*o[iIvAGX]*$", shape):
         doubts.append("a sentence that cannot be read")
     for kinds, reason in _DOUBTS.items():
         words = [text[token.start: token.end] for token in rest if token.kind in kinds]

@@ -19,7 +19,7 @@ Form = dict[float, float]  # size of a number -> how often it is added
 _ABOVE = r"(?:above|over|more than|greater than|higher than|larger than|exceed\w*|at least)"
 _BELOW = r"(?:below|under|less than|lower than|smaller than|fewer than|at most)"
 _LIMIT = re.compile(rf"\b(?:(?P<above>{_ABOVE})|(?P<below>{_BELOW}))\s[^\d]{{0,12}}(?P<limit>-?\d[\d,]*(?:\.\d+)?)", re.I)
-_RANK = re.compile(r"\b(?:high|low|great|small|larg|bigg|few|long|short|wid|tall|narrow|strong|weak)(?:er|est)\b"
+RANK = re.compile(r"\b(?:high|low|great|small|larg|bigg|few|long|short|wid|tall|narrow|strong|weak)(?:er|est)\b"
                    r"|\b(?:most|least|more|less|max\w*|min\w*|peak|main|top|best|worst)\b", re.I)
 _GAP = re.compile(r"\b(?:gap|difference|divergen\w+|apart|distance|spread|margin)\b", re.I)
 _WORDS = {  # looked for in this order
@@ -107,7 +107,7 @@ def _of_name(item: Item, answer: str, evidence: tuple[Fact, ...], measure: dict[
     is_gap = bool(_GAP.search(item.question)) and all(len(values) == 2 for values in groups.values())
     if is_gap:
         measure = {name: round(abs(first - second), 6) for name, (first, second) in groups.items()}
-    if not is_gap and not _RANK.search(item.question):
+    if not is_gap and not RANK.search(item.question):
         own = tuple(fact for fact in evidence if answer in (fact.entity.lower(), fact.attribute.lower()))
         return Task("lookup", own or evidence, measure)
     if answer not in measure or measure[answer] not in (max(measure.values()), min(measure.values())):
@@ -134,7 +134,7 @@ def _of_number(item: Item, answer: float, evidence: tuple[Fact, ...], measure: d
     kind = next((kind for kind in asked if kind in fitting), None)
     if kind is None and item.evidence and fitting and len(values) > 1:
         kind = fitting[0]
-    if kind is None and len(values) > 1 and answer in (max(values), min(values)) and _RANK.search(item.question):
+    if kind is None and len(values) > 1 and answer in (max(values), min(values)) and RANK.search(item.question):
         return Task("peak", evidence, measure, ">" if answer == max(values) else "<")
     holding = tuple(fact for fact in evidence if fact.value == answer)
     if kind is None and not asked and holding and not re.search("median|second|third", item.question, re.I):
