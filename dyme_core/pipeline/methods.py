@@ -10,7 +10,7 @@ from typing import Any
 
 from dyme_core import config, utils
 
-RESULTS_VERSION = 5  # raised when changed code gives other rows for the same settings
+RESULTS_VERSION = 6  # raised when changed code gives other rows for the same settings
 UNSUPERVISED = ("base", "grpo")  # methods that learn nothing from checker or refiner
 MAX_NAME = 40  # characters of settings in a run's name; more become a hash
 

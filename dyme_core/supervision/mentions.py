@@ -320,8 +320,8 @@ class _Words:
         elif low == "minus" and not self.follows_value() or low == "negative":
             self.is_negative = True
             return
-        elif written.isupper() and len(written) > 1 and kind in (None, "w") and not self._is_spelled_so(written, low):
-            kind = "s"  # "PER", "IND": a name that looks like a word
+        elif self._may_be_name(written, low, kind):
+            kind = "s"  # "PER", "WAS", "MAX": a name that looks like a word
         elif kind is None:
             is_first = not self.sentences[-1] and not self.text[:start].rstrip(" *`\"'(")[-1:].isalnum()
             is_usual = any(low.removesuffix(ending) in self.chart.usual for ending in ("", "s", "es", "d", "ed", "ing"))
@@ -329,8 +329,10 @@ class _Words:
         if kind != "w":
             self.add(kind, start, end, written)
 
-    def _is_spelled_so(self, written: str, low: str) -> bool:
-        return low in self.chart.units or bool(re.search(rf"(?<!\w){written}(?!\w)", self.chart.question))
+    def _may_be_name(self, written: str, low: str, kind: str | None) -> bool:
+        is_no_word = kind in (None, "w") or kind in "iIXN" and len(written) == 3
+        return (written.isupper() and len(written) > 1 and is_no_word and low not in self.chart.units
+                and not re.search(rf"(?<!\w){written}(?!\w)", self.chart.question))
 
     def sign(self, sign: str, start: int, end: int) -> None:
         """A sign, where it is one: no hyphen, no mark of a list, no emphasis."""
