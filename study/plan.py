@@ -109,8 +109,8 @@ def _large() -> Iterator[Point]:
 
 
 def _tuning() -> Iterator[Point]:
-    """Three to five learning rates of each method, for half of the steps on seed 0. The best on validation is the profile's, or
-    the lowest of those within a point of it."""
+    """Three to five learning rates of each method, for half of the steps on seed 0. The profile's is the best on validation, or
+    a lower one within a point of it."""
     for method, rates in RATES.items():
         for rate in rates:
             settings = {f"learning_rates.{method}": rate, "training.steps": 120}
