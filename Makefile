@@ -54,8 +54,8 @@ base: $(READY) ## build both base checkpoints again from nothing (SVLM: 1 h of o
 	@echo "Pre-training both base models from nothing into bases/ (SVLM: an hour of one thread; the larger one more)."
 	@$(VENV_PYTHON) -m study base $(ARGS)
 
-test: $(READY) ## run the tests but the exhaustive ones, on two cores (6 min)
-	@echo "Running the tests on two cores (6 minutes); make test-all adds the exhaustive ones: kills, several processes, bad inputs."
+test: $(READY) ## run the tests but the exhaustive ones, on two cores (8 min)
+	@echo "Running the tests on two cores (8 minutes); make test-all adds the exhaustive ones: kills, several processes, bad inputs."
 	@$(VENV_PYTHON) -m pytest -q -n 2 --dist worksteal -m "not exhaustive" $(ARGS)
 
 test-all: $(READY) ## run every test, on two cores (20 min)
