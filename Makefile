@@ -15,7 +15,8 @@ UNSLOTH_NEEDS := unsloth==2026.10.9 unsloth_zoo==2026.10.9 torchvision==0.28.0 t
 # JupyterLab opens copies, which keep a session's outputs and edits; a notebook that changed since replaces its copy (kept as .bak).
 COPIES := results/local/notebooks
 COPY_NOTEBOOKS := mkdir -p $(COPIES); for book in notebooks/*.ipynb; do copy="$(COPIES)/$${book\#\#*/}"; \
-  if [ ! -e "$$copy" ]; then cp "$$book" "$$copy"; elif [ "$$book" -nt "$$copy" ]; then mv "$$copy" "$$copy.bak"; cp "$$book" "$$copy"; fi; done
+  if [ ! -e "$$copy" ]; then cp "$$book" "$$copy"; elif [ "$$book" -nt "$$copy" ]; then mv "$$copy" "$$copy.bak"; cp "$$book" "$$copy"; \
+  elif ! cmp -s "$$book" "$$copy"; then echo "$$copy: as your last session saved it; remove it for a fresh copy."; fi; done
 
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
@@ -85,7 +86,8 @@ doctor: $(READY) ## what this machine can run, and which command to type next
 lab: $(READY) ## open copies of the notebooks in JupyterLab, on the kernel of this environment
 	@echo "Opening copies of the notebooks, $(COPIES), in JupyterLab (a few seconds; stop it with Ctrl-C)."
 	@$(COPY_NOTEBOOKS)
-	@$(VENV_PYTHON) -m jupyterlab --LabApp.default_url=/lab/tree/$(COPIES) $(ARGS)
+	@$(VENV_PYTHON) -m jupyterlab --LabApp.default_url=/lab/tree/$(COPIES) \
+	  --KernelSpecManager.allowed_kernelspecs=python3 $(ARGS)
 
 llm: $(LLM_READY) ## start a small real model server on this machine (about 10 s; the first time after 93 MB of set-up)
 	@echo "Starting a model server on loopback: it proves the client's wire, the model is too weak to judge (ready in about 10 s)."

@@ -10,7 +10,7 @@ import functools
 import json
 import os
 import re
-from collections.abc import Callable, Container
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -452,7 +452,7 @@ def read_setting(text: str) -> tuple[str, Any]:
         return key.strip(), value
 
 
-def read_list(name: str, value: Any, known: Container[Any]) -> list[Any]:
+def read_list(name: str, value: Any, known: Sequence[Any]) -> list[Any]:
     """A notebook's parameter that is a list, also where papermill's `-p` gives it as text: "[0, 1]", "sft,grpo" or "grpo".
 
     Args:
@@ -468,7 +468,8 @@ def read_list(name: str, value: Any, known: Container[Any]) -> list[Any]:
         except ValueError:
             value = [part.strip() for part in value.split(",") if part.strip()]
     values = list(value) if isinstance(value, list | tuple) else [value]
-    wrong = [each for each in values if isinstance(each, bool) or each not in known]
+    # The type first: a range is searched to its end for what is no int.
+    wrong = [each for each in values if type(each) is not type(known[0]) or each not in known]
     if wrong:
         allowed = f"{known[0]} to {known[-1]}" if isinstance(known, range) else ", ".join(known)
         raise ValueError(f"{name} must be a list of values out of {allowed}: got {wrong[0]!r}; leave it out for the default")

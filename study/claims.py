@@ -104,7 +104,7 @@ class Claim:
             return Measured(NOT_MEASURED, str(missing))
 
     def sentence(self, evidence: Evidence) -> str:
-        """The claim, its verdict, and the numbers the verdict rests on, as notebooks print them."""
+        """The claim, its verdict, and the numbers the verdict rests on, as notebooks show them."""
         found = self.check(evidence)
         return f"{self.words}: {found.verdict}. {found.measured}."
 
@@ -245,12 +245,12 @@ def _performance() -> list[Claim]:
     found = [better("Pure DyME beats GRPO", PURE, GRPO, where="poster", reported=_against(pure, grpo)),
              better("Full DyME beats Pure DyME", FULL, PURE, where="poster", reported=_against(full, pure))]
     for method in BASELINES:
-        found.append(better(f"DyME beats {METHOD_NAMES[method]}", FULL, f"svlm-{method}", _metric(method), where="paper",
+        found.append(better(f"DyME beats {METHOD_NAMES[method]}", FULL, f"svlm-{method}", fair_metric(method), where="paper",
                             reported=_against(PAPER_SMOLVLM["dyme"], PAPER_SMOLVLM[method])))
     found += [better(f"DyME beats {METHOD_NAMES[method]} in answers alone", FULL, f"svlm-{method}", "strict")
               for method in BASELINES if method != "base"]
     return found + [better(f"DyME beats {METHOD_NAMES[method]}, unseen styles and values", FULL, f"svlm-{method}",
-                           _metric(method), "unseen") for method in BASELINES]
+                           fair_metric(method), "unseen") for method in BASELINES]
 
 
 def _traces() -> list[Claim]:
@@ -274,7 +274,7 @@ def _traces() -> list[Claim]:
         better("Full DyME reads the picture: the same against GRPO", FULL, GRPO, "follows", "altered")]
 
 
-def _metric(baseline: str) -> str:
+def fair_metric(baseline: str) -> str:
     """The base's thinking is rarely well-formed: answers alone are the harder comparison."""
     return "strict" if baseline == "base" else "right"
 

@@ -27,7 +27,7 @@ from dyme_core.data.datasets import of_profile
 from dyme_core.data.schema import Record
 from dyme_core.utils import write_atomic
 from study import claims, statistics, tables
-from study.claims import Evidence
+from study.claims import Claim, Evidence
 from study.figures import comparisons, mechanism, plots, sweeps, traces
 from study.figures.theme import save_figure
 from study.runner.registry import read_manifests, write_registry
@@ -198,7 +198,17 @@ def show(stored: Stored, *names: str) -> None:
         except NoRows as missing:
             display(Markdown(f"*{name}: {missing}.*"))
         else:
-            display(figure, Markdown(figure.dyme_caption))
+            show_figure(figure)
+
+
+def show_figure(figure: Figure) -> None:
+    """Display a figure in a notebook, its caption below."""
+    display(figure, Markdown(figure.dyme_caption))
+
+
+def show_claims(stored: Stored, *checked: Claim) -> None:
+    """Display claims in a notebook, each with its verdict and numbers."""
+    display(Markdown("\n".join(f"- {each.sentence(stored.evidence)}" for each in checked)))
 
 
 def tabulate(name: str, stored: Stored) -> pd.DataFrame:

@@ -1,19 +1,18 @@
-"""The notebooks as sources (no outputs, short cells, plain parameters) and as code: 01 and 02 run to their end.
-
-03 and 04 train every method and take over a minute even with profile smoke: `.ci/run` runs all five with
-`make paper PROFILE=smoke`.
-"""
+"""The notebooks as sources (no outputs, short cells, plain parameters), as code, and as published: the executed copies."""
 from __future__ import annotations
 
 import ast
 import json
 import shutil
+import symtable
+import sys
+from collections import Counter
 from pathlib import Path
 
 import nbformat
 import papermill
 import pytest
-import transformers
+from ipykernel.ipkernel import IPythonKernel
 
 from dyme_core import config
 from dyme_core.models import loading, tiny_onevision
@@ -23,6 +22,9 @@ from study.runner.run_notebooks import Workspace
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+EXECUTED = ROOT / "results" / "mini" / "notebooks"
+SHOWN = {"02_visual_supervision": ["DATA_CARD.md", "tables/agreement_labelled.md"],  # stored results, by notebook
+         "04_cost_accuracy": ["tables/main.md", "tables/cost.md"]}
 MAX_LINES, MAX_DEF_LINES = 15, 5
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -35,6 +37,11 @@ def parameters(path: Path) -> list[nbformat.NotebookNode]:
     return [cell for cell in code_cells(path) if "parameters" in cell.metadata.get("tags", [])]
 
 
+def streams(path: Path, name: str) -> str:
+    """All that an executed notebook's cells printed."""
+    return "".join(output.text for cell in code_cells(path) for output in cell.outputs if output.get("name") == name)
+
+
 def test_the_five_notebooks_are_there_in_order() -> None:
     assert [path.stem for path in NOTEBOOKS] == ["01_gradient_equivalence", "02_visual_supervision", "03_dyme_training",
                                                  "04_cost_accuracy", "05_your_own_model"]
@@ -44,10 +51,32 @@ def test_the_five_notebooks_are_there_in_order() -> None:
 def test_a_notebook_is_valid_and_stores_no_outputs(path: Path) -> None:
     nb = nbformat.read(path, as_version=4)
     nbformat.validate(nb)
-    assert nb.metadata.kernelspec.name == "python3" and nb.metadata.language_info.name == "python"
     assert len({cell.id for cell in nb.cells}) == len(nb.cells)
     assert all(cell.outputs == [] and cell.execution_count is None for cell in code_cells(path))
     assert nb.cells[0].cell_type == "markdown" and nb.cells[0].source.startswith(f"# {path.stem[:2]} · ")
+
+
+@every_notebook
+def test_opening_a_notebook_leaves_nothing_to_save(path: Path) -> None:
+    """JupyterLab writes what the kernel says of itself into the metadata, where it differs."""
+    metadata = nbformat.read(path, as_version=4).metadata
+    assert metadata.kernelspec == {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+    assert metadata.language_info | {"version": ""} == IPythonKernel.language_info | {"version": ""}
+
+
+@every_notebook
+def test_a_name_that_a_cell_takes_from_another_is_bound_in_one_cell_alone(path: Path) -> None:
+    """So that cells may run twice and in any order."""
+    bound, taken = Counter(), set()
+    for cell in code_cells(path):
+        names = symtable.symtable(cell.source, path.stem, "exec")
+        own = {each.get_name() for each in names.get_symbols() if each.is_assigned() or each.is_imported()}
+        scopes = [names]
+        for scope in scopes:
+            scopes += scope.get_children()
+            taken |= {each.get_name() for each in scope.get_symbols() if each.is_global() or scope is names} - own
+        bound.update(own)
+    assert {name for name in taken if bound[name] > 1} == set()
 
 
 @every_notebook
@@ -68,9 +97,38 @@ def test_papermill_tells_type_and_meaning_of_every_parameter(path: Path) -> None
 
 
 @every_notebook
-def test_the_second_code_cell_refuses_an_unknown_profile(path: Path) -> None:
-    with pytest.raises(ValueError, match="unknown profile 'minni'"):
-        exec(code_cells(path)[1].source, {"profile": "minni", "seeds": [], "methods": [], "repository": ""})  # noqa: S102
+def test_the_second_code_cell_refuses_a_wrong_value(path: Path) -> None:
+    for name, known in papermill.inspect_notebook(path).items():
+        wrong = {"str": "minni", "int": "'x'", "list": "'nope'"}[known["inferred_type_name"]]
+        if name in ("profile", "backend") or known["inferred_type_name"] != "str":
+            space: dict = {}
+            exec(code_cells(path)[0].source, space)  # noqa: S102
+            space[name] = wrong
+            with pytest.raises(ValueError, match=f"{name}.*{wrong}"):
+                exec(code_cells(path)[1].source, space)  # noqa: S102
+
+
+@every_notebook
+def test_the_wrong_kernel_is_told_in_a_sentence(path: Path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "study", None)
+    with pytest.raises(ModuleNotFoundError, match="not the repository's kernel; open the notebooks with `make lab`"):
+        exec(code_cells(path)[1].source, {"repository": ""})  # noqa: S102
+
+
+@every_notebook
+def test_the_executed_copy_is_of_this_notebook_and_shows_the_stored_results(path: Path) -> None:
+    source, copy = (nbformat.read(each, as_version=4).cells for each in (path, EXECUTED / path.name))
+    kept = [cell for cell in copy if "injected-parameters" not in cell.metadata.get("tags", [])]
+    assert [cell.source for cell in kept] == [cell.source for cell in source], f"publish notebook {path.stem} again"
+    shown = "\n".join(output.get("data", {}).get("text/markdown", "") for cell in copy for output in cell.get("outputs", []))
+    for table in SHOWN.get(path.stem, ()):
+        assert (EXECUTED.parent / table).read_text().strip() in shown, f"publish notebook {path.stem} again"
+
+
+def test_the_executed_copies_print_little_and_nothing_to_stderr() -> None:
+    said = {path.stem: streams(EXECUTED / path.name, "stdout") for path in NOTEBOOKS}
+    assert sum(len(text.splitlines()) for text in said.values()) < 100 and "np." not in "".join(said.values())
+    assert not any(streams(EXECUTED / path.name, "stderr") for path in NOTEBOOKS)
 
 
 def test_lists_are_read_as_papermill_gives_them() -> None:
@@ -123,7 +181,7 @@ def test_notebook_03_runs_top_to_bottom_as_profile_gpu_does(tmp_path: Path, monk
                                              for method in ("base", "grpo", "full_dyme")]
     run = names[-1]
     assert "estimate, not measured: profile gpu on 1 x" in shown and "longest sample, item" in shown
-    assert "trained now: svlm-" in shown and f"# {run}" in shown and "not measured yet. 1 of 3 seeds" in shown
+    assert set(space["executed"]) == set(names) and space["last"] == run
     assert {path.stem for path in (tmp_path / "results" / "local" / "gpu" / "runs").iterdir()} == {
         *names}
     gathered = {path.name for path in (tmp_path / "runs" / "gpu" / "gathered" / run).iterdir()}
@@ -147,8 +205,6 @@ def test_notebooks_01_and_02_run_to_their_end_in_a_fresh_kernel(tmp_path: Path) 
     for name in recorded:
         cells = code_cells(results / "notebooks" / f"{name}.ipynb")
         assert all(cell.execution_count for cell in cells)
-        noise = [output.text for cell in cells for output in cell.outputs if output.get("name") == "stderr"]
-        assert not any("IProgress" in text or "%|" in text for text in noise), "bars have no place in a stored copy"
         assert sum("image/png" in output.get("data", {}) for cell in cells for output in cell.outputs) >= 1
     written = {path.name for path in (results / "figures").iterdir()}
     assert written == {f"{name}.{suffix}" for name in ("gradient_equivalence", "off_policy", "gallery", "scores")
@@ -159,18 +215,22 @@ def test_notebooks_01_and_02_run_to_their_end_in_a_fresh_kernel(tmp_path: Path) 
 
 
 @pytest.mark.exhaustive
-def test_the_cells_of_notebook_05_run_again_in_any_order(tmp_path: Path, monkeypatch, capsys) -> None:
-    """As in a session: top to bottom, then from the last cell to the first."""
-    (tmp_path / "bases").symlink_to(ROOT / "bases")
-    monkeypatch.setenv("DYME_ROOT", str(tmp_path))
-    monkeypatch.setattr(transformers.logging, "set_verbosity_error", lambda: None)  # it is the process's
-    space: dict = {}
-    cells = code_cells(ROOT / "notebooks" / "05_your_own_model.ipynb")
-    for cell in [*cells, *reversed(cells)]:
-        source = cell.source.replace('= "mini"', '= "smoke"').replace("steps: int = 24", "steps: int = 2")
-        exec(compile(source, "05", "exec"), space)  # noqa: S102
-    out = tmp_path / "runs" / "smoke" / "notebook_05"
-    assert len((out / "charts" / "data.jsonl").read_text().splitlines()) == 12 == len(space["after"])
-    assert len((out / "steps.jsonl").read_text().splitlines()) == 2
-    assert sorted(page.name for page in (out / "rollouts").iterdir()) == ["step-1.html", "step-2.html"]
-    assert "validation: right before" in capsys.readouterr().out
+def test_the_cells_of_every_notebook_run_again_in_any_order(tmp_path: Path) -> None:
+    """As in a session: top to bottom, then from the last cell to the first; nothing but results stands below them."""
+    (tmp_path / "notebooks").mkdir()
+    for name in ("pyproject.toml", "requirements.lock", "bases", "results/mini"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).symlink_to(ROOT / name)
+    for path in NOTEBOOKS:
+        book = nbformat.read(path, as_version=4)
+        again = [cell.source for cell in reversed(code_cells(path))][:-1]  # all but the parameters
+        book.cells += map(nbformat.v4.new_code_cell, again)
+        nbformat.write(book, tmp_path / "notebooks" / path.name)
+    workspace = Workspace(config.Paths(tmp_path, "smoke"))
+    chosen = {"methods": ["base", "grpo", "full_dyme"], "steps": 2}
+    run_notebooks.run_jobs(workspace, run_notebooks.plan_jobs(workspace, settings=chosen))
+    for path in NOTEBOOKS:
+        assert not streams(workspace.target(path.stem), "stderr"), "bars and notices have no place in a notebook"
+    assert len(list((tmp_path / "runs" / "smoke" / "notebook_05" / "rollouts").iterdir())) == 2
+    table = next(cell for cell in code_cells(workspace.target("03_dyme_training")) if "run_all" in cell.source).outputs[0]
+    assert table.data["text/html"].count("took") == 3, "the summary stands where the live table was"

@@ -13,7 +13,7 @@ from dyme_core.config import CollapseAction
 from dyme_core.data import datasets
 from dyme_core.data.schema import Record
 from dyme_core.pipeline.evaluate import evaluate, summarise
-from dyme_core.pipeline.methods import Run
+from dyme_core.pipeline.methods import LIVE_FILE, Run
 from dyme_core.supervision.factory import Experts, describe
 from dyme_core.utils import json_line, write_rows
 
@@ -22,7 +22,6 @@ LOGGED = ("loss", "memorize", "explore", "mastered", "format", "accuracy", "corr
           "thinking_tokens", "truncated", "repeated", "without_target", "rows", "refilled", "rollouts",
           "memorize_norm", "explore_norm", "cosine", "target_nll", "first_target_nll", "other_target", "choose_s",
           "generate_s", "score_s", "update_s")
-LIVE_FILE = "steps.jsonl"  # in the run's folder
 WINDOW = 10  # steps over which the signs of a collapse are averaged
 REMEDIES = {  # by logged column: what its collapse means, and what to do
     "truncated": "rollouts run into the length limit (lower the learning rate, or raise max_completion_tokens)",

@@ -12,6 +12,7 @@ from dyme_core import config, utils
 
 RESULTS_VERSION = 6  # raised when changed code gives other rows for the same settings
 UNSUPERVISED = ("base", "grpo")  # methods that learn nothing from checker or refiner
+LIVE_FILE = "steps.jsonl"  # in a run's folder: its log, as it comes
 MAX_NAME = 40  # characters of settings in a run's name; more become a hash
 
 

@@ -99,10 +99,7 @@ def kernel_environment(root: Path) -> dict[str, str]:
     return {**{name: place.replace("$", "$$") for name, place in places.items()},  # jupyter_client expands $NAME
             "MPLBACKEND": "module://matplotlib_inline.backend_inline",
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
-            "TOKENIZERS_PARALLELISM": os.environ.get("TOKENIZERS_PARALLELISM", "false"),
-            # No bars in executed copies, nor tqdm's remark that it cannot draw them.
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-            "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "ignore:IProgress not found")}
+            "TOKENIZERS_PARALLELISM": os.environ.get("TOKENIZERS_PARALLELISM", "false")}
 
 
 def end_processes(run_id: str) -> None:

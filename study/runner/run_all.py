@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dyme_core import config
-from dyme_core.pipeline.methods import RESULTS_VERSION, Run, differences, settings_of
-from dyme_core.utils import read_json
+from dyme_core.pipeline.methods import Run, settings_of
 from study import plan
 from study.runner import scheduler
 from study.runner.registry import write_registry
@@ -41,21 +40,7 @@ class Task:
 
     def undone(self) -> str:
         """Why the run has to be made (again); "" where it is finished."""
-        run = self.run
-        *files, manifest = scheduler.stored_files(run)
-        if not manifest.is_file():
-            return "to do"
-        made, base = read_json(manifest), f"{run.model}-s{run.seed}"
-        if made["base"] != base:
-            return f"made from base {made['base']}, not {base}"
-        if missing := [path.name for path in files if not path.is_file()]:
-            return f"lacks {' and '.join(missing)}"
-        if changed := differences(made["settings"], settings_of(run)):
-            return f"made with other settings: {', '.join(changed)}"
-        if made["results_version"] != RESULTS_VERSION:
-            return f"made by version {made['results_version']} of the code, not {RESULTS_VERSION}"
-        closed = [split for split in self.splits if split not in made.get("results", {})]
-        return f"did not answer {' and '.join(closed)}" if closed else ""
+        return scheduler.undone(self.run, self.splits)
 
     def job(self) -> scheduler.Job:
         """Its process; policies are kept of the main runs alone, which notebooks use."""

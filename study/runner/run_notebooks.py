@@ -242,6 +242,9 @@ def run(profile: str, only: Sequence[str] = (), settings: Mapping[str, Any] | No
     config.load_profile(profile)
     workspace = Workspace(config.paths(profile))
     jobs = plan_jobs(workspace, only, settings)
+    for job in jobs:
+        if (saved := known_parameters(job.source)["profile"]) not in (profile, config.DEFAULT):
+            logger.warning("%s: a session saved profile %r in it; profile %r is run", job.name, saved, profile)
     try:
         run_jobs(workspace, jobs, force)
     except NotebookError as error:

@@ -19,16 +19,18 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from IPython import get_ipython
+
 from dyme_core import config, utils
-from dyme_core.pipeline.methods import Run, base_folder, fingerprint
+from dyme_core.pipeline.methods import RESULTS_VERSION, Run, base_folder, differences, fingerprint, settings_of
 from dyme_core.utils import run_file
-from study.runner.live import LiveLine
+from study.notebook import NO_BARS
+from study.runner.live import LiveLine, LiveTable, table
 from study.runner.registry import read_manifests
 
 logger = logging.getLogger(__name__)
 PROCESSES = 2  # cores of the machine that the mini profile is made for; each process keeps to one thread
 POLL_S = 1.0
-NO_BARS = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}  # the last line is shown live
 SHARES = {"base": 0.08, "sft": 0.35, "sft_grpo": 0.7}  # rough duration of a method against a GRPO run, for the order
 FIRST_BASE = ("svlm", 0)  # with which the start that all bases share is built, where it is missing
 BASE_MINUTES = (10, 30)  # to build one on one thread, with and without 16-bit instructions
@@ -72,10 +74,31 @@ def stored_files(run: Run) -> list[Path]:
 
 
 def is_finished(run: Run) -> bool:
-    """True where this machine has the run's policy, rows, log and manifest, made by the same code, settings and base."""
+    """True where this machine has the run's policy, rows, log and manifest, made by the same code, settings and base. Of a
+    published run what git has is enough, all but the policy."""
+    if run.paths.is_published:
+        return not undone(run, config.HELD_OUT)
     stamp, policy = _stamp(run), run.paths.runs / run.name / "policy" / "config.json"
     return (stamp.is_file() and stamp.read_text() == fingerprint(run)
             and all(path.is_file() for path in [policy, *stored_files(run)]))
+
+
+def undone(run: Run, splits: Sequence[str]) -> str:
+    """Why a run that git may have is to be made (again), by its rows, log and manifest; "" where it is finished."""
+    *files, manifest = stored_files(run)
+    if not manifest.is_file():
+        return "to do"
+    made, base = utils.read_json(manifest), f"{run.model}-s{run.seed}"
+    if made["base"] != base:
+        return f"made from base {made['base']}, not {base}"
+    if missing := [path.name for path in files if not path.is_file()]:
+        return f"lacks {' and '.join(missing)}"
+    if changed := differences(made["settings"], settings_of(run)):
+        return f"made with other settings: {', '.join(changed)}"
+    if made["results_version"] != RESULTS_VERSION:
+        return f"made by version {made['results_version']} of the code, not {RESULTS_VERSION}"
+    closed = [split for split in splits if split not in made.get("results", {})]
+    return f"did not answer {' and '.join(closed)}" if closed else ""
 
 
 def run_all(runs: Iterable[Run], processes: int = PROCESSES) -> list[str]:
@@ -153,7 +176,10 @@ def carry_out(jobs: Iterable[Job], processes: int = PROCESSES, hours: float = ma
     Raises:
         RunFailed: where `stop_at_failure` is set.
     """
-    queue, line, end = _Queue(list(jobs), stop_at_failure), LiveLine(), time.monotonic() + 3600 * hours
+    queue, end = _Queue(list(jobs), stop_at_failure), time.monotonic() + 3600 * hours
+    if not queue.waiting:
+        return {}
+    line = LiveTable(queue.table) if get_ipython() else LiveLine()
     try:
         while queue.running or (queue.waiting and time.monotonic() < end):
             if time.monotonic() < end:
@@ -165,6 +191,7 @@ def carry_out(jobs: Iterable[Job], processes: int = PROCESSES, hours: float = ma
     finally:
         for process in queue.running:
             process.end()
+        line.end()
     if queue.waiting:
         logger.info("the time is up: %d not started, %s; start again to go on", len(queue.waiting),
                     time_left(expected_seconds(queue.waiting).values()))
@@ -175,8 +202,9 @@ class _Queue:
     """Jobs that wait, those that run, and why some failed."""
 
     def __init__(self, jobs: list[Job], stop_at_failure: bool) -> None:
-        self.waiting, self.running, self.failures = jobs, list[_Running](), dict[str, str]()
-        self._num_jobs, self._stop_at_failure, self._seconds = len(jobs), stop_at_failure, expected_seconds(jobs)
+        self.waiting, self.running, self.failures = list(jobs), list[_Running](), dict[str, str]()
+        self._jobs, self._stop_at_failure, self._seconds = jobs, stop_at_failure, expected_seconds(jobs)
+        self._took: dict[str, float] = {}  # seconds of what has ended, by name
 
     def start(self, processes: int) -> None:
         """Start what may start, until `processes` run."""
@@ -195,6 +223,7 @@ class _Queue:
         """Take out what has ended."""
         for process in [other for other in self.running if other.has_ended()]:
             self.running.remove(process)
+            self._took[process.job.name] = time.monotonic() - process.started
             self._end(process.job, process.failure())
             self._seconds = expected_seconds([*(other.job for other in self.running), *self.waiting])
 
@@ -210,11 +239,16 @@ class _Queue:
     def progress(self) -> str:
         """How much is done, the time left, and what each process wrote last."""
         running = [process.job for process in self.running]
-        done = self._num_jobs - len(self.waiting) - len(running)
+        done = len(self._jobs) - len(self.waiting) - len(running)
         spent_s = sum(time.monotonic() - process.started for process in self.running)
         seconds = [self._seconds[job.name] for job in (*running, *self.waiting)]
-        return (f"{done} of {self._num_jobs} done, {time_left(seconds, spent_s)}; "
+        return (f"{done} of {len(self._jobs)} done, {time_left(seconds, spent_s)}; "
                 + "; ".join(job.last_line() for job in running))
+
+    def table(self) -> str:
+        """HTML: how far each job is."""
+        started = {process.job.name: process.started for process in self.running}
+        return table((job.name, job.run, started.get(job.name), self._took.get(job.name)) for job in self._jobs)
 
 
 @dataclass(frozen=True)
