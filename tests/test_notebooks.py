@@ -37,9 +37,13 @@ def parameters(path: Path) -> list[nbformat.NotebookNode]:
     return [cell for cell in code_cells(path) if "parameters" in cell.metadata.get("tags", [])]
 
 
+def outputs(path: Path) -> list[nbformat.NotebookNode]:
+    return [output for cell in code_cells(path) for output in cell.outputs]
+
+
 def streams(path: Path, name: str) -> str:
     """All that an executed notebook's cells printed."""
-    return "".join(output.text for cell in code_cells(path) for output in cell.outputs if output.get("name") == name)
+    return "".join(output.text for output in outputs(path) if output.get("name") == name)
 
 
 def test_the_five_notebooks_are_there_in_order() -> None:
@@ -120,7 +124,7 @@ def test_the_executed_copy_is_of_this_notebook_and_shows_the_stored_results(path
     source, copy = (nbformat.read(each, as_version=4).cells for each in (path, EXECUTED / path.name))
     kept = [cell for cell in copy if "injected-parameters" not in cell.metadata.get("tags", [])]
     assert [cell.source for cell in kept] == [cell.source for cell in source], f"publish notebook {path.stem} again"
-    shown = "\n".join(output.get("data", {}).get("text/markdown", "") for cell in copy for output in cell.get("outputs", []))
+    shown = "\n".join(output.get("data", {}).get("text/markdown", "") for output in outputs(EXECUTED / path.name))
     for table in SHOWN.get(path.stem, ()):
         assert (EXECUTED.parent / table).read_text().strip() in shown, f"publish notebook {path.stem} again"
 
@@ -129,6 +133,8 @@ def test_the_executed_copies_print_little_and_nothing_to_stderr() -> None:
     said = {path.stem: streams(EXECUTED / path.name, "stdout") for path in NOTEBOOKS}
     assert sum(len(text.splitlines()) for text in said.values()) < 100 and "np." not in "".join(said.values())
     assert not any(streams(EXECUTED / path.name, "stderr") for path in NOTEBOOKS)
+    assert not [output for path in NOTEBOOKS for output in outputs(EXECUTED / path.name)
+                if output.get("data", {}).keys() == {"text/plain"}], "a result that nothing renders"
 
 
 def test_lists_are_read_as_papermill_gives_them() -> None:

@@ -158,6 +158,8 @@ def test_a_run_is_to_do_again_where_settings_base_files_or_splits_are_not_those_
     (root / "dyme_core" / "trainer" / "rewards.py").write_text("")
     finish(first)
     assert first.is_finished(), "the manifest names the commit"
+    finish(replace(first, splits=config.HELD_OUT))
+    assert scheduler.is_finished(first.run) and not scheduler.is_finished(second.run), "a notebook needs no policy of it"
 
 
 def test_a_setting_that_is_newer_than_a_run_counts_as_its_default(root: Path, monkeypatch) -> None:

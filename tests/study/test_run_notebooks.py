@@ -4,6 +4,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import psutil
 import pytest
 
 from dyme_core import config, utils
+from dyme_core.pipeline.methods import LIVE_FILE, Run
 from study import cli
 from study.runner import live, run_notebooks
 from study.runner.execution import NotebookError
@@ -237,6 +239,38 @@ def test_a_terminal_has_one_line_that_is_written_over_and_wiped(monkeypatch) -> 
         line.show(lambda text=text: text)
     line.wipe()
     assert screen.getvalue().split("\r\x1b[K") == ["", "step 1", "a text longer than ", ""]
+
+
+def test_training_in_a_notebook_leaves_one_table(workspace: Workspace, monkeypatch) -> None:
+    write_notebook(workspace.root, "01_train", "from study.runner import live\nlive.NOTEBOOK_S = 0\n"
+                   "shown = live.LiveTable(lambda: '<p>table</p>')\nfor done in '12':\n    shown.show(lambda: f'{done} of 2')\n"
+                   "shown.end()")
+    start(workspace)
+    [output] = nbformat.read(workspace.target("01_train"), as_version=4).cells[-1].outputs
+    assert output.data["text/html"] == "<p>table</p>"
+
+
+def test_the_table_of_a_training_says_how_far_each_run_is(workspace: Workspace, monkeypatch) -> None:
+    monkeypatch.setenv("DYME_ROOT", str(workspace.root))
+    monkeypatch.setattr(time, "monotonic", lambda: 110.0)
+    runs = {method: Run(config.load_profile("smoke"), method) for method in ("grpo", "sft", "base")}
+    utils.write_rows(runs["grpo"].folder / LIVE_FILE, [
+        {"event": "step", "step": 1, "loss": 3.0, "memorize": 2.0, "explore": 0.0, "mastered": 0.0},
+        {"event": "eval", "step": 2, "correct": 0.25},
+        {"event": "step", "step": 2, "loss": 0.5, "memorize": 1.0, "explore": 1.0, "mastered": 0.0}])
+    text = live.table((name, run, *seconds) for (name, run), seconds in zip(
+        runs.items(), ((100.0, None), (None, None), (None, 65.0)), strict=True))
+    lines = [re.findall("<td>(.*?)</td>", line) for line in text.split("</tr>")]
+    assert lines[1] == ["grpo", "<progress value=2 max=4></progress>", "2 of 4", "0.5", "1", "1", "0", "25.0 %",
+                        "about 0:10 left"]
+    assert lines[2] == ["sft", "", "0 of 4", *[""] * 5, "waits"] and lines[3] == ["base", *[""] * 7, "took 1:05"]
+
+
+def test_a_profile_that_a_session_saved_is_named(workspace: Workspace, monkeypatch, caplog) -> None:
+    monkeypatch.setenv("DYME_ROOT", str(workspace.root))
+    write_notebook(workspace.root, "01_a", "print(profile)", parameters='profile = "gpu"')
+    assert run_notebooks.run("smoke") == 0
+    assert "01_a: a session saved profile 'gpu' in it; profile 'smoke' is run" in caplog.messages
 
 
 def test_the_first_run_here_is_expected_to_take_as_long_as_the_published_one(workspace: Workspace) -> None:
