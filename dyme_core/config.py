@@ -491,7 +491,7 @@ def _override(settings: Any, key: str, value: Any, part: str = "") -> Any:
 
 
 def paths(profile: str) -> Paths:
-    """Where `profile` lives: $DYME_ROOT, or the nearest folder above the working folder or this file with pyproject.toml.
+    """Where `profile` lives: $DYME_ROOT, or this file's repository; of an installed copy the one above the working folder.
 
     A maintainer's commands set $DYME_PUBLISH to 1, also for the processes they start: only they write to the published
     results.
@@ -499,7 +499,7 @@ def paths(profile: str) -> Paths:
     is_published = os.environ.get(PUBLISH) == "1"
     if os.environ.get("DYME_ROOT"):
         return Paths(Path(os.environ["DYME_ROOT"]), profile, is_published)
-    for folder in (Path.cwd(), *Path.cwd().parents, *Path(__file__).resolve().parents):
-        if (folder / "pyproject.toml").is_file():
+    for folder in (Path(__file__).resolve().parents[1], Path.cwd(), *Path.cwd().parents):
+        if (folder / "pyproject.toml").is_file() and (folder / "dyme_core").is_dir():
             return Paths(folder, profile, is_published)
-    raise FileNotFoundError("no folder with pyproject.toml above the working folder; set DYME_ROOT to the repository")
+    raise FileNotFoundError("no repository of dyme above the working folder; set DYME_ROOT to it")

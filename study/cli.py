@@ -5,6 +5,7 @@ Each command imports what it needs, so that `dyme --help` loads no torch. Severa
 """
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import logging
@@ -208,6 +209,10 @@ def _show_version(is_asked: bool) -> None:
 @app.callback()
 def dyme(version: Annotated[bool, typer.Option("--version", help="show the version", callback=_show_version)] = False) -> None:
     """What every command shares."""
+    with contextlib.suppress(FileNotFoundError):  # an installed copy can evaluate without a repository
+        root = config.paths(config.DEFAULT).root.resolve()
+        if not Path.cwd().is_relative_to(root):
+            logger.info("dyme works in %s", root)
 
 
 def _reader_options(text: str) -> dict[str, Any]:

@@ -108,6 +108,16 @@ def test_unsloth_is_imported_first_where_the_profile_trains_with_it_on_a_card(mo
     assert imported == ["unsloth"] * wants_it + ["trained"]
 
 
+def test_a_command_works_in_its_own_repository_wherever_it_is_called(tmp_path: Path, monkeypatch, trained: list,
+                                                                     caplog) -> None:
+    monkeypatch.delenv("DYME_ROOT", raising=False)
+    caplog.set_level("INFO")
+    (tmp_path / "pyproject.toml").touch()  # of another project
+    monkeypatch.chdir(tmp_path)
+    assert run("train", "--method", "sft") == 0
+    assert trained[0][0].paths.root == ROOT and f"dyme works in {ROOT}" in caplog.messages
+
+
 def test_doctor_says_what_can_run_and_what_to_type_and_never_the_key(tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setenv("DYME_ROOT", str(ROOT))
     monkeypatch.setenv("OPENAI_BASE_URL", "https://user:sk-planted-0123@models.example:8000/v1")
