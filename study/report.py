@@ -93,6 +93,8 @@ class Stored:
         return self._main(self.logs)
 
     def _main(self, frame: pd.DataFrame) -> pd.DataFrame:
+        if not self.main_manifests:
+            raise NoRows("no run with the profile's own settings has been made")
         return frame[frame["run"].isin([made["run"] for made in self.main_manifests])]
 
     @cached_property

@@ -15,7 +15,7 @@ import pytest
 from dyme_core import config, utils
 from dyme_core.pipeline import train
 from dyme_core.pipeline.methods import RESULTS_VERSION, Run, RunExists, fingerprint, settings_of
-from study import cli, plan, reproduction
+from study import cli, plan, report, reproduction
 from study.runner import run_notebooks
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,7 +75,7 @@ def copied(tmp_path: Path, monkeypatch) -> Path:
     (tmp_path / "pyproject.toml").touch()
     monkeypatch.setenv("DYME_ROOT", str(tmp_path))
     for run in RUNS:
-        for folder, name in (("rows", f"{run}.jsonl.xz"), ("runs", f"{run}.json")):
+        for folder, name in (("rows", f"{run}.jsonl.xz"), ("logs", f"{run}.jsonl.xz"), ("runs", f"{run}.json")):
             for place in ("mini", "local/mini"):
                 target = tmp_path / "results" / place / folder / name
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -135,6 +135,14 @@ def test_runs_with_other_settings_are_not_compared(copied: Path) -> None:
     for run in RUNS:
         change(copied, run, variant="steps100")
     assert reproduction.write_report("mini") is None and reproduction.write_report("smoke") is None
+
+
+def test_own_runs_of_other_settings_alone_leave_out_what_they_cannot_show(copied: Path, caplog) -> None:
+    caplog.set_level("INFO")
+    for run in RUNS:
+        change(copied, run, variant="steps100")
+    report.write_all("mini", own=True)
+    assert "main left out: no run with the profile's own settings has been made" in caplog.messages
 
 
 def test_what_make_paper_trains_is_published_by_this_version_of_the_code() -> None:
