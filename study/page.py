@@ -46,7 +46,8 @@ STORY = {  # by section, those of the claims among them: what it is about, and i
         "The same methods on a teacher's traces and on refined targets, which are short and in words that the base knows.",
         "memorized targets"),
     "Stable training": (
-        "What happens from step to step, and how often DyME memorizes.", "stability modes thinking mechanism"),
+        "What happens from step to step, and how often DyME memorizes.",
+        "stability modes thinking gradients entropy forgetting"),
     "Lower costs": ("Seconds on the same CPU, of a step and of a whole run.", "expense"),
     "Ablation": ("Full DyME with one part taken away.", "ablation"),
     "Switches": ("Other rules for when to memorize and when to explore.", "switches"),

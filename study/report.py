@@ -148,7 +148,9 @@ FIGURES: dict[str, Callable[[Stored], Figure]] = {
     "prompts": lambda stored: sweeps.sweep(stored.rows, "prompts"),
     "supervision": lambda stored: sweeps.supervision(stored.rows),
     "transfer": lambda stored: mechanism.transfer(stored.rows),
-    "mechanism": lambda stored: mechanism.mechanism(stored.logs, stored.manifests),
+    "gradients": lambda stored: mechanism.gradients(stored.logs),
+    "entropy": lambda stored: mechanism.entropy(stored.logs),
+    "forgetting": lambda stored: mechanism.forgetting(stored.manifests),
 }
 TABLES: dict[str, tuple[Callable[[Stored], pd.DataFrame], str]] = {
     "main": (lambda stored: tables.main_table(stored.main_rows),

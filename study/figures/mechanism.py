@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -22,17 +21,16 @@ GRADIENT_STYLES = {"memorize": theme.Style(theme.PALETTE[3], "solid", "^"),
 CAPTIONS = {
     "transfer": "What carries over to what training did not show: trained without questions of the kinds gap and count "
                 "(filled) and with all kinds (hollow).",
-    "mechanism": "Poster's claim: SFT and RL complement each other. {parts} Lines are means over seeds; "
+    "gradients": "Poster's claim: SFT and RL complement each other. Pure DyME: norm of the memorize and the explore part of a "
+                 "step's gradient, and the cosine between the two: above 0 they pull the same way. Lines are means over seeds; "
                  "bands: lowest to highest seed.",
+    "entropy": "Whether a policy stays open to exploring: entropy of its tokens, mean of {window} steps. Lines are means over "
+               "seeds; bands: lowest to highest seed.",
+    "forgetting": "What training makes a model forget: captions of charts that are still right word for word (line: before "
+                  "training), with 95 % intervals over seeds.",
     "targets": "What Full DyME memorizes drifts toward what the model says. Mean negative log-likelihood per token under the "
                "policy, of the teacher's trace and of the target chosen in its place, mean of {window} steps; training on a "
                "teacher's traces, mini world. Lines are means over seeds; bands: lowest to highest seed.",
-}
-PARTS = {
-    "gradients": "Pure DyME: norm of the memorize and the explore part of one step's gradient.",
-    "cosine": "Cosine between the two: above 0 they pull the same way.",
-    "entropy": "Entropy of the policy's tokens, mean of {window} steps.",
-    "captions": "Captions of charts still right word for word after training (line: before), with 95 % intervals over seeds.",
 }
 
 
@@ -61,32 +59,66 @@ def transfer(rows: pd.DataFrame) -> Figure:
 
 
 @themed()
-def mechanism(logs: pd.DataFrame, manifests: Iterable[Mapping[str, Any]]) -> Figure:
-    """Draw norms of the two gradients and their cosine (Pure DyME), entropy by method, and captions kept after training.
+def gradients(logs: pd.DataFrame) -> Figure:
+    """Draw norms of the memorize and the explore part of a step's gradient, and their cosine (Pure DyME).
 
     Args:
-        logs: training logs of all runs; "step" rows carry entropy, some of them memorize_norm, explore_norm and cosine.
+        logs: training logs of all runs; some "step" rows carry memorize_norm, explore_norm and cosine.
+    """
+    pure = logs[(logs["method"] == "pure_dyme") & (logs["variant"].fillna("") == "")]
+    norms = [_curves(pure, f"{kind}_norm").assign(name=kind, panel="norm") for kind in GRADIENT_STYLES]
+    frame = pd.concat([*norms, _curves(pure, "cosine").assign(panel="cosine")])
+    if frame.empty:
+        raise NoRows("no run has logged the gradients of its two parts")
+    figure, ((left, right),) = panels(1, 2, theme.PAGE, 2.0, xlabel="optimisation step")
+    norm, cosine = (frame[frame["panel"] == name] for name in ("norm", "cosine"))
+    ends = [draw_line(left, part, "step", "value", GRADIENT_STYLES[kind], kind, num_marks=6)
+            for kind, part in norm.groupby("name", sort=False)]
+    for axes in (left, right):
+        axes.set_xlim(0, frame["step"].max())
+    left.set(ylabel="gradient norm", ylim=(0, 1.05 * norm["high"].max()))
+    label_ends(left, [(x, y, kind, GRADIENT_STYLES[kind].color) for x, y, kind, _ in ends])
+    right.axhline(0, color=theme.GREY, linewidth=0.8)
+    draw_line(right, cosine, "step", "value", theme.STYLES["pure_dyme"], "", num_marks=6)
+    reach = 1.15 * max(cosine["high"].abs().max(), cosine["low"].abs().max(), 0.05)
+    right.set(ylabel="cosine", ylim=(-reach, reach))
+    return finish(figure, frame, CAPTIONS["gradients"] + seeds_sentence(frame))
+
+
+@themed()
+def entropy(logs: pd.DataFrame) -> Figure:
+    """Draw the entropy of each method's tokens over training."""
+    frame = _curves(logs[logs["variant"].fillna("") == ""], "entropy", WINDOW)
+    if frame.empty:
+        raise NoRows("no run has logged its entropy")
+    frame = frame.rename(columns={"name": "method", "value": "mean"}).sort_values("method", key=method_rank, kind="stable")
+    figure, ((axes,),) = panels(1, 1, theme.COLUMN, 2.0, xlabel="optimisation step")
+    axes.set(xlim=(0, frame["step"].max()), ylabel="entropy (nats)")
+    draw_curves(axes, frame, frame["step"].max(), headroom=1.05)
+    return finish(figure, frame, CAPTIONS["entropy"].format(window=WINDOW) + seeds_sentence(frame))
+
+
+@themed()
+def forgetting(manifests: Iterable[Mapping[str, Any]]) -> Figure:
+    """Draw how many captions each method leaves right.
+
+    Args:
         manifests: of all runs; `captions` is the share of captions that are right word for word, in [0, 1].
     """
-    logs = logs[logs["variant"].fillna("") == ""]
-    pure = logs[logs["method"] == "pure_dyme"]
-    frames = {"gradients": pd.concat([_curves(pure, f"{kind}_norm").assign(name=kind) for kind in GRADIENT_STYLES]),
-              "cosine": _curves(pure, "cosine").assign(name=None),
-              "entropy": _curves(logs, "entropy", WINDOW).sort_values("name", kind="stable"),
-              "captions": _captions(manifests)}
-    frames = {name: frame.assign(panel=name) for name, frame in frames.items() if len(frame)}
-    if not frames:
-        raise NoRows("no run has logged gradients, entropy or captions")
-    drawn = {"gradients": _draw_gradients, "cosine": _draw_cosine, "entropy": _draw_entropy, "captions": _draw_captions}
-    lines = -(-len(frames) // 2)
-    figure, grid = panels(lines, 2, theme.PAGE, 0.3 + 1.75 * lines, count=len(frames))
-    for axes, (name, frame) in zip(grid.flat, frames.items(), strict=False):
-        if "step" in frame:
-            axes.set(xlim=(0, logs.loc[logs["event"] == "step", "step"].max()), xlabel="optimisation step")
-        drawn[name](axes, frame)
-    frame = pd.concat(frames.values())
-    parts = " ".join(PARTS[name].format(window=WINDOW) for name in frames)
-    return finish(figure, frame, CAPTIONS["mechanism"].format(parts=parts) + seeds_sentence(frame))
+    frame = _captions(manifests)
+    if frame.empty:
+        raise NoRows("no run has been asked for captions")
+    figure, ((axes,),) = panels(1, 1, theme.COLUMN, 1.6, xlabel="captions right (%)")
+    style, trained = theme.STYLES["base"], frame[frame["name"] != "base"]
+    for line in frame[frame["name"] == "base"].itertuples():
+        axes.axvline(line.value, color=style.color, linestyle=style.linestyle)
+        axes.annotate("before", (line.value, 1), (-2, 1), xycoords=("data", "axes fraction"), textcoords="offset points",
+                      ha="right", va="bottom", fontsize=theme.SMALL, color=style.text_color)
+    names = [METHOD_NAMES[name] for name in trained["name"]]
+    draw_intervals(axes, trained.assign(method=trained["name"], label=names), names)
+    name_lines(axes, names)
+    axes.set_xlim(0, 103)
+    return finish(figure, frame, CAPTIONS["forgetting"] + seeds_sentence(frame))
 
 
 @themed()
@@ -124,35 +156,3 @@ def _captions(manifests: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
             kept.setdefault(manifest["method"], []).append(100 * manifest["captions"])
     return pd.DataFrame([{"name": method, **vars(interval(pd.DataFrame(kept[method]).to_numpy()))}
                          for method in METHODS if method in kept])
-
-
-def _draw_gradients(axes: Axes, frame: pd.DataFrame) -> None:
-    ends = [draw_line(axes, part, "step", "value", GRADIENT_STYLES[kind], kind, num_marks=6)
-            for kind, part in frame.groupby("name", sort=False)]
-    axes.set(ylabel="gradient norm", ylim=(0, 1.05 * frame["high"].max()))
-    label_ends(axes, [(x, y, kind, GRADIENT_STYLES[kind].color) for x, y, kind, _ in ends])
-
-
-def _draw_cosine(axes: Axes, frame: pd.DataFrame) -> None:
-    axes.axhline(0, color=theme.GREY, linewidth=0.8)
-    draw_line(axes, frame, "step", "value", theme.STYLES["pure_dyme"], "", num_marks=6)
-    reach = 1.15 * max(frame["high"].abs().max(), frame["low"].abs().max(), 0.05)
-    axes.set(ylabel="cosine", ylim=(-reach, reach))
-
-
-def _draw_entropy(axes: Axes, frame: pd.DataFrame) -> None:
-    axes.set_ylabel("entropy (nats)")
-    curves = frame.rename(columns={"name": "method", "value": "mean"}).sort_values("method", key=method_rank, kind="stable")
-    draw_curves(axes, curves, axes.get_xlim()[1], headroom=1.05)
-
-
-def _draw_captions(axes: Axes, frame: pd.DataFrame) -> None:
-    style, trained = theme.STYLES["base"], frame[frame["name"] != "base"]
-    for line in frame[frame["name"] == "base"].itertuples():
-        axes.axvline(line.value, color=style.color, linestyle=style.linestyle)
-        axes.annotate("before", (line.value, 1), (-2, 1), xycoords=("data", "axes fraction"), textcoords="offset points",
-                      ha="right", va="bottom", fontsize=theme.SMALL, color=style.text_color)
-    names = [METHOD_NAMES[name] for name in trained["name"]]
-    draw_intervals(axes, trained.assign(method=trained["name"], label=names), names)
-    name_lines(axes, names)
-    axes.set(xlim=(0, 103), xlabel="captions right (%)")

@@ -113,7 +113,9 @@ STUDY: dict[str, Callable[[], Figure]] = {
     "prompts": lambda: sweeps.sweep(rows_with("prompts", "rollouts"), "prompts"),
     "supervision": lambda: sweeps.supervision(rows_with("quality", "corruption")),
     "transfer": lambda: mechanism.transfer(rows_with("kinds")),
-    "mechanism": lambda: mechanism.mechanism(study_logs(points("main"), chance, 3), study_manifests(points("main"), 3))}
+    "gradients": lambda: mechanism.gradients(study_logs(points("main"), chance, 3)),
+    "entropy": lambda: mechanism.entropy(study_logs(points("main"), chance, 3)),
+    "forgetting": lambda: mechanism.forgetting(study_manifests(points("main"), 3))}
 DRAW: dict[str, Callable[[], Figure]] = {
     "gradient_equivalence": lambda: plots.gradient_equivalence(GRADIENTS),
     "off_policy": lambda: plots.off_policy(SETTINGS),
@@ -312,12 +314,11 @@ def test_main_runs_alone_make_no_sweep(draw: Callable[[pd.DataFrame], Figure]) -
         draw(rows_with())
 
 
-def test_logs_without_gradients_entropy_or_captions_make_no_mechanism() -> None:
+def test_logs_without_gradients_entropy_or_captions_make_no_figure() -> None:
     logs = study_logs(points("main"), chance, 1).drop(columns=["entropy", "memorize_norm", "explore_norm", "cosine"])
-    with pytest.raises(NoRows):
-        mechanism.mechanism(logs, [])
-    only = mechanism.mechanism(logs, study_manifests(points("main"), 1))
-    assert set(only.dyme_frame["panel"]) == {"captions"} and "Norm" not in only.dyme_caption
+    for draw in (partial(mechanism.gradients, logs), partial(mechanism.entropy, logs), partial(mechanism.forgetting, [])):
+        with pytest.raises(NoRows):
+            draw()
 
 
 def test_a_point_without_rows_is_left_out() -> None:
@@ -384,7 +385,7 @@ def test_transfer_splits_the_test_set_by_kind() -> None:
 
 
 def test_a_steps_gradients_are_means_over_the_seeds_that_have_them() -> None:
-    frame = drawn("mechanism").dyme_frame
-    norms = frame[(frame["panel"] == "gradients") & (frame["name"] == "memorize")]
+    frame = drawn("gradients").dyme_frame
+    norms = frame[(frame["panel"] == "norm") & (frame["name"] == "memorize")]
     assert norms["value"].iloc[0] == pytest.approx(2.25) and norms["low"].iloc[0] == 2.0
     assert frame[frame["panel"] == "cosine"]["step"].max() == 28
