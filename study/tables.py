@@ -5,6 +5,7 @@ import logging
 import math
 import re
 from collections.abc import Iterable, Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -277,7 +278,7 @@ def _cell(value: Any, is_percentage: bool) -> str:
     if pd.isna(value):
         return "–"
     if not isinstance(value, float):
-        return str(value)
+        return f"{value:,}" if isinstance(value, Integral) and value >= 10_000 else str(value)
     return f"{value:.1f}" if is_percentage else f"{value:#.3g}"
 
 

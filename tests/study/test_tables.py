@@ -130,3 +130,8 @@ def test_the_cost_of_supervision_counts_recorded_tokens_but_only_the_seconds_and
                      "Dollars per 1,000 calls": 4}
     assert (refine["Without a usable reply"], refine["Seconds per 1,000 calls"]) == (1, 2000)
     assert math.isnan(refine["Tokens in per 1,000"]) and math.isnan(refine["Dollars per 1,000 calls"])
+
+
+def test_large_whole_numbers_have_their_thousands_apart_and_years_have_not() -> None:
+    shown = tables.readable(pd.DataFrame({"Tokens": [137916, 0], "Year": [2010, 1952], "Name": ["99999", "x"]}))
+    assert shown.to_numpy().tolist() == [["137,916", "2010", "99999"], ["0", "1952", "x"]]
