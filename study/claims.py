@@ -20,7 +20,7 @@ from study import plan, statistics
 from study.statistics import Estimate, NoRows, score_matrix
 from study.tables import REPORTED_ABLATION, REPORTED_SWITCHES, markdown_table
 
-MIN_SEEDS = 3  # fewer cannot show the spread between training runs
+MIN_SEEDS = len(plan.SOME_SEEDS)  # fewer show too little of the spread between training runs
 REPRODUCED, NOT_REPRODUCED, NOISE = "reproduced", "not reproduced here", "inside the noise"
 NOT_TESTABLE, NOT_MEASURED = "not testable here", "not measured yet"
 VERDICTS = (REPRODUCED, NOT_REPRODUCED, NOISE, NOT_TESTABLE, NOT_MEASURED)
@@ -48,7 +48,7 @@ new seeds and new items (numbers per run: new seeds); settings are compared on t
 - Fewer than {MIN_SEEDS} shared seeds: **not measured yet**. What the mini world cannot decide: **not testable here**, and why.
 
 The differences of the seeds stand beside it, and p, adjusted for the number of claims (Holm): an interval alone would let
-about two of 40 true zeros leave the noise. With {MIN_SEEDS} seeds intervals are wide: t is 4.3. Numbers under "Reported" are
+about two of 40 true zeros leave the noise. With {MIN_SEEDS} seeds intervals are wide: t is 2.8. Numbers under "Reported" are
 poster's and paper's, of real models and data; ours are of the mini world. What counts first is a right answer after right
 thinking, which luck does not give. "Answers alone" counts a right answer with or without thinking: the base's thinking is
 rarely well-formed, so this is the harder comparison for every method that teaches format."""

@@ -24,7 +24,7 @@ def chance(setting: str) -> float:
 
 
 @cache
-def evidence(*experiments: str, seeds: int = 3) -> Evidence:
+def evidence(*experiments: str, seeds: int = 5) -> Evidence:
     chosen = points(*experiments)
     return Evidence(study_rows(chosen, chance, seeds=seeds), study_logs(chosen, chance, seeds), study_manifests(chosen, seeds))
 
@@ -58,7 +58,7 @@ def test_too_few_seeds_are_not_a_measurement() -> None:
     frame = claims.table(found)
     assert set(frame["Verdict"]) == {claims.NOT_MEASURED, claims.NOT_TESTABLE}
     line = frame.set_index("Claim").loc["Pure DyME beats GRPO"]
-    assert line["Measured here"] == "2 of 3 seeds so far of svlm-pure_dyme, svlm-grpo" and line["Rests on"] == ""
+    assert line["Measured here"] == "2 of 5 seeds so far of svlm-pure_dyme, svlm-grpo" and line["Rests on"] == ""
 
 
 def test_runs_without_rollouts_alone_give_a_table_of_claims() -> None:
@@ -70,10 +70,10 @@ def test_runs_without_rollouts_alone_give_a_table_of_claims() -> None:
 
 
 def test_settings_are_compared_on_the_seeds_that_both_have() -> None:
-    full = evidence("main", seeds=5)
+    full = evidence("main", seeds=6)
     rows = full.stored_rows[(full.stored_rows["method"] != "grpo") | (full.stored_rows["seed"] != 1)]
     found = claims.items(Evidence(rows, full.stored_logs), "svlm-pure_dyme", "svlm-grpo")
-    assert "seeds 0, 2, 3, 4; 200 items" in found.rests_on and found.rests_on.startswith("main: svlm-pure_dyme, svlm-grpo")
+    assert "seeds 0, 2, 3, 4, 5; 200 items" in found.rests_on and found.rests_on.startswith("main: svlm-pure_dyme, svlm-grpo")
 
 
 def test_a_claim_about_some_kinds_of_question_uses_only_those() -> None:
@@ -92,7 +92,7 @@ def test_the_sentence_of_a_claim_holds_its_verdict_and_numbers_or_what_is_missin
     found = claims.items(evidence("main"), "svlm-pure_dyme", "svlm-grpo")
     assert claim.sentence(evidence("main")) == f"DyME is better: reproduced. {found.measured}."
     assert claim.sentence(evidence("main", seeds=2)) == (
-        "DyME is better: not measured yet. 2 of 3 seeds so far of svlm-pure_dyme, svlm-grpo.")
+        "DyME is better: not measured yet. 2 of 5 seeds so far of svlm-pure_dyme, svlm-grpo.")
 
 
 def test_metrics_of_a_run_by_hand() -> None:
@@ -111,7 +111,7 @@ def test_metrics_of_a_run_by_hand() -> None:
 
 
 def test_a_smaller_gain_of_the_large_model_is_seen() -> None:
-    rows = study_rows([replace(point, seeds=(0, 1, 2)) for point in points("main", "large")],
+    rows = study_rows([replace(point, seeds=(0, 1, 2, 3, 4)) for point in points("main", "large")],
                       lambda setting: {"svlm-base": 0.3, "large-base": 0.6}.get(setting, 0.7))
     found = claims.gains(Evidence(rows, pd.DataFrame()), ("svlm-pure_dyme", "svlm-base"), ("large-pure_dyme", "large-base"))
     assert found.verdict == claims.REPRODUCED
@@ -163,7 +163,7 @@ def test_tables_of_settings_hold_the_difference_on_shared_seeds_and_the_reported
     assert table["Setting"].tolist() == [name for name in plan.SWITCH_NAMES.values() if name != "CHORD"]
     line = table.set_index("Setting").loc["LUFFY"]
     shared = rows[(rows["split"] == "test") & (rows["seed"] > 0)].groupby("run")["correct"].mean()
-    expected = 100 * (shared.filter(like="pure_dyme-luffy").mean() - shared[["svlm-pure_dyme-s1", "svlm-pure_dyme-s2"]].mean())
+    expected = 100 * (shared.filter(like="pure_dyme-luffy").mean() - shared[[f"svlm-pure_dyme-s{seed}" for seed in range(1, 5)]].mean())
     assert line["Difference on test (% points)"] == pytest.approx(expected)
     assert pd.isna(line["Reported (%)"]) and table.set_index("Setting").loc["HPT gate", "Reported (%)"] == 52.4
     with pytest.raises(statistics.NoRows):
