@@ -163,7 +163,8 @@ def test_tables_of_settings_hold_the_difference_on_shared_seeds_and_the_reported
     assert table["Setting"].tolist() == [name for name in plan.SWITCH_NAMES.values() if name != "CHORD"]
     line = table.set_index("Setting").loc["LUFFY"]
     shared = rows[(rows["split"] == "test") & (rows["seed"] > 0)].groupby("run")["correct"].mean()
-    expected = 100 * (shared.filter(like="pure_dyme-luffy").mean() - shared[[f"svlm-pure_dyme-s{seed}" for seed in range(1, 5)]].mean())
+    own, binary = shared.filter(like="pure_dyme-luffy"), shared[[f"svlm-pure_dyme-s{seed}" for seed in range(1, 5)]]
+    expected = 100 * (own.mean() - binary.mean())
     assert line["Difference on test (% points)"] == pytest.approx(expected)
     assert pd.isna(line["Reported (%)"]) and table.set_index("Setting").loc["HPT gate", "Reported (%)"] == 52.4
     with pytest.raises(statistics.NoRows):
