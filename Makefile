@@ -35,7 +35,7 @@ paper: $(READY) ## run all notebooks into results/local and compare with what is
 	@echo "Running the notebooks of profile '$(PROFILE)' into results/local/$(PROFILE): finished ones are skipped (mini: 16 minutes, smoke 2)."
 	@$(VENV_PYTHON) -m study paper --profile "$(PROFILE)" $(ARGS)
 
-study: $(READY) ## run every experiment with every seed (about 15 h on two cores; stop it at any time, it resumes; ARGS='--hours 2')
+study: $(READY) ## run every experiment with every seed (about 9 h on two cores; stop it at any time, it resumes; ARGS='--hours 2')
 	@echo "Running the study: finished runs are skipped, missing bases built; Ctrl-C stops it, make study goes on (ARGS=--list: what is done)."
 	@$(VENV_PYTHON) -m study study $(ARGS)
 

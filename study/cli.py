@@ -119,7 +119,7 @@ def run_study(
     hours: Annotated[float, typer.Option(min=0, help="start nothing after these; what runs is finished")] = float("inf"),
     show: Annotated[bool, typer.Option("--list", help="show the runs and which are finished, and start nothing")] = False,
 ) -> None:
-    """Run every experiment with every seed (about 15 hours on two cores). Stop it at any time: it goes on where it was."""
+    """Run every experiment with every seed (about 9 hours on two cores). Stop it at any time: it goes on where it was."""
     from study.runner import run_all
 
     os.environ[config.PUBLISH] = "1"  # for the processes of the runs, too

@@ -89,4 +89,4 @@ def _next(paths: config.Paths, card: tuple[str, float] | None, unsloth: str) -> 
         return "dyme paper (all notebooks, 16 minutes on two cores; a first try: dyme paper --profile smoke, 2 minutes)"
     if card and card[1] >= CARD_GIB and unsloth:
         return "dyme train --profile gpu --method full_dyme (half a day on one card)"
-    return "make lab (read the notebooks), or dyme study (every experiment, about 15 hours on two cores)"
+    return "make lab (read the notebooks), or dyme study (every experiment, about 9 hours on two cores)"
