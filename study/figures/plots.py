@@ -220,7 +220,7 @@ def _draw_methods(axes: Axes, summary: pd.DataFrame, methods: list[str], title: 
     """Two marks with their intervals per method, that of the first measure filled and above; a line at the level of luck."""
     for metric, hollow, shift in ((statistics.FIRST, (), -SHIFT), (statistics.SECOND, methods, SHIFT)):
         part = summary[summary["metric"] == metric]
-        draw_intervals(axes, part.assign(label=part["method"]), methods, hollow, shift, linestyle="None", clip_on=False)
+        draw_intervals(axes, part.assign(label=part["method"]), methods, hollow, shift, linestyle="None")
     if luck is not None:
         theme.draw_level(axes, 100 * luck)
         title += f" (luck {100 * luck:.0f} %)"

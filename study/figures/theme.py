@@ -163,7 +163,7 @@ def draw_intervals(axes: Axes, frame: pd.DataFrame, labels: Sequence[str], hollo
         style, y = STYLES[line.method], labels.index(line.label) + shift
         axes.hlines(y, line.low, line.high, color=style.color, linewidth=1.2)
         marker = {"marker": "o", "markerfacecolor": "white"} if line.label in hollow else {"marker": style.marker}
-        axes.plot(line.value, y, color=style.color, markersize=4.5, **marker, **marks)
+        axes.plot(line.value, y, color=style.color, markersize=4.5, clip_on=False, **marker, **marks)
     name_lines(axes, [""] * len(labels))
 
 
