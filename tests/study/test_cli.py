@@ -55,6 +55,11 @@ def test_help_version_and_completion_load_no_heavy_library() -> None:
         assert done.returncode == 0, (asked, done.stderr)
 
 
+def test_python_m_dyme_core_is_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "dyme_core", "train", "--method", "luck"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "full_dyme" in done.stderr
+
+
 def test_the_data_sets_to_choose_from_are_those_that_are_known() -> None:
     assert set(cli.DATA) == set(sources.KNOWN)
 
