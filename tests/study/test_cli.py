@@ -56,7 +56,8 @@ def test_help_version_and_completion_load_no_heavy_library() -> None:
 
 
 def test_python_m_dyme_core_is_the_command() -> None:
-    done = subprocess.run([sys.executable, "-m", "dyme_core", "train", "--method", "luck"], cwd=ROOT, capture_output=True, text=True)
+    asked = [sys.executable, "-m", "dyme_core", "train", "--method", "luck"]
+    done = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and "full_dyme" in done.stderr
 
 
