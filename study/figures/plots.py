@@ -196,8 +196,9 @@ def scores(ratings: Mapping[str, Sequence[float]]) -> Figure:
         for score, (shade, ink) in SHADES.items():
             share = 100 * float((found[name] == score).mean())
             axes.barh(place, share, left=left, color=shade, height=0.7)
-            if share >= 8:
-                axes.text(left + share / 2, place, f"{score:g}", ha="center", va="center", color=ink, fontsize=theme.SMALL)
+            if share >= 15:
+                axes.text(left + share / 2, place, f"score {score:g}", ha="center", va="center", color=ink,
+                          fontsize=theme.SMALL)
             left += share
     axes.set_yticks(range(len(found)), list(found))
     axes.invert_yaxis()
