@@ -66,12 +66,12 @@ def gradients(logs: pd.DataFrame) -> Figure:
         logs: training logs of all runs; some "step" rows carry memorize_norm, explore_norm and cosine.
     """
     pure = logs[(logs["method"] == "pure_dyme") & (logs["variant"].fillna("") == "")]
-    norms = [_curves(pure, f"{kind}_norm").assign(name=kind, panel="norm") for kind in GRADIENT_STYLES]
-    frame = pd.concat([*norms, _curves(pure, "cosine").assign(panel="cosine")])
-    if frame.empty:
-        raise NoRows("no run has logged the gradients of its two parts")
+    norm = pd.concat([_curves(pure, f"{kind}_norm").assign(name=kind, panel="norm") for kind in GRADIENT_STYLES])
+    cosine = _curves(pure, "cosine").assign(panel="cosine")
+    if norm.empty or cosine.empty:
+        raise NoRows("no step with both a memorize and an explore part has logged their gradients")
+    frame = pd.concat([norm, cosine])
     figure, ((left, right),) = panels(1, 2, theme.PAGE, 2.0, xlabel="optimisation step")
-    norm, cosine = (frame[frame["panel"] == name] for name in ("norm", "cosine"))
     ends = [draw_line(left, part, "step", "value", GRADIENT_STYLES[kind], kind, num_marks=6)
             for kind, part in norm.groupby("name", sort=False)]
     for axes in (left, right):

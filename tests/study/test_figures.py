@@ -315,8 +315,10 @@ def test_main_runs_alone_make_no_sweep(draw: Callable[[pd.DataFrame], Figure]) -
 
 
 def test_logs_without_gradients_entropy_or_captions_make_no_figure() -> None:
-    logs = study_logs(points("main"), chance, 1).drop(columns=["entropy", "memorize_norm", "explore_norm", "cosine"])
-    for draw in (partial(mechanism.gradients, logs), partial(mechanism.entropy, logs), partial(mechanism.forgetting, [])):
+    logs = study_logs(points("main"), chance, 1)
+    bare, alone = logs.drop(columns=["entropy", "memorize_norm", "explore_norm", "cosine"]), logs.drop(columns="cosine")
+    for draw in (partial(mechanism.gradients, bare), partial(mechanism.gradients, alone), partial(mechanism.entropy, bare),
+                 partial(mechanism.forgetting, [])):
         with pytest.raises(NoRows):
             draw()
 
