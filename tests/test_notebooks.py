@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import shutil
 import symtable
 import sys
@@ -17,6 +18,7 @@ from ipykernel.ipkernel import IPythonKernel
 from dyme_core import config
 from dyme_core.models import loading, tiny_onevision
 from dyme_core.pipeline import train
+from study import report
 from study.runner import run_notebooks
 from study.runner.run_notebooks import Workspace
 
@@ -180,6 +182,7 @@ def test_notebook_03_runs_top_to_bottom_as_profile_gpu_does(tmp_path: Path, monk
              "training.prompts_per_step": 2, "training.max_completion_tokens": 152, "engine.lora_rank": None}
     load = config.load_profile
     monkeypatch.setattr(config, "load_profile", lambda name: load("gpu", **small))
+    monkeypatch.setattr(report, "display", lambda *shown: print(*(getattr(each, "data", "") for each in shown)))
     space: dict = {}
     for cell in code_cells(ROOT / "notebooks" / "03_dyme_training.ipynb"):
         exec(compile(cell.source.replace('profile: str = "mini"', 'profile: str = "gpu"'), "03", "exec"), space)  # noqa: S102
@@ -187,11 +190,12 @@ def test_notebook_03_runs_top_to_bottom_as_profile_gpu_does(tmp_path: Path, monk
                                              for method in ("base", "grpo", "full_dyme")]
     run = names[-1]
     assert "estimate, not measured: profile gpu on 1 x" in shown and "longest sample, item" in shown
-    assert set(space["executed"]) == set(names) and space["last"] == run
+    assert set(space["executed"]) == set(names) and space["last"] == run and "not measured yet. 1 of 5 seeds" in shown
     assert {path.stem for path in (tmp_path / "results" / "local" / "gpu" / "runs").iterdir()} == {
         *names}
     gathered = {path.name for path in (tmp_path / "runs" / "gpu" / "gathered" / run).iterdir()}
     assert gathered == {"README.md", "log.jsonl", "manifest.json", "rows.jsonl"}
+    assert f"# {run}" in (tmp_path / "runs" / "gpu" / "gathered" / run / "README.md").read_text()
     assert (tmp_path / "runs" / "gpu" / run / "policy" / "model.safetensors").is_file()
 
 
@@ -211,6 +215,7 @@ def test_notebooks_01_and_02_run_to_their_end_in_a_fresh_kernel(tmp_path: Path) 
     for name in recorded:
         cells = code_cells(results / "notebooks" / f"{name}.ipynb")
         assert all(cell.execution_count for cell in cells)
+        assert not streams(results / "notebooks" / f"{name}.ipynb", "stderr"), "bars have no place in a stored copy"
         assert sum("image/png" in output.get("data", {}) for cell in cells for output in cell.outputs) >= 1
     written = {path.name for path in (results / "figures").iterdir()}
     assert written == {f"{name}.{suffix}" for name in ("gradient_equivalence", "off_policy", "gallery", "scores")
@@ -237,6 +242,11 @@ def test_the_cells_of_every_notebook_run_again_in_any_order(tmp_path: Path) -> N
     run_notebooks.run_jobs(workspace, run_notebooks.plan_jobs(workspace, settings=chosen))
     for path in NOTEBOOKS:
         assert not streams(workspace.target(path.stem), "stderr"), "bars and notices have no place in a notebook"
-    assert len(list((tmp_path / "runs" / "smoke" / "notebook_05" / "rollouts").iterdir())) == 2
+    out = tmp_path / "runs" / "smoke" / "notebook_05"
+    assert len((out / "charts" / "data.jsonl").read_text().splitlines()) == 12
+    assert len((out / "steps.jsonl").read_text().splitlines()) == 2
+    assert sorted(page.name for page in (out / "rollouts").iterdir()) == ["step-1.html", "step-2.html"]
+    said = streams(workspace.target("05_your_own_model"), "stdout")
+    assert "validation: right before" in said and sum(map(int, re.findall(r"after \d+ of (\d+)", said))) == 12
     table = next(cell for cell in code_cells(workspace.target("03_dyme_training")) if "run_all" in cell.source).outputs[0]
     assert table.data["text/html"].count("took") == 3, "the summary stands where the live table was"

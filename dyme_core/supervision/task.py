@@ -20,7 +20,7 @@ _ABOVE = r"(?:above|over|more than|greater than|higher than|larger than|exceed\w
 _BELOW = r"(?:below|under|less than|lower than|smaller than|fewer than|at most)"
 _LIMIT = re.compile(rf"\b(?:(?P<above>{_ABOVE})|(?P<below>{_BELOW}))\s[^\d]{{0,12}}(?P<limit>-?\d[\d,]*(?:\.\d+)?)", re.I)
 RANK = re.compile(r"\b(?:high|low|great|small|larg|bigg|few|long|short|wid|tall|narrow|strong|weak)(?:er|est)\b"
-                   r"|\b(?:most|least|more|less|max\w*|min\w*|peak|main|top|best|worst)\b", re.I)
+                  r"|\b(?:most|least|more|less|max\w*|min\w*|peak|main|top|best|worst)\b", re.I)
 _GAP = re.compile(r"\b(?:gap|difference|divergen\w+|apart|distance|spread|margin)\b", re.I)
 _WORDS = {  # looked for in this order
     "mean": r"\b(?:average|mean)\b", "ratio": r"\b(?:ratio|divided|times)\b",

@@ -20,14 +20,13 @@ from study.statistics import MEASURES, NoRows
 from study.tables import MODEL_NAMES
 
 TRACES = {"teacher": "a teacher's traces", "refined": "refined targets"}
-SHIFT = 0.17  # of a line, between its middle, the mean above and the seeds' dots below
 DIALS = ["wordings", "length", "new_words"]  # of the teacher
 MEASURED_ON_TRACES = {statistics.FIRST: RIGHT_UPRIGHT, "groundedness": "groundedness (%)"}
 CAPTIONS = {
     "pairs": "Full DyME against each method that memorizes the same traces, or none; test, mini world. A dot is a seed: a base "
              "with its training questions. Above the dots their mean. To the right of 0 Full DyME is ahead.",
     "expense": "What training buys: right answers against the CPU seconds of a run (median over seeds). CoT-SFT on a teacher's "
-               "traces: 240 and 960 steps, joined.",
+               "traces: 240 and 960 steps, joined. SFT on answers alone gives no thinking and is left out.",
     "learnability": "Poster's claim: traces that a small model would not write do it harm. CoT-SFT and Full DyME, left on sets "
                     "of a teacher's traces, in order of their gap: mean nats per token under the base, before training; right "
                     "on fewer questions. Test, mini world.",
@@ -81,9 +80,9 @@ def _leads(rows: pd.DataFrame, points: Sequence[plan.Point], metric: str) -> Ite
 
 def _draw_leads(axes: Axes, frame: pd.DataFrame, labels: Sequence[str]) -> None:
     axes.axvline(0, color=theme.GREY, linewidth=0.8)
-    theme.draw_intervals(axes, frame[frame["seed"].isna()], labels, shift=-SHIFT)
+    theme.draw_intervals(axes, frame[frame["seed"].isna()], labels, shift=-theme.SHIFT)
     for dot in frame.dropna(subset="seed").itertuples():
-        axes.plot(dot.value, labels.index(dot.label) + SHIFT, "o", color=theme.STYLES[dot.method].color, markersize=2.5,
+        axes.plot(dot.value, labels.index(dot.label) + theme.SHIFT, "o", color=theme.STYLES[dot.method].color, markersize=2.5,
                   markeredgewidth=0)
 
 
@@ -119,7 +118,8 @@ def _draw_points(axes: Axes, frame: pd.DataFrame) -> theme.End:
     """The marks of one method with their intervals, joined; returns the last one, for `label_ends`."""
     style, last = theme.STYLES[frame["method"].iloc[0]], frame.iloc[-1]
     axes.vlines(frame["x"], frame["low"], frame["high"], color=style.color, linewidth=1.2)
-    axes.plot(frame["x"], frame["value"], color=style.color, linestyle=style.linestyle, marker=style.marker, markersize=4.5)
+    axes.plot(frame["x"], frame["value"], color=style.color, linestyle=style.linestyle, marker=style.marker, markersize=4.5,
+              clip_on=False)
     return last["x"], last["value"], METHOD_NAMES[last["method"]], style.text_color
 
 

@@ -16,8 +16,8 @@ from study.figures.sweeps import INTERVALS, MEASURED, RIGHT
 from study.figures.theme import draw_intervals, draw_line, finish, label_ends, name_lines, panels, seeds_sentence, themed
 from study.statistics import NoRows, interval, method_rank
 
-GRADIENT_STYLES = {"memorize": theme.Style(theme.PALETTE[3], "solid", "^"),
-                   "explore": theme.Style(theme.PALETTE[0], (0, (4, 1.5)), "o")}
+GRADIENT_STYLES = {"memorize": theme.Style(theme.MODE_COLORS["memorize"], "solid", "^"),
+                   "explore": theme.Style(theme.MODE_COLORS["explore"], (0, (4, 1.5)), "o")}
 CAPTIONS = {
     "transfer": "What carries over to what training did not show: trained without questions of the kinds gap and count "
                 "(filled) and with all kinds (hollow).",
@@ -126,14 +126,14 @@ def targets(logs: pd.DataFrame) -> Figure:
     """Draw how probable Full DyME's targets are under the policy, those chosen and those that stood first, over training."""
     (point,) = plan.points("main", methods=("full_dyme",))
     logs = logs[(logs["method"] == point.method) & (logs["variant"].fillna("") == "") & (logs["model"] == "svlm")]
-    names = {"first_target_nll": "the teacher's trace", "target_nll": "the target chosen"}
-    frames = [_curves(logs, column, WINDOW).assign(name=name) for column, name in names.items()]
-    frame = pd.concat([part for part in frames if len(part)] or [pd.DataFrame()])
+    lines = {"the teacher's trace": ("first_target_nll", theme.STYLES["sft"]),
+             "the target chosen": ("target_nll", theme.STYLES[point.method])}
+    frame = pd.concat([_curves(logs, column, WINDOW).assign(name=name) for name, (column, _) in lines.items()])
     if frame.empty:
         raise NoRows("Full DyME has not been trained")
     figure, ((axes,),) = panels(1, 1, theme.COLUMN, 2.0)
-    ends = [draw_line(axes, part, "step", "value", style, name, num_marks=6)
-            for (name, part), style in zip(frame.groupby("name", sort=False), GRADIENT_STYLES.values(), strict=True)]
+    ends = [draw_line(axes, part, "step", "value", lines[name][1], name, num_marks=6)
+            for name, part in frame.groupby("name", sort=False)]
     axes.set(xlim=(0, frame["step"].max()), ylim=(0, 1.05 * frame["high"].max()), xlabel="optimisation step",
              ylabel="nats per token")
     label_ends(axes, ends)

@@ -15,11 +15,10 @@ from study.figures import theme
 from study.figures.theme import draw_intervals, draw_line, finish, label_ends, name_lines, panels, seeds_note, themed
 
 DTYPE_STYLES = {"float64": (theme.PALETTE[0], "o"), "float32": (theme.PALETTE[1], "^")}
-SHADES = {0.0: ("#d9d9d9", "black"), 0.5: ("#8fb8d6", "black"), 1.0: (theme.PALETTE[0], "white")}  # colours of bar and number
+SHADES = {0.0: "#d9d9d9", 0.5: "#8fb8d6", 1.0: theme.PALETTE[0]}  # by score
 ERROR_FLOOR = 1e-18  # an error of exactly 0 is drawn here, on the log axis
-MODES = {"memorize": 1.0, "explore": 0.5, "mastered": 0.2}  # how strong the method's colour is: also told apart in grey
+MODES = {"memorize": 0.9, "explore": 0.5, "mastered": 0.2}  # how strong a mode's colour is: also told apart in grey
 WINDOW = 10  # steps of the running mean of per-step logs
-SHIFT = 0.17  # of a line, between its middle and the mark of a measure
 BOTH_MARKS = "right (%): answer and thinking (filled), answer (hollow)"
 MEASURED = ("answers that are right with right thinking before them (filled), and answers that are right (hollow). Dotted: "
             "luck, what the best guess learned on the training questions gets right without a look at any value.")
@@ -101,8 +100,8 @@ def modes(logs: pd.DataFrame, method: str = "full_dyme") -> Figure:
                     for part in (counts.div(counts.sum(axis=1), axis=0), zero))
     figure, ((top,), (bottom,)) = panels(2, 1, theme.COLUMN, 2.7, sharex=True)
     edges = np.vstack([np.zeros(len(shares)), shares.cumsum(axis=1).T.to_numpy()])
-    for lower, upper, strength in zip(edges[:-1], edges[1:], MODES.values(), strict=True):
-        tint = 1 - strength * (1 - np.array(to_rgb(theme.STYLES[method].color)))  # mixed with white
+    for lower, upper, (mode, strength) in zip(edges[:-1], edges[1:], MODES.items(), strict=True):
+        tint = 1 - strength * (1 - np.array(to_rgb(theme.MODE_COLORS[mode])))  # mixed with white
         top.fill_between(shares.index, lower, upper, color=tint, linewidth=0)
     bottom.plot(zero.index, zero["zero_variance"], color=theme.STYLES["grpo"].color, linestyle="solid")
     for axes, title in ((top, METHOD_NAMES[method]), (bottom, "GRPO")):
@@ -111,10 +110,12 @@ def modes(logs: pd.DataFrame, method: str = "full_dyme") -> Figure:
     bottom.set(xlabel="optimisation step", xlim=(shares.index.min(), shares.index.max()))
     middles = (edges[:-1, -1] + edges[1:, -1]) / 2
     label_ends(top, [(shares.index[-1], middle, name, "black") for middle, name in zip(middles, MODES, strict=True)])
-    label_ends(bottom, [(zero.index[-1], zero["zero_variance"].iloc[-1], "zero variance", theme.STYLES["grpo"].text_color)])
+    label_ends(bottom, [(zero.index[-1], zero["zero_variance"].iloc[-1], "all rewards equal", theme.STYLES["grpo"].text_color)])
+    drawn = steps[steps["method"].isin([method, "grpo"])]
     frame = shares.join(zero.rename(columns={"zero_variance": "grpo_zero_variance"}), how="outer").reset_index()
     return finish(figure, frame, f"Top: how the groups of {METHOD_NAMES[method]} split into modes, mean of {WINDOW} steps. "
-                  "Bottom: share of groups from which GRPO learns nothing because all rewards of the group are equal.")
+                  "Bottom: share of groups from which GRPO learns nothing because all rewards of the group are equal."
+                  + theme.seeds_sentence(drawn.groupby("method")["seed"].nunique().rename("num_seeds").reset_index()))
 
 
 @themed()
@@ -190,18 +191,13 @@ def scores(ratings: Mapping[str, Sequence[float]]) -> Figure:
     found = {name: pd.Series(values).dropna() for name, values in ratings.items()}
     frame = pd.DataFrame([{"source": name, "score": score, "share": 100 * (values == score).mean(), "num_traces": len(values)}
                           for name, values in found.items() for score in SHADES])
-    figure, ((axes,),) = panels(1, 1, theme.COLUMN, 0.55 + 0.28 * len(found))
-    for place, name in enumerate(found):
-        left = 0.0
-        for score, (shade, ink) in SHADES.items():
-            share = 100 * float((found[name] == score).mean())
-            axes.barh(place, share, left=left, color=shade, height=0.7)
-            if share >= 15:
-                axes.text(left + share / 2, place, f"score {score:g}", ha="center", va="center", color=ink,
-                          fontsize=theme.SMALL)
-            left += share
-    axes.set_yticks(range(len(found)), list(found))
-    axes.invert_yaxis()
+    figure, ((axes,),) = panels(1, 1, theme.COLUMN, 0.75 + 0.28 * len(found))
+    shares = frame.pivot(index="source", columns="score", values="share").loc[list(found)]
+    left = shares.cumsum(axis=1) - shares
+    for score, shade in SHADES.items():
+        axes.barh(range(len(found)), shares[score], left=left[score], color=shade, height=0.7, label=f"score {score:g}")
+    axes.legend(ncols=len(SHADES), loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
+    name_lines(axes, list(found))
     axes.set_xlim(0, 100)
     axes.set_xlabel("traces (%), by the checker's score")
     return finish(figure, frame, "What the rule checker gives the thinking of the base (sampled) and the refiner's targets for "
@@ -219,7 +215,7 @@ def _percent(rows: pd.DataFrame, by: tuple[str, ...]) -> pd.DataFrame:
 
 def _draw_methods(axes: Axes, summary: pd.DataFrame, methods: list[str], title: str, luck: float | None) -> None:
     """Two marks with their intervals per method, that of the first measure filled and above; a line at the level of luck."""
-    for metric, hollow, shift in ((statistics.FIRST, (), -SHIFT), (statistics.SECOND, methods, SHIFT)):
+    for metric, hollow, shift in ((statistics.FIRST, (), -theme.SHIFT), (statistics.SECOND, methods, theme.SHIFT)):
         part = summary[summary["metric"] == metric]
         draw_intervals(axes, part.assign(label=part["method"]), methods, hollow, shift, linestyle="None")
     if luck is not None:

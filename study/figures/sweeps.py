@@ -25,8 +25,8 @@ CAPTIONS = {
     "ablation": "Paper's claim: every part is needed. Full DyME with one part taken away. Without memorize every group "
                 "explores, without explore every group memorizes, without the refiner targets are the teacher's traces as they "
                 "are, without the checker thinking earns nothing. Vertical line: Full DyME.",
-    "memorized": "Paper's claim: memorizing a teacher's traces harms a small VLM; DyME makes use of them. Filled: every method "
-                 "memorizes the same traces in a teacher's words; hollow: refined targets. Left: right answer and right "
+    "memorized": "Paper's claim: memorizing a teacher's traces harms a small VLM; DyME makes use of them. Filled: methods that "
+                 "memorize have the same traces in a teacher's words; hollow: refined targets. Left: right answer and right "
                  "thinking on test; middle: answers alone, with the base's (dotted); right: claims of the thinking that are "
                  "right. Mini world, 240 steps (960 where said).",
     "rollouts": "Claim: more rollouts a prompt help. At equal rollouts a step (32, so fewer prompts).",
@@ -66,7 +66,7 @@ def memorized(rows: pd.DataFrame) -> Figure:
     figure, (line,) = panels(1, 3, theme.PAGE, 0.75 + 0.24 * len(labels), gap=theme.GAP, sharey=True)
     for axes, (metric, title) in zip(line, titles.items(), strict=True):
         for hides, part in frame[frame["metric"] == metric].groupby(is_refined):
-            draw_intervals(axes, part, labels, hollow=labels if hides else ())
+            draw_intervals(axes, part, labels, labels if hides else (), theme.SHIFT if hides else -theme.SHIFT)
         axes.set(xlabel=title, xlim=(0, 103))
     for level in base["value"]:
         theme.draw_level(line[1], level, theme.STYLES["base"].color)

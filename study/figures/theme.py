@@ -33,6 +33,7 @@ SMALL, BODY = 7.0, 8.0  # points
 PALETTE = sns.color_palette("colorblind").as_hex()
 GREY = "#5f5f5f"
 GAP = 0.08  # between panels side by side, of a panel's width: room for half a number at both ends of an axis
+SHIFT = 0.17  # of a line, between its middle and a mark above or below it
 ONE_SEED = " One seed: the spread between training runs is not shown."
 End = tuple[float, float, str, Any]  # of a line: x, y, its name, the name's colour
 RIGHT, WRONG = PALETTE[0], PALETTE[3]  # blue and vermilion: told apart by every common kind of colour blindness
@@ -67,6 +68,7 @@ class Style:
         return tuple(0.72 * channel for channel in to_rgb(self.color))
 
 
+MODE_COLORS = {"memorize": PALETTE[3], "explore": PALETTE[0], "mastered": PALETTE[7]}
 STYLES = {
     "base": Style(PALETTE[7], (0, (1, 1.2)), "s"),
     "sft": Style(PALETTE[1], (0, (4, 1.5)), "^"),
@@ -115,7 +117,7 @@ def finish(figure: Figure, frame: pd.DataFrame, caption: str) -> Figure:
 
 
 def seeds_note(frame: pd.DataFrame, what: str) -> str:
-    """Say what a band or interval covers, and which methods rest on one seed only.
+    """Say what a band or interval covers, and on how many seeds the methods rest, or which on one only.
 
     Args:
         frame: columns method and num_seeds.
@@ -126,7 +128,7 @@ def seeds_note(frame: pd.DataFrame, what: str) -> str:
     if len(single) == len(seeds):
         return ONE_SEED
     note = f" {what}" if what else ""
-    return note + (f" One seed only for {', '.join(single)}." if single else "")
+    return note + (f" One seed only for {', '.join(single)}." if single else seeds_sentence(frame))
 
 
 def seeds_sentence(frame: pd.DataFrame) -> str:
