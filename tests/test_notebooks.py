@@ -247,6 +247,6 @@ def test_the_cells_of_every_notebook_run_again_in_any_order(tmp_path: Path) -> N
     assert len((out / "steps.jsonl").read_text().splitlines()) == 2
     assert sorted(page.name for page in (out / "rollouts").iterdir()) == ["step-1.html", "step-2.html"]
     said = streams(workspace.target("05_your_own_model"), "stdout")
-    assert "validation: right before" in said and sum(map(int, re.findall(r"after \d+ of (\d+)", said))) == 12
+    assert "validation: right before" in said and sum(map(int, re.findall(r"after \d+ of (\d+)", said))) == 2 * 12
     table = next(cell for cell in code_cells(workspace.target("03_dyme_training")) if "run_all" in cell.source).outputs[0]
     assert table.data["text/html"].count("took") == 3, "the summary stands where the live table was"
