@@ -17,6 +17,7 @@ SEEDS = tuple(range(8))  # each has its own base, training questions, order and 
 SOME_SEEDS = SEEDS[:5]  # of all but the main runs; fewer give no verdict
 RATES = {"sft": (3e-4, 1e-3, 2e-3), "grpo": (1e-4, 3e-4, 1e-3), "sft_grpo": (1e-4, 3e-4, 1e-3),
          "pure_dyme": (3e-5, 1e-4, 3e-4, 1e-3, 2e-3), "full_dyme": (3e-4, 1e-3, 2e-3)}  # learning rates tried
+REFINED_RATES = {"sft": (3e-4, 1e-3, 2e-3), "sft_grpo": (1e-4, 3e-4, 1e-3), "pure_dyme": (3e-4, 1e-3, 2e-3)}
 SWITCH_NAMES = {"binary": "DyME (binary)", "threshold": "HPT gate", "cosine": "Cosine annealing", "budget": "SFT budget",
                 "luffy": "LUFFY", "chord": "CHORD", "prefix": "Expert prefix",
                 "grounded": "Grounded (ours)"}
@@ -25,7 +26,9 @@ SWITCH_VALUES = {"threshold": (0.25, 0.5), "cosine": (None,), "budget": (8.0, 32
 SWITCH_RATES = (3e-4, 1e-3)  # learning rates
 LEFT_OUT_KINDS = ("gap", "count")  # of question, in the experiment "kinds"
 GRADIENT_BOUNDS = {"float64": 1e-12, "float32": 1e-5}  # on the relative error of gradients that should be equal (notebook 01)
-REFINED = {"world.traces": "refined"}
+# Refined targets, with the learning rates that are best with them on validation.
+REFINED = {"world.traces": "refined", "learning_rates.sft": 1e-3, "learning_rates.sft_grpo": 1e-4,
+           "learning_rates.pure_dyme": 1e-3}
 # (value, learning rate): the best on validation.
 CHOSEN_SWITCHES = {"threshold": (0.5, 1e-3), "cosine": (None, 1e-3), "budget": (8.0, 1e-3), "luffy": (0.1, 3e-4),
                    "chord": (0.1, 3e-4), "prefix": (None, 3e-4), "grounded": (None, 1e-3)}
@@ -109,13 +112,14 @@ def _large() -> Iterator[Point]:
 
 
 def _tuning() -> Iterator[Point]:
-    """Three to five learning rates of each method, for half of the steps on seed 0. The profile's is the best on validation, or
-    a lower one within a point of it."""
-    for method, rates in RATES.items():
-        for rate in rates:
-            settings = {f"learning_rates.{method}": rate, "training.steps": 120}
-            yield Point("tuning", f"{config.METHOD_NAMES[method]}, {rate:g}", method, f"lr{rate:g}", settings, (0,),
-                        ("validation",), value=rate)
+    """Three to five learning rates of each method, for half of the steps on seed 0, on a teacher's traces and again on refined
+    targets. What the profile and REFINED have is the best on validation, or a lower one within a point of it."""
+    for traces, grids, variant, suffix in (({}, RATES, "lr", ""), (REFINED, REFINED_RATES, "refined-lr", ", refined targets")):
+        for method, rates in grids.items():
+            for rate in rates:
+                settings = traces | {f"learning_rates.{method}": rate, "training.steps": 120}
+                yield Point("tuning", f"{config.METHOD_NAMES[method]}{suffix}", method, f"{variant}{rate:g}", settings, (0,),
+                            ("validation",), value=rate)
 
 
 def _switch_tuning() -> Iterator[Point]:
@@ -125,8 +129,8 @@ def _switch_tuning() -> Iterator[Point]:
             for rate in SWITCH_RATES:
                 variant = f"{switch}{'' if value is None else f'{value:g}'}-lr{rate:g}"
                 settings = _switched(switch, value, rate) | {"training.steps": 120}
-                yield Point("switch_tuning", SWITCH_NAMES[switch], "pure_dyme", variant, settings, (0,), ("validation",),
-                            value=value)
+                yield Point("switch_tuning", f"Pure DyME, {SWITCH_NAMES[switch]}", "pure_dyme", variant, settings, (0,),
+                            ("validation",), value=value)
 
 
 def _switched(switch: str, value: float | None, rate: float) -> dict[str, Any]:
@@ -140,11 +144,14 @@ def _switch() -> Iterator[Point]:
 
 
 def _ablation() -> Iterator[Point]:
+    """Full DyME with one part taken away. Where nothing is memorized its own learning rate is too high: GRPO's is taken.
+    Without the refiner the teacher's trace is memorized as it is, which is Pure DyME."""
+    explored = {"training.switch": "explore", "learning_rates.full_dyme": config.load_profile(PROFILE).learning_rates["grpo"]}
     yield Point("ablation", "Full DyME", "full_dyme")
-    for name, settings in {"memorize": {"training.switch": "explore"}, "explore": {"training.switch": "memorize"},
-                           "refiner": {"training.likeliest_target": False},  # the teacher's trace as it is
-                           "checker": {"training.thinking_weight": 0.0}}.items():
-        yield Point("ablation", f"without {name}", "full_dyme", f"no-{name}", settings, SOME_SEEDS)
+    yield Point("ablation", "without memorize", "full_dyme", "no-memorize", explored, SOME_SEEDS)
+    yield Point("ablation", "without explore", "full_dyme", "no-explore", {"training.switch": "memorize"}, SOME_SEEDS)
+    yield Point("ablation", "without refiner", "pure_dyme")
+    yield Point("ablation", "without checker", "full_dyme", "no-checker", {"training.thinking_weight": 0.0}, SOME_SEEDS)
 
 
 def _rollouts() -> Iterator[Point]:

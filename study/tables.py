@@ -149,13 +149,13 @@ def switch_table(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _settings_table(rows: pd.DataFrame, experiment: str, reported: Mapping[str, float]) -> pd.DataFrame:
-    """One line per point that has rows; differences, in points, are to the main run, on the seeds that both settings have.
+    """One line per point that has rows; differences, in points, are to the first one, on the seeds that both settings have.
 
     Raises:
         NoRows: if the experiment adds nothing to the main runs yet.
     """
     points = plan.points(experiment)
-    (base,) = [point.setting for point in points if not point.variant]
+    base = points[0].setting
     scores = statistics.scores(rows, points, ("test", "unseen")).set_index(["setting", "split"])
     others = {name: statistics.scores(rows, points, metric=metric).set_index("setting")["value"]
               for name, metric in ((f"{ANSWER} (%)", statistics.SECOND), ("Groundedness (%)", "groundedness"))}
@@ -193,7 +193,7 @@ def tuning_table(rows: pd.DataFrame, manifests: Iterable[Mapping[str, Any]]) -> 
     for score in statistics.scores(rows, list(points.values()), ("validation",), "correct").itertuples():
         point = points[score.setting]
         is_switch, run = point.experiment == "switch_tuning", point.runs()[0]
-        lines.append({"Grid": f"Pure DyME, {point.label}" if is_switch else METHOD_NAMES[point.method],
+        lines.append({"Grid": point.label,
                       "Learning rate": f"{run.profile.learning_rates[point.method]:g}",
                       "Warm-up (steps)": run.profile.warmup_steps[point.method],
                       "Switch value": f"{point.value:g}" if is_switch and point.value is not None else None,
@@ -213,7 +213,8 @@ def _is_used(point: plan.Point) -> bool:
     if point.experiment == "switch_tuning":
         return plan.CHOSEN_SWITCHES[point.settings["training.switch"]] == (
             point.value, point.settings["learning_rates.pure_dyme"])
-    own, used = point.runs()[0].profile, config.load_profile(plan.PROFILE)
+    traces = plan.REFINED if "world.traces" in point.settings else {}
+    own, used = point.runs()[0].profile, config.load_profile(plan.PROFILE, **traces)
     return all(getattr(own, name)[point.method] == getattr(used, name)[point.method]
                for name in ("learning_rates", "warmup_steps"))
 

@@ -23,8 +23,9 @@ CAPTIONS = {
                 "in Pure DyME. Each switch's own number was chosen on validation. Vertical lines: the binary switch, and the "
                 "two methods without a switch below.",
     "ablation": "Paper's claim: every part is needed. Full DyME with one part taken away. Without memorize every group "
-                "explores, without explore every group memorizes, without the refiner targets are the teacher's traces as they "
-                "are, without the checker thinking earns nothing. Vertical line: Full DyME.",
+                "explores, at GRPO's learning rate; without explore every group memorizes; without the refiner targets are the "
+                "teacher's traces as they are (Pure DyME); without the checker thinking earns nothing. Vertical line: Full "
+                "DyME.",
     "memorized": "Paper's claim: memorizing a teacher's traces harms a small VLM; DyME makes use of them. Filled: methods that "
                  "memorize have the same traces in a teacher's words; hollow: refined targets. Left: right answer and right "
                  "thinking on test; middle: answers alone, with the base's (dotted); right: claims of the thinking that are "
