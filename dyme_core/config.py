@@ -94,6 +94,8 @@ class World:
     real_share: Share = 0.5  # share of tables drawn from real public statistics
     train_real_share: Share | None = None  # of the training split alone; None: real_share
     left_out_kinds: Annotated[tuple[str, ...], Strict(False)] = ()  # kinds of questions that the training split does not ask
+    most_groups: Annotated[int, Field(ge=5, le=8)] = 8  # of a chart
+    language: Literal["codes", "english"] = "codes"  # of questions and teacher's traces; "english": data.english
     # What is memorized: a teacher's traces (data.teacher), the refiner's targets, or the answer without any (sft alone).
     traces: Literal["teacher", "refined", "none"] = "teacher"
     trace_wordings: Annotated[int, Field(ge=1, le=40)] = 11  # of the teacher

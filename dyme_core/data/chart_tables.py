@@ -199,7 +199,8 @@ def value_range(split: str) -> tuple[int, int]:
     return UNSEEN_VALUES if split == "unseen" else (1, LARGEST_VALUE)
 
 
-def draw_table(rng: random.Random, split: str, real_share: float = 0.5, values: tuple[int, int] | None = None) -> Table:
+def draw_table(rng: random.Random, split: str, real_share: float = 0.5, values: tuple[int, int] | None = None,
+               most_groups: int = 8) -> Table:
     """Draw a table of `split`, from real statistics with probability `real_share`.
 
     Args:
@@ -207,10 +208,12 @@ def draw_table(rng: random.Random, split: str, real_share: float = 0.5, values: 
         split: one of config.SPLITS but "altered"; only the training split has real statistics other than gapminder's.
         real_share: in [0, 1].
         values: smallest and largest value; `value_range(split)` by default.
+        most_groups: no chart has more, from 5 to 8.
     """
     low, high = values or value_range(split)
     num_series = 1 if rng.random() < SINGLE_SERIES_SHARE else 2
-    num_groups = rng.randint(*NUM_GROUPS[num_series])
+    fewest, most = NUM_GROUPS[num_series]
+    num_groups = rng.randint(fewest, min(most, most_groups))
     if rng.random() >= real_share:
         def draw() -> Table:
             return _draw_generated(rng, num_groups, num_series, low, high)

@@ -25,6 +25,7 @@ from dyme_core.data.benchmarks import sources
 from dyme_core.data.benchmarks.rows import text_of
 from dyme_core.data.chart_audit import audit_tables
 from dyme_core.data.chart_questions import KINDS, alter
+from dyme_core.data.english import english_trace, in_english
 from dyme_core.data.prompt_format import ANSWER_CLOSE, ANSWER_OPEN, messages
 from dyme_core.data.schema import (
     COLUMNS,
@@ -54,8 +55,8 @@ LICENCES = (  # beginning of a source: what is known of its licence
     ("MathVerse", "MathVerse (Zhang et al. 2024): MIT, as its card says; not part of this repository"))
 
 
-def mini_records(split: str, count: int, seed: int, real_share: float = 0.5, left_out_kinds: Sequence[str] = ()
-                 ) -> list[Record]:
+def mini_records(split: str, count: int, seed: int, real_share: float = 0.5, left_out_kinds: Sequence[str] = (),
+                 language: str = World.language, most_groups: int = World.most_groups) -> list[Record]:
     """Draw `count` questions of a mini split: one per picture, kinds in turn, no question twice on the same table.
 
     Args:
@@ -65,6 +66,8 @@ def mini_records(split: str, count: int, seed: int, real_share: float = 0.5, lef
         seed: the same split and seed give the same records; a larger count only adds to them.
         real_share: chance that a table is drawn from real statistics.
         left_out_kinds: kinds of question that are not asked.
+        language: "codes", as the charts have them, or "english" (`in_english`).
+        most_groups: of a chart.
     Raises:
         ValueError: for an unknown kind, with the known ones, or where none is left.
     """
@@ -72,7 +75,7 @@ def mini_records(split: str, count: int, seed: int, real_share: float = 0.5, lef
     rng = random.Random(f"{drawn_as} {seed}")
     kinds, seen, records = _kinds_without(left_out_kinds), set(), []
     while len(records) < count:
-        table = chart_tables.draw_table(rng, drawn_as, real_share)
+        table = chart_tables.draw_table(rng, drawn_as, real_share, most_groups=most_groups)
         kind = kinds[len(records) % len(kinds)]
         item = KINDS[kind](rng, table)
         if item is None or (table.key, item.question) in seen:
@@ -81,6 +84,8 @@ def mini_records(split: str, count: int, seed: int, real_share: float = 0.5, lef
         style, number = chart_images.draw_style(rng, is_unseen=split == "unseen"), f"{seed}-{len(records):05d}"
         if split == "altered":
             table, item = alter(random.Random(f"altered {number}"), table, item, kind)
+        if language == "english":
+            item = in_english(random.Random(f"english {drawn_as} {number}"), item, kind, table)
         records.append(Record(f"{split}-{number}", item.question, item.answer, kind, table.source, split,
                               chart_images.render(table, style), write_supervision(item), table.key))
     return records
@@ -266,9 +271,10 @@ def of_profile(profile: Profile, split: str, seed: int, bad: BadRows | None = No
     if profile.data.name != "mini":
         return limited(load_records(*profile.data.place(split), bad, **profile.data.options), _count(world, split))
     if split != "train":
-        return mini_records(split, _count(world, split), 0, world.real_share)
+        return mini_records(split, _count(world, split), 0, world.real_share, (), world.language, world.most_groups)
     real_share = world.real_share if world.train_real_share is None else world.train_real_share
-    records = mini_records(split, world.train_questions, seed, real_share, world.left_out_kinds)
+    records = mini_records(split, world.train_questions, seed, real_share, world.left_out_kinds, world.language,
+                           world.most_groups)
     return with_teacher_traces(records, world) if world.traces == "teacher" else records
 
 
@@ -277,7 +283,8 @@ def with_teacher_traces(records: Sequence[Record], world: World) -> list[Record]
     traced = []
     for record in records:
         item = item_of(record.row)
-        trace = teacher_trace(item, record.item, world.trace_wordings, world.trace_length, world.trace_new_words)
+        trace = english_trace(item, record.item) if world.language == "english" else teacher_trace(
+            item, record.item, world.trace_wordings, world.trace_length, world.trace_new_words)
         traced.append(replace(record, supervision=write_supervision(replace(item, trace=trace))))
     return traced
 
