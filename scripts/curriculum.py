@@ -13,13 +13,14 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from transformers import LlavaNextProcessor
+from transformers import LlavaNextProcessor, PreTrainedTokenizerFast
 
 from dyme_core.data import chart_images, chart_tables, prompt_format
 from dyme_core.data.chart_images import NUM_TILES, TILE
 from dyme_core.data.chart_questions import KINDS, draw_question
 from dyme_core.data.chart_tables import facts_of
-from dyme_core.data.schema import Item, write_facts
+from dyme_core.data.english import in_english, in_names
+from dyme_core.data.schema import Fact, Item, write_facts
 from dyme_core.models.tiny_onevision import ASSISTANT, END, PATCH, USER
 from dyme_core.supervision.refiner import FIRST_TEMPLATE
 
@@ -40,7 +41,8 @@ def draw_chart(rng: random.Random, split: str) -> tuple[chart_tables.Table, char
     return chart_tables.draw_table(rng, split, values=(1, chart_tables.UNSEEN_VALUES[1])), chart_images.draw_style(rng)
 
 
-def draw_turns(rng: random.Random, table: chart_tables.Table, is_early: bool) -> list[tuple[str, str]]:
+def draw_turns(rng: random.Random, table: chart_tables.Table, is_early: bool, language: str = "codes"
+               ) -> list[tuple[str, str]]:
     """One or two questions and replies of the base's training conversations.
 
     Early ones are captions of all groups or of named ones, which teach the model to find a group by its name. Where there are
@@ -48,21 +50,28 @@ def draw_turns(rng: random.Random, table: chart_tables.Table, is_early: bool) ->
     """
     weights = (40, 60, 0, 0, 0) if is_early else (8, 14, 26, 22, 30)
     kind = rng.choices(("caption", "named", "lookup", "other", "described"), weights)[0]
+    facts = facts_of(table) if language == "codes" else in_names(facts_of(table))
+    groups = list(dict.fromkeys(fact.entity for fact in facts))
     if kind == "caption":
-        return [_caption(table)]
+        return [_caption(facts)]
     if kind == "named" or kind == "lookup" and len(table.series) > 1:
-        return [_describe(table, rng.sample(table.groups, rng.randint(1, len(table.groups))))]
+        return [_describe(facts, rng.sample(groups, rng.randint(1, len(groups))))]
     if kind == "described":
-        item = draw_question(rng, table, OTHER_KINDS)
+        item = _draw(rng, table, OTHER_KINDS, language)
         names = list(dict.fromkeys(fact.entity for fact in item.evidence))
-        first = _caption(table) if len(names) == len(table.groups) else _describe(table, names)
+        first = _caption(facts) if len(names) == len(groups) else _describe(facts, names)
         return [first, (item.question, _work(item))]
-    return [_answer(rng, table, kind)]
+    return [_answer(rng, table, kind, language)]
 
 
-def _answer(rng: random.Random, table: chart_tables.Table, kind: str) -> tuple[str, str]:
+def _draw(rng: random.Random, table: chart_tables.Table, kinds: tuple[str, ...], language: str) -> Item:
+    kind, item = draw_question(rng, table, kinds)
+    return item if language == "codes" else in_english(rng, item, kind, table)
+
+
+def _answer(rng: random.Random, table: chart_tables.Table, kind: str, language: str) -> tuple[str, str]:
     """A look-up or another question, answered with or without thinking; only the thinking of a look-up states values."""
-    item = draw_question(rng, table, ("lookup",) if kind == "lookup" else OTHER_KINDS)
+    item = _draw(rng, table, ("lookup",) if kind == "lookup" else OTHER_KINDS, language)
     answer = f"{prompt_format.ANSWER_OPEN}{item.answer}{prompt_format.ANSWER_CLOSE}"
     if rng.random() < (0.5 if kind == "lookup" else 0.3):
         return prompt_format.question_text(item.question, prompt_format.ANSWER_INSTRUCTION), answer
@@ -73,12 +82,11 @@ def _answer(rng: random.Random, table: chart_tables.Table, kind: str) -> tuple[s
     return prompt_format.question_text(item.question), answer
 
 
-def _caption(table: chart_tables.Table) -> tuple[str, str]:
-    return prompt_format.CAPTION_INSTRUCTION, write_facts(facts_of(table)) + "."
+def _caption(facts: tuple[Fact, ...]) -> tuple[str, str]:
+    return prompt_format.CAPTION_INSTRUCTION, write_facts(facts) + "."
 
 
-def _describe(table: chart_tables.Table, names: list[str]) -> tuple[str, str]:
-    facts = facts_of(table)
+def _describe(facts: tuple[Fact, ...], names: list[str]) -> tuple[str, str]:
     return f"Describe {' and '.join(names)}.", write_facts(tuple(f for name in names for f in facts if f.entity == name)) + "."
 
 
@@ -86,7 +94,7 @@ def _work(item: Item) -> str:
     return f"{item.working}, {item.conclusion}."
 
 
-def draw_sum(rng: random.Random, split: str = "train") -> tuple[str, str]:
+def draw_sum(rng: random.Random, split: str = "train", language: str = "codes") -> tuple[str, str]:
     """A question and reply without a picture: bare arithmetic, or the working of a question whose facts are stated.
 
     So the base knows both halves of thinking, reading values off a picture and calculating with given values, but has never
@@ -94,7 +102,7 @@ def draw_sum(rng: random.Random, split: str = "train") -> tuple[str, str]:
     """
     if rng.random() < 0.5:
         table = chart_tables.draw_table(rng, split, values=(1, chart_tables.UNSEEN_VALUES[1]))
-        item = draw_question(rng, table, OTHER_KINDS)
+        item = _draw(rng, table, OTHER_KINDS, language)
         return f"{write_facts(item.evidence)}. {item.question}", _work(item)
     high, low = sorted((rng.randint(1, 80), rng.randint(1, 80)), reverse=True)
     sign = rng.choices("-+<", (45, 40, 15))[0]
@@ -153,7 +161,8 @@ def to_pixels(pictures: list) -> Tensor:
     return torch.from_numpy(stacked.astype(np.float32) / 127.5 - 1.0)
 
 
-def conversation_batch(rng: random.Random, processor: LlavaNextProcessor, size: int, is_early: bool) -> dict[str, Tensor]:
+def conversation_batch(rng: random.Random, processor: LlavaNextProcessor, size: int, is_early: bool, language: str = "codes"
+                       ) -> dict[str, Tensor]:
     """Pictures with as many questions and replies as fit into ROW tokens; labels are -100 except on the replies and their end
     tokens."""
     image = [processor.image_token_id] * ((1 + NUM_TILES) * SIDE * SIDE + SIDE)  # whole, tiles, one newline per row
@@ -161,15 +170,15 @@ def conversation_batch(rng: random.Random, processor: LlavaNextProcessor, size: 
     for _ in range(size):
         table, style = draw_chart(rng, "train")
         pictures.append(chart_images.render(table, style))
-        rows.append(_fill(processor, lambda table=table: draw_turns(rng, table, is_early), image))
+        rows.append(_fill(processor, lambda table=table: draw_turns(rng, table, is_early, language), image))
     return {**padded(processor, rows),
             "pixel_values": torch.stack([to_pixels(views(picture)) for picture in pictures]),
             "image_sizes": torch.tensor([[chart_images.HEIGHT, chart_images.WIDTH]] * size)}
 
 
-def sum_batch(rng: random.Random, processor: LlavaNextProcessor, size: int) -> dict[str, Tensor]:
+def sum_batch(rng: random.Random, processor: LlavaNextProcessor, size: int, language: str = "codes") -> dict[str, Tensor]:
     """Conversations without pictures, of sums (`draw_sum`); rows and labels as in `conversation_batch`."""
-    return padded(processor, [_fill(processor, lambda: [draw_sum(rng)], ()) for _ in range(size)])
+    return padded(processor, [_fill(processor, lambda: [draw_sum(rng, language=language)], ()) for _ in range(size)])
 
 
 def _fill(processor: LlavaNextProcessor, draw: Callable[[], list[tuple[str, str]]], image: Sequence[int]
@@ -189,15 +198,25 @@ def _fill(processor: LlavaNextProcessor, draw: Callable[[], list[tuple[str, str]
 def tokens(processor: LlavaNextProcessor, turns: list[tuple[str, str]], image: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Token ids and labels of a conversation; the picture's tokens open its first question."""
     tokenizer = processor.tokenizer
-    user, assistant, end = tokenizer.convert_tokens_to_ids([USER, ASSISTANT, END])
+    before, between, end, after = _marks(tokenizer)
     ids = tokenizer([text for turn in turns for text in turn], add_special_tokens=False)["input_ids"]
     row, label = [], []
     for place in range(len(turns)):
-        asked = [user, *(image if place == 0 else ()), *ids[2 * place], end, assistant]
-        reply = [*ids[2 * place + 1], end]
-        row += asked + reply
-        label += [-100] * len(asked) + reply
+        asked = [*before, *(image if place == 0 else ()), *ids[2 * place], *between]
+        reply = [*ids[2 * place + 1], *end]
+        row += asked + reply + after
+        label += [-100] * len(asked) + reply + [-100] * len(after)
     return torch.tensor(row), torch.tensor(label)
+
+
+def _marks(tokenizer: PreTrainedTokenizerFast) -> tuple[list[int], list[int], list[int], list[int]]:
+    """Token ids before a question, between it and its reply, at its end, and after it, as the chat template has them."""
+    if tokenizer.eos_token == END:
+        user, assistant, end = tokenizer.convert_tokens_to_ids([USER, ASSISTANT, END])
+        return [user], [end, assistant], [end], []
+    close = tokenizer.eos_token
+    texts = ("<|im_start|>user\n", f"{close}\n<|im_start|>assistant\n", close, "\n")
+    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts)
 
 
 def padded(processor: LlavaNextProcessor, rows: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:

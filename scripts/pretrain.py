@@ -136,12 +136,12 @@ def pretrain_language(model: nn.Module, processor: LlavaNextProcessor, name: str
     def loss_of(step: int) -> Tensor:
         is_early = step < early_steps
         talk = conversation_batch(rng, processor, settings.batch_size, is_early)
-        return _reply_loss(model, talk) + _reply_loss(model, sum_batch(rng, processor, settings.sums))
+        return reply_loss(model, talk) + reply_loss(model, sum_batch(rng, processor, settings.sums))
 
     optimise([model], loss_of, steps, learning_rate, "language")
 
 
-def _reply_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+def reply_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     """Mean cross-entropy of the reply tokens; the head is applied to these alone, in 32 bits."""
     labels = batch.pop("labels")[:, 1:]
     is_reply = labels != -100
@@ -180,7 +180,8 @@ def orthogonalised(matrix: Tensor, coefficients: tuple[float, float, float], ste
     return wide if matrix.shape[0] <= matrix.shape[1] else wide.T
 
 
-def optimise(modules: list[nn.Module], loss_of: Callable[[int], Tensor], steps: int, learning_rate: float, name: str) -> None:
+def optimise(modules: list[nn.Module], loss_of: Callable[[int], Tensor], steps: int, learning_rate: float, name: str,
+             has_muon: bool = True) -> None:
     """Train all weights that are not frozen, with one-cycle schedules and clipping; logs loss, pace and time left every 5 s.
 
     The matrices of the transformer layers are trained with Muon (Jordan et al. 2024), everything else with AdamW: at the
@@ -188,7 +189,7 @@ def optimise(modules: list[nn.Module], loss_of: Callable[[int], Tensor], steps: 
     """
     named = [pair for module in modules for pair in module.named_parameters() if pair[1].requires_grad]
     parameters = list({id(parameter): parameter for _, parameter in named}.values())
-    matrices = {id(parameter) for label, parameter in named if "layers." in label and parameter.ndim == 2}
+    matrices = {id(parameter) for label, parameter in named if has_muon and "layers." in label and parameter.ndim == 2}
     rest = [parameter for parameter in parameters if id(parameter) not in matrices]
     optimisers: list[torch.optim.Optimizer] = [torch.optim.AdamW(rest, learning_rate, weight_decay=0.01, betas=(0.9, 0.98))]
     has_bf16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()

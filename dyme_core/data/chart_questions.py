@@ -137,16 +137,18 @@ KINDS: dict[str, Callable[[random.Random, Table], Item | None]] = {
     "gap": gap}
 
 
-def draw_question(rng: random.Random, table: Table, kinds: tuple[str, ...] = tuple(KINDS), tries: int = 100) -> Item:
-    """A random question of one of `kinds` that `table` allows.
+def draw_question(rng: random.Random, table: Table, kinds: tuple[str, ...] = tuple(KINDS), tries: int = 100
+                  ) -> tuple[str, Item]:
+    """A random question of one of `kinds` that `table` allows, and its kind.
 
     Raises:
         ValueError: if none was found in `tries` draws (every kind needs another number of series, or there are only ties).
     """
     for _ in range(tries):
-        question = KINDS[rng.choice(kinds)](rng, table)
+        kind = rng.choice(kinds)
+        question = KINDS[kind](rng, table)
         if question is not None:
-            return question
+            return kind, question
     raise ValueError(f"no question of {kinds} can be asked of {table.key!r} with {len(table.series)} series")
 
 

@@ -60,15 +60,15 @@ def in_english(rng: random.Random, item: Item, kind: str, table: Table) -> Item:
         rng: chooses the wording.
         item, kind, table: the question in codes, its kind, and the chart that it is asked of.
     """
-    asked = [_name(group) for group in dict.fromkeys(fact.entity for fact in item.evidence)]
-    series, noun = [_name(name) for name in table.series], _noun(table.groups[0])
+    asked = [name_of(group) for group in dict.fromkeys(fact.entity for fact in item.evidence)]
+    series, noun = [name_of(name) for name in table.series], _noun(table.groups[0])
     limit = re.search(r"above (\d+)", item.question)
     question = rng.choice(QUESTIONS[kind]).format(
         m=_measure(table.source, table.series[0]), g=noun, gs=f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s",
         a=asked[0], b=asked[min(1, len(asked) - 1)], n=limit and limit[1], s=series[0], t=series[-1])
-    return replace(item, question=question, answer=_name(item.answer), facts=_renamed(item.facts),
-                   evidence=_renamed(item.evidence), labels=tuple(map(_name, item.labels)),
-                   conclusion=re.sub(r"\b[A-Z]{3}\b", lambda code: _name(code[0]), item.conclusion))
+    return replace(item, question=question, answer=name_of(item.answer), facts=in_names(item.facts),
+                   evidence=in_names(item.evidence), labels=tuple(map(name_of, item.labels)),
+                   conclusion=re.sub(r"\b[A-Z]{3}\b", lambda code: name_of(code[0]), item.conclusion))
 
 
 def english_trace(item: Item, name: str) -> str:
@@ -102,21 +102,23 @@ def _stated(rng: random.Random, facts: Sequence[Fact]) -> str:
 def _measure(source: str, series: str) -> str:
     """What a chart with one series shows, as "life expectancy of Nepal"."""
     if "gapminder" in source:
-        return f"life expectancy of {_name(series)}" if series in COUNTRIES else f"{series} life expectancy"
+        return f"life expectancy of {name_of(series)}" if series in COUNTRIES else f"{series} life expectancy"
     if "barley" in source:
         return f"{series} barley yield"
     if "electricity" in source:
-        return f"electricity from {_name(series)}"
-    return f"{_name(series).lower()} temperature" if "temperatures" in source else f"share of {_name(series)}"
+        return f"electricity from {name_of(series)}"
+    return f"{name_of(series).lower()} temperature" if "temperatures" in source else f"share of {name_of(series)}"
 
 
 def _noun(group: str) -> str:
     return "year" if group.isdigit() else "month" if group in MONTHS else "country" if group in COUNTRIES else "site"
 
 
-def _name(code: str) -> str:
+def name_of(code: str) -> str:
+    """The real name of a code; what is none, such as a year, stays."""
     return NAMES.get(code, code)
 
 
-def _renamed(facts: Iterable[Fact]) -> tuple[Fact, ...]:
-    return tuple(replace(fact, entity=_name(fact.entity), attribute=_name(fact.attribute)) for fact in facts)
+def in_names(facts: Iterable[Fact]) -> tuple[Fact, ...]:
+    """The facts with real names in place of codes."""
+    return tuple(replace(fact, entity=name_of(fact.entity), attribute=name_of(fact.attribute)) for fact in facts)
