@@ -40,6 +40,7 @@ class Seen:
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # headers and body are two writes: the second would wait 40 ms for an acknowledgement
 
     def do_POST(self) -> None:
         owner: ScriptedServer = self.server.owner

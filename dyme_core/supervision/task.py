@@ -26,7 +26,7 @@ _WORDS = {  # looked for in this order
     "mean": r"\b(?:average|mean)\b", "ratio": r"\b(?:ratio|divided|times)\b",
     "sum": r"\b(?:sum|total|combined|together|altogether|add(?:ed|ing)?|in all)\b",
     "difference": r"\b(?:difference|gap|divergence|exceeds?|than|changed?|increased?|decreased?|rise|rose|drop\w*|grow\w*|grew"
-                  r"|decline\w*|margin|leads?)\b"}
+                  r"|decline\w*|margin|leads?|apart|distance|spread)\b"}
 
 
 @dataclass(frozen=True)

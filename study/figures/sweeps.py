@@ -79,8 +79,6 @@ def _settings(rows: pd.DataFrame, name: str, points: Sequence[plan.Point], refer
     """Two panels, one per test set: a mark with its interval per point; `references` are filled, with a line through them."""
     frame = scores(rows, points, tuple(SPLITS))
     labels, filled = list(dict.fromkeys(frame["label"])), [point.label for point in references]
-    low, high = frame["low"].min(), frame["high"].max()
-    margin = 0.06 * (high - low)
     figure, (line,) = panels(1, 2, theme.COLUMN, 0.75 + 0.19 * len(labels), gap=theme.GAP, xlabel=RIGHT,
                              sharex=True, sharey=True)
     for axes, (split, title) in zip(line, SPLITS.items(), strict=True):
@@ -90,7 +88,7 @@ def _settings(rows: pd.DataFrame, name: str, points: Sequence[plan.Point], refer
         draw_intervals(axes, part, labels, hollow=set(labels) - set(filled))
         axes.set_title(title)
     name_lines(line[0], labels)
-    line[0].set_xlim(max(0.0, low - margin), high + margin)
+    line[0].set_xlim(0, 1.05 * frame["high"].max() or 1)
     return finish(figure, frame, CAPTIONS[name] + MEASURED + INTERVALS + seeds_sentence(frame))
 
 

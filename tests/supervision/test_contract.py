@@ -85,6 +85,12 @@ def test_the_kind_of_a_question_is_told_from_its_words_answer_and_facts(kind: st
     assert task_of(ITEMS[kind]).kind == kind
 
 
+def test_a_difference_that_happens_to_be_the_average_is_a_difference() -> None:
+    values = tuple(Fact("2011", name, value) for name, value in (("Seniors", 9.0), ("Newcomers", 3.0)))
+    for words in ("How far apart are Seniors and Newcomers", "What is the distance between Seniors and Newcomers"):
+        assert task_of(Item(f"{words} in 2011?", "6", values, values)).kind == "difference"
+
+
 @pytest.mark.parametrize(("kind", "work"), [(kind, work) for kind, works in DONE.items() for work in works])
 def test_facts_reasoning_and_conclusion_make_full_marks(kind: str, work: str) -> None:
     judgement = CHECKER.judge(f"{STATED[kind]} {work} {CLOSED[kind]}", ITEMS[kind])
