@@ -258,10 +258,15 @@ def _traces() -> list[Claim]:
     refined_sft, refined_pure = (_setting("refined", f"{METHOD_NAMES[method]}, refined targets")
                                  for method in ("sft", "pure_dyme"))
     longer, answers = _setting("cost", "CoT-SFT, 960 steps"), _setting("cost", "SFT on answers alone")
+    one, forty, known, long = (_setting("learnability", name, "sft") for name in ("w1", "w40", "seen", "x2"))
     return [
         better("A teacher's traces are harder to learn: CoT-SFT on refined targets beats CoT-SFT on them", refined_sft, SFT),
         better("A teacher's traces give a small VLM more pseudo thinking than refined targets", SFT, refined_sft, "pseudo",
                where="poster", reported="examples"),
+        better("A teacher with one wording harms less: CoT-SFT on it is better grounded", one, SFT, "groundedness"),
+        better("A teacher with forty wordings harms more: CoT-SFT on eleven is better grounded", SFT, forty, "groundedness"),
+        better("Words that the base has seen harm less: CoT-SFT on them is better grounded", known, SFT, "groundedness"),
+        better("Traces of twice the length harm more: CoT-SFT on short ones is better grounded", SFT, long, "groundedness"),
         better("Full DyME on a teacher's traces beats CoT-SFT on DyME's refined targets", FULL, refined_sft),
         better("Pure DyME beats CoT-SFT where both have refined targets", refined_pure, refined_sft),
         better("Pure DyME beats CoT-SFT at about equal cost (four times the steps)", PURE, longer),

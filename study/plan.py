@@ -26,6 +26,7 @@ SWITCH_VALUES = {"threshold": (0.25, 0.5), "cosine": (None,), "budget": (8.0, 32
 SWITCH_RATES = (3e-4, 1e-3)  # learning rates
 LEFT_OUT_KINDS = ("gap", "count")  # of question, in the experiment "kinds"
 GRADIENT_BOUNDS = {"float64": 1e-12, "float32": 1e-5}  # on the relative error of gradients that should be equal (notebook 01)
+ONCE = {"training.evaluate_every": 240}  # at the end alone: of ablations, switches and sweeps no curve is drawn
 # Refined targets, with the learning rates that are best with them on validation.
 REFINED = {"world.traces": "refined", "learning_rates.sft": 1e-3, "learning_rates.sft_grpo": 1e-4,
            "learning_rates.pure_dyme": 1e-3}
@@ -101,14 +102,14 @@ def _learnability() -> Iterator[Point]:
     changed = {"w1": {"world.trace_wordings": 1}, "w3": {"world.trace_wordings": 3}, "w40": {"world.trace_wordings": 40},
                "seen": {"world.trace_new_words": False}, "x2": {"world.trace_length": 2, "training.max_completion_tokens": 240},
                "n64": {"world.train_questions": 64}, "n512": {"world.train_questions": 512}}
-    for method in ("sft", "full_dyme"):
+    for method, once in (("sft", {}), ("full_dyme", ONCE)):
         for name, settings in changed.items():
-            yield Point("learnability", name, method, name, settings, SOME_SEEDS)
+            yield Point("learnability", name, method, name, settings | once, SOME_SEEDS)
 
 
 def _large() -> Iterator[Point]:
     for method in ("base", "sft", "grpo", "pure_dyme"):  # its bases and steps take three times as long
-        yield Point("large", config.METHOD_NAMES[method], method, model="large", seeds=SOME_SEEDS)
+        yield Point("large", config.METHOD_NAMES[method], method, settings=ONCE, model="large", seeds=SOME_SEEDS)
 
 
 def _tuning() -> Iterator[Point]:
@@ -134,7 +135,7 @@ def _switch_tuning() -> Iterator[Point]:
 
 
 def _switched(switch: str, value: float | None, rate: float) -> dict[str, Any]:
-    return {"training.switch": switch, "training.switch_value": value, "learning_rates.pure_dyme": rate}
+    return {"training.switch": switch, "training.switch_value": value, "learning_rates.pure_dyme": rate, **ONCE}
 
 
 def _switch() -> Iterator[Point]:
@@ -146,18 +147,19 @@ def _switch() -> Iterator[Point]:
 def _ablation() -> Iterator[Point]:
     """Full DyME with one part taken away. Where nothing is memorized its own learning rate is too high: GRPO's is taken.
     Without the refiner the teacher's trace is memorized as it is, which is Pure DyME."""
-    explored = {"training.switch": "explore", "learning_rates.full_dyme": config.load_profile(PROFILE).learning_rates["grpo"]}
+    rate = config.load_profile(PROFILE).learning_rates["grpo"]
+    without = {"memorize": {"training.switch": "explore", "learning_rates.full_dyme": rate},
+               "explore": {"training.switch": "memorize"}, "checker": {"training.thinking_weight": 0.0}}
     yield Point("ablation", "Full DyME", "full_dyme")
-    yield Point("ablation", "without memorize", "full_dyme", "no-memorize", explored, SOME_SEEDS)
-    yield Point("ablation", "without explore", "full_dyme", "no-explore", {"training.switch": "memorize"}, SOME_SEEDS)
+    for part, settings in without.items():
+        yield Point("ablation", f"without {part}", "full_dyme", f"no-{part}", settings | ONCE, SOME_SEEDS)
     yield Point("ablation", "without refiner", "pure_dyme")
-    yield Point("ablation", "without checker", "full_dyme", "no-checker", {"training.thinking_weight": 0.0}, SOME_SEEDS)
 
 
 def _rollouts() -> Iterator[Point]:
     for method in ("grpo", "pure_dyme"):
         for size in (2, 4, 8, 16):  # 32 rollouts a step in all
-            settings = {"training.num_generations": size, "training.prompts_per_step": 32 // size}
+            settings = {"training.num_generations": size, "training.prompts_per_step": 32 // size, **ONCE}
             yield Point("rollouts", f"G = {size}", method, "" if size == 8 else f"g{size}", {} if size == 8 else settings,
                         SOME_SEEDS, value=size)
 
@@ -165,7 +167,7 @@ def _rollouts() -> Iterator[Point]:
 def _prompts() -> Iterator[Point]:
     """Prompts a step, without and with rollouts: separates the effect of more prompts from that of fewer rollouts of each."""
     for count in (4, 8, 16):
-        changed = {"training.prompts_per_step": count}
+        changed = {"training.prompts_per_step": count, **ONCE}
         yield Point("prompts", f"{count} prompts", "sft", "" if count == 4 else f"p{count}", {} if count == 4 else changed,
                     SOME_SEEDS, value=count)
         yield Point("prompts", f"{count} prompts", "pure_dyme", "g2" if count == 16 else f"g2-p{count}",
@@ -176,20 +178,20 @@ def _quality() -> Iterator[Point]:
     for method in ("sft", "pure_dyme"):
         for quality in ("high", "medium", "low"):
             yield Point("quality", quality, method, "refined" if quality == "high" else f"{quality}-traces",
-                        REFINED | ({} if quality == "high" else {"supervision.quality": quality}), SOME_SEEDS)
+                        REFINED | ({} if quality == "high" else {"supervision.quality": quality, **ONCE}), SOME_SEEDS)
 
 
 def _corruption() -> Iterator[Point]:
     for method in ("sft", "pure_dyme"):
         for share in (0.0, 0.125, 0.25, 0.5):
             yield Point("corruption", f"{share:.1%}", method, f"wrong{1000 * share:.0f}" if share else "refined",
-                        REFINED | ({"supervision.corruption": share} if share else {}), SOME_SEEDS, value=100 * share)
+                        REFINED | ({"supervision.corruption": share, **ONCE} if share else {}), SOME_SEEDS, value=100 * share)
 
 
 def _kinds() -> Iterator[Point]:
     for method in ("sft", "grpo", "pure_dyme"):
         yield Point("kinds", "without gaps and counts", method, "no-gap-count",
-                    {"world.left_out_kinds": LEFT_OUT_KINDS}, SOME_SEEDS)
+                    {"world.left_out_kinds": LEFT_OUT_KINDS, **ONCE}, SOME_SEEDS)
 
 
 EXPERIMENTS = {"tuning": _tuning, "main": _main, "short": _short, "cost": _cost, "refined": _refined, "large": _large,

@@ -13,7 +13,6 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-import adaptive
 import arms
 import attribution
 import judged
@@ -145,19 +144,3 @@ def test_a_run_of_two_phases_stops_at_its_budget_and_is_not_made_twice(tmp_path,
     assert curve[0]["cpu_s"] == 0 and curve[-1]["cpu_s"] >= 2 and curve[-1]["step"] >= 2
     assert time_to_accuracy.is_finished(*given) and not time_to_accuracy.is_finished(*given[:2], 3.0, 4, tmp_path)
     assert [run["arm"] for run in time_to_accuracy.on_file(2.0, 4, tmp_path)] == ["SFT then GRPO"]
-
-
-@pytest.mark.parametrize("p", [0.1, 0.5, 0.8])
-def test_the_expected_gradients_of_adaptive_rollouts_are_those_of_drawn_groups(p: float) -> None:
-    right = (torch.rand(200_000, 8, generator=torch.Generator().manual_seed(0)) < p).double()
-
-    def mean_gradient(groups: torch.Tensor, memorized: torch.Tensor) -> torch.Tensor:
-        spread = groups.std(dim=1, keepdim=True)
-        advantages = torch.where(spread > 0, (groups - groups.mean(dim=1, keepdim=True)) / spread, 0.0)
-        return torch.where(memorized, 1 - p, (advantages * (groups - p)).mean(dim=1))
-
-    failed = right.sum(dim=1) == 0
-    whole = mean_gradient(right, failed)
-    parts = torch.where(right[:, :4].any(dim=1), mean_gradient(right[:, :4], failed), whole)
-    assert whole.mean().item() == pytest.approx(adaptive.whole(p), abs=0.003)
-    assert parts.mean().item() == pytest.approx(adaptive.adaptive(p), abs=0.003)

@@ -27,9 +27,10 @@ CAPTIONS = {
              "with its training questions. Above the dots their mean. To the right of 0 Full DyME is ahead.",
     "expense": "What training buys: right answers against the CPU seconds of a run (median over seeds). CoT-SFT on a teacher's "
                "traces: 240 and 960 steps, joined. SFT on answers alone gives no thinking and is left out.",
-    "learnability": "Poster's claim: traces that a small model would not write do it harm. CoT-SFT and Full DyME, left on sets "
-                    "of a teacher's traces, in order of their gap: mean nats per token under the base, before training; right "
-                    "on fewer questions. Test, mini world.",
+    "learnability": "Poster's claim: traces that a small model would not write do it harm. CoT-SFT and Full DyME on other sets "
+                    "of a teacher's traces: in fewer and more wordings; in words that the base has seen, and twice as long; on "
+                    "fewer questions. Gap: mean nats per token of the traces under the base, before training. Test, mini "
+                    "world.",
 }
 
 
@@ -125,8 +126,9 @@ def _draw_points(axes: Axes, frame: pd.DataFrame) -> theme.End:
 
 @themed()
 def learnability(rows: pd.DataFrame, gaps: pd.DataFrame) -> Figure:
-    """Draw right answers and groundedness of CoT-SFT and Full DyME, a line per model: left by the set of traces that they
-    memorize, in order of gaps; right by the number of training questions with the main runs' set.
+    """Draw right answers and groundedness of CoT-SFT and Full DyME, a line per model, by what the memorized traces are: the
+    number of a teacher's wordings, its words and length, the number of training questions. Where the three meet is the main
+    runs' set.
 
     Args:
         gaps: columns model, those of DIALS, and gap, in nats per token (`scripts.learnability`).
@@ -138,36 +140,41 @@ def learnability(rows: pd.DataFrame, gaps: pd.DataFrame) -> Figure:
     if frame.empty:
         raise NoRows("no gap of a teacher's traces has been measured; run python -m scripts.learnability")
     main = sets.iloc[0]
-    order = frame.sort_values(["model", "gap"], key=_svlm_first, kind="stable").drop_duplicates("words")
-    by_set = frame[frame["questions"] == main["questions"]]
-    by_count = frame[frame["words"] == main["words"]]
-    sides = [by_set.assign(x=by_set["words"].map(list(order["words"]).index)), by_count.assign(x=by_count["questions"])]
-    figure, grid = panels(2, 2, theme.PAGE, 3.6, sharex="col", sharey="row")
-    left, right = grid[-1]
-    left.set(xticks=range(len(order)), xticklabels=[f"{line.gap:.1f}\n{line.words}" for line in order.itertuples()],
-             xlim=(-0.2, len(order) - 0.8), xlabel="gap of the traces (nats per token), and the wordings")
-    counts = sorted(set(by_count["questions"]))
-    right.set(xscale="log", xticks=counts, xticklabels=[f"{count:,}" for count in counts], xlabel="training questions",
-              xlim=(0.9 * counts[0], 1.1 * counts[-1]))
-    right.xaxis.set_minor_locator(NullLocator())
+    is_worded, is_long, is_small = (frame[name] != main[name] for name in ("wordings", "words", "questions"))
+    by_wording, by_words = frame[~is_long & ~is_small], frame[~is_worded & ~is_small]
+    order = by_words.sort_values(["model", "gap"], key=_svlm_first, kind="stable").drop_duplicates("words")
+    sides = [by_wording.assign(x=by_wording["wordings"]),
+             by_words.assign(x=by_words["words"].map(list(order["words"]).index)),
+             frame[~is_worded & ~is_long].assign(x=lambda part: part["questions"])]
+    figure, grid = panels(2, 3, theme.PAGE, 3.6, sharex="col", sharey="row")
+    lines = by_wording.sort_values(["model", "gap"], key=_svlm_first, kind="stable").drop_duplicates("wordings")
+    gap_of = {line.wordings: f"{line.wordings}\n{line.gap:.1f}" for line in lines.sort_values("wordings").itertuples()}
+    counts = {count: f"{count:,}" for count in sorted(set(sides[2]["x"]))}
+    for axes, ticks, name in ((grid[-1][0], gap_of, "wordings\nand gap (nats per token)"),
+                              (grid[-1][2], counts, "training questions")):
+        axes.set(xscale="log", xticks=list(ticks), xticklabels=list(ticks.values()), xlabel=name,
+                 xlim=(0.9 * min(ticks), 1.1 * max(ticks)))
+        axes.xaxis.set_minor_locator(NullLocator())
+    grid[-1][1].set(xticks=range(len(order)), xticklabels=[f"{line.words}\n{line.gap:.1f}" for line in order.itertuples()],
+                    xlim=(-0.3, len(order) - 0.7), xlabel="words and length\nand gap (nats per token)")
     for line, (metric, title) in zip(grid, MEASURED_ON_TRACES.items(), strict=True):
         line[0].set(ylabel=title, ylim=(0, 1.05 * frame.loc[frame["metric"] == metric, "high"].max() or 1))
         for axes, side in zip(line, sides, strict=True):
             part = side[side["metric"] == metric].sort_values("x", kind="stable")
-            label_ends(axes, [_draw_sets(axes, own) for _, own in part.groupby(["method", "model"], sort=False)])
+            ends = [_draw_sets(axes, own) for _, own in part.groupby(["method", "model"], sort=False)]
+        label_ends(line[-1], ends)
     absent = ", ".join(sets.loc[~sets["setting"].isin(frame["setting"]), "setting"])
     caption = CAPTIONS["learnability"] + (f" Not measured yet: {absent}." if absent else "")
     return finish(figure, pd.concat(sides), caption + BANDS + seeds_sentence(frame))
 
 
 def _trace_set(point: plan.Point) -> dict[str, Any]:
-    """The set of traces that a point's runs memorize: the teacher's dials, the same in words, and of how many questions."""
+    """The set of traces that a point's runs memorize: the teacher's dials, words and length in words, how many questions."""
     world = point.runs()[0].profile.world
-    words = [f"{world.trace_wordings}", "" if world.trace_new_words else "known\nwords",
-             "" if world.trace_length == 1 else f"{world.trace_length} x as\nlong"]
-    return {"setting": point.setting, "words": "\n".join(filter(None, words)), "model": point.model,
-            "wordings": world.trace_wordings, "length": world.trace_length, "new_words": world.trace_new_words,
-            "questions": world.train_questions}
+    words = "new\nwords" if world.trace_new_words else "known\nwords"
+    return {"setting": point.setting, "words": words if world.trace_length == 1 else f"{world.trace_length} x as\nlong",
+            "model": point.model, "wordings": world.trace_wordings, "length": world.trace_length,
+            "new_words": world.trace_new_words, "questions": world.train_questions}
 
 
 def _svlm_first(column: pd.Series) -> pd.Series:
