@@ -102,9 +102,9 @@ def _learnability() -> Iterator[Point]:
     changed = {"w1": {"world.trace_wordings": 1}, "w3": {"world.trace_wordings": 3}, "w40": {"world.trace_wordings": 40},
                "seen": {"world.trace_new_words": False}, "x2": {"world.trace_length": 2, "training.max_completion_tokens": 240},
                "n64": {"world.train_questions": 64}, "n512": {"world.train_questions": 512}}
-    for method in ("sft", "full_dyme"):
+    for method, once in (("sft", {}), ("full_dyme", ONCE)):
         for name, settings in changed.items():
-            yield Point("learnability", name, method, name, settings, SOME_SEEDS)
+            yield Point("learnability", name, method, name, settings | once, SOME_SEEDS)
 
 
 def _large() -> Iterator[Point]:
