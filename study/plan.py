@@ -109,7 +109,7 @@ def _learnability() -> Iterator[Point]:
 
 def _large() -> Iterator[Point]:
     for method in ("base", "sft", "grpo", "pure_dyme"):  # its bases and steps take three times as long
-        yield Point("large", config.METHOD_NAMES[method], method, settings=ONCE, model="large", seeds=SOME_SEEDS)
+        yield Point("large", config.METHOD_NAMES[method], method, model="large", seeds=SOME_SEEDS)
 
 
 def _tuning() -> Iterator[Point]:
