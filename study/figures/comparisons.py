@@ -142,13 +142,12 @@ def learnability(rows: pd.DataFrame, gaps: pd.DataFrame) -> Figure:
     main = sets.iloc[0]
     is_worded, is_long, is_small = (frame[name] != main[name] for name in ("wordings", "words", "questions"))
     by_wording, by_words = frame[~is_long & ~is_small], frame[~is_worded & ~is_small]
-    order = by_words.sort_values(["model", "gap"], key=_svlm_first, kind="stable").drop_duplicates("words")
+    order, lines = _by_gap(by_words, "words"), _by_gap(by_wording, "wordings").sort_values("wordings")
     sides = [by_wording.assign(x=by_wording["wordings"]),
              by_words.assign(x=by_words["words"].map(list(order["words"]).index)),
              frame[~is_worded & ~is_long].assign(x=lambda part: part["questions"])]
     figure, grid = panels(2, 3, theme.PAGE, 3.6, sharex="col", sharey="row")
-    lines = by_wording.sort_values(["model", "gap"], key=_svlm_first, kind="stable").drop_duplicates("wordings")
-    gap_of = {line.wordings: f"{line.wordings}\n{line.gap:.1f}" for line in lines.sort_values("wordings").itertuples()}
+    gap_of = {line.wordings: f"{line.wordings}\n{line.gap:.1f}" for line in lines.itertuples()}
     counts = {count: f"{count:,}" for count in sorted(set(sides[2]["x"]))}
     for axes, ticks, name in ((grid[-1][0], gap_of, "wordings\nand gap (nats per token)"),
                               (grid[-1][2], counts, "training questions")):
@@ -177,8 +176,12 @@ def _trace_set(point: plan.Point) -> dict[str, Any]:
             "new_words": world.trace_new_words, "questions": world.train_questions}
 
 
-def _svlm_first(column: pd.Series) -> pd.Series:
-    return column.map(list(MODEL_NAMES).index) if column.name == "model" else column
+def _by_gap(frame: pd.DataFrame, dial: str) -> pd.DataFrame:
+    """One line for each setting of a dial in order of gaps, the SVLM's where both models have it."""
+    def key(column: pd.Series) -> pd.Series:
+        return column.map(list(MODEL_NAMES).index) if column.name == "model" else column
+
+    return frame.sort_values(["model", "gap"], key=key, kind="stable").drop_duplicates(dial)
 
 
 def _draw_sets(axes: Axes, frame: pd.DataFrame) -> theme.End:
