@@ -347,7 +347,7 @@ def claims() -> dict[str, list[Claim]]:
                    _setting("quality", "low", "pure_dyme"), where="poster",
                    reported="68.5 (GPT-4o) against 64.9 (Qwen2.5-14B)"),
             better("Right facts help DyME (none wrong against half)",
-                   *(_setting("corruption", share, "pure_dyme") for share in ("0.0%", "50.0%"))),
+                   *(_setting("corruption", share, "pure_dyme") for share in ("0%", "50%"))),
             Claim("DyME is for small VLMs: the larger sibling gains less", "paper", PAPER_GAINS,
                   lambda evidence: gains(evidence, (PURE, "svlm-base"), ("large-pure_dyme", "large-base")))],
         "Kinds of question that training left out (gap and count)": [

@@ -98,13 +98,15 @@ def _cost() -> Iterator[Point]:
 
 
 def _learnability() -> Iterator[Point]:
-    """A teacher with fewer and more wordings, in words that the base has seen, with longer traces; and fewer questions."""
-    changed = {"w1": {"world.trace_wordings": 1}, "w3": {"world.trace_wordings": 3}, "w40": {"world.trace_wordings": 40},
-               "seen": {"world.trace_new_words": False}, "x2": {"world.trace_length": 2, "training.max_completion_tokens": 240},
-               "n64": {"world.train_questions": 64}, "n512": {"world.train_questions": 512}}
-    for method, once in (("sft", {}), ("full_dyme", ONCE)):
-        for name, settings in changed.items():
-            yield Point("learnability", name, method, name, settings | once, SOME_SEEDS)
+    """A teacher with fewer and more wordings, in words that the base has seen, with longer traces; and fewer questions. Full
+    DyME takes its own target in place of the teacher's new words, so that its main runs stand for any number of wordings."""
+    wordings = {f"w{count}": {"world.trace_wordings": count} for count in (1, 3, 40)}
+    others = {"seen": {"world.trace_new_words": False}, "x2": {"world.trace_length": 2, "training.max_completion_tokens": 240},
+              "n64": {"world.train_questions": 64}, "n512": {"world.train_questions": 512}}
+    for name, settings in (wordings | others).items():
+        yield Point("learnability", name, "sft", name, settings, SOME_SEEDS)
+    for name, settings in others.items():
+        yield Point("learnability", name, "full_dyme", name, settings | ONCE, SOME_SEEDS)
 
 
 def _large() -> Iterator[Point]:
@@ -183,8 +185,8 @@ def _quality() -> Iterator[Point]:
 
 def _corruption() -> Iterator[Point]:
     for method in ("sft", "pure_dyme"):
-        for share in (0.0, 0.125, 0.25, 0.5):
-            yield Point("corruption", f"{share:.1%}", method, f"wrong{1000 * share:.0f}" if share else "refined",
+        for share in (0.0, 0.25, 0.5):
+            yield Point("corruption", f"{share:.0%}", method, f"wrong{100 * share:.0f}" if share else "refined",
                         REFINED | ({"supervision.corruption": share, **ONCE} if share else {}), SOME_SEEDS, value=100 * share)
 
 

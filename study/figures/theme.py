@@ -146,9 +146,9 @@ def name_lines(axes: Axes, names: Sequence[str], colors: Sequence[Any] = ()) -> 
         tick.set_color(color)
 
 
-def draw_level(axes: Axes, value: float, color: Any = GREY) -> None:
-    """A dotted vertical line behind the marks."""
-    axes.axvline(value, color=color, linestyle=(0, (1, 1.5)), linewidth=0.9, zorder=1)
+def draw_level(axes: Axes, value: float, color: Any = GREY, is_upright: bool = True) -> None:
+    """A dotted line behind the marks, through the whole panel."""
+    (axes.axvline if is_upright else axes.axhline)(value, color=color, linestyle=(0, (1, 1.5)), linewidth=0.9, zorder=1)
 
 
 def draw_intervals(axes: Axes, frame: pd.DataFrame, labels: Sequence[str], hollow: Collection[str] = (), shift: float = 0.0,

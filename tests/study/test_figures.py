@@ -370,7 +370,7 @@ def test_sets_of_traces_stand_by_one_dial_with_their_gaps_and_what_is_missing_is
     assert by_words == ["known words 5.0", "2 x as long 10.5", "new words 11.0"]
     stored = rows_with("learnability", "large")
     figure = comparisons.learnability(stored[stored["run"] != "svlm-sft-w3-s0"], GAPS[GAPS["wordings"] != 40])
-    assert "Not measured yet: svlm-sft-w40, svlm-full_dyme-w40." in figure.dyme_caption
+    assert "Not measured yet: svlm-sft-w40." in figure.dyme_caption
     by_count = figure.dyme_frame[figure.dyme_frame["x"] >= 64]
     assert set(by_count["setting"]) == {"large-sft", *(f"svlm-{method}{count}" for method in ("sft", "full_dyme")
                                                        for count in ("", "-n64", "-n512"))}
