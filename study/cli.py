@@ -157,7 +157,7 @@ def base(
     model: Annotated[list[Size] | None, typer.Option(help="default: both")] = None,
     threads: Annotated[int, typer.Option(min=1, help="of torch")] = 2,
 ) -> None:
-    """Pre-train the mini base models from nothing into bases/ (12 minutes on two cores)."""
+    """Train the bases of a seed from their starts (15 minutes of one thread; where a start is missing, 2 hours)."""
     from scripts.pretrain import build_bases
 
     build_bases(seed, [size.value for size in model or Size], threads)

@@ -10,25 +10,24 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dyme_core import config
-from dyme_core.pipeline.methods import Run
+from dyme_core.pipeline.methods import UNSUPERVISED, Run
 
 PROFILE = config.DEFAULT
 SEEDS = tuple(range(8))  # each has its own base, training questions, order and rollouts
 SOME_SEEDS = SEEDS[:5]  # of all but the main runs; fewer give no verdict
 RATES = {"sft": (3e-4, 1e-3, 2e-3), "grpo": (1e-4, 3e-4, 1e-3), "sft_grpo": (1e-4, 3e-4, 1e-3),
          "pure_dyme": (3e-5, 1e-4, 3e-4, 1e-3, 2e-3), "full_dyme": (3e-4, 1e-3, 2e-3)}  # learning rates tried
-REFINED_RATES = {"sft": (3e-4, 1e-3, 2e-3), "sft_grpo": (1e-4, 3e-4, 1e-3), "pure_dyme": (3e-4, 1e-3, 2e-3)}
+REFINED_RATES = {"sft": (3e-4, 1e-3, 2e-3, 4e-3), "sft_grpo": (1e-4, 3e-4, 1e-3), "pure_dyme": (3e-4, 1e-3, 2e-3)}
 SWITCH_NAMES = {"binary": "DyME (binary)", "threshold": "HPT gate", "cosine": "Cosine annealing", "budget": "SFT budget",
                 "luffy": "LUFFY", "chord": "CHORD", "prefix": "Expert prefix",
                 "grounded": "Grounded (ours)"}
 SWITCH_VALUES = {"threshold": (0.25, 0.5), "cosine": (None,), "budget": (8.0, 32.0), "luffy": (0.1, 1.0), "chord": (0.1, 0.5),
-                 "prefix": (None,), "grounded": (None,)}  # those tried, each with both of SWITCH_RATES
-SWITCH_RATES = (3e-4, 1e-3)  # learning rates
+                 "prefix": (None,), "grounded": (None,)}  # those tried, each with all REFINED_RATES of Pure DyME
 LEFT_OUT_KINDS = ("gap", "count")  # of question, in the experiment "kinds"
 GRADIENT_BOUNDS = {"float64": 1e-12, "float32": 1e-5}  # on the relative error of gradients that should be equal (notebook 01)
 ONCE = {"training.evaluate_every": 240}  # at the end alone: of ablations, switches and sweeps no curve is drawn
 # Refined targets, with the learning rates that are best with them on validation.
-REFINED = {"world.traces": "refined", "learning_rates.sft": 1e-3, "learning_rates.sft_grpo": 1e-4,
+REFINED = {"world.traces": "refined", "learning_rates.sft": 2e-3, "learning_rates.sft_grpo": 1e-4,
            "learning_rates.pure_dyme": 1e-3}
 # (value, learning rate): the best on validation.
 CHOSEN_SWITCHES = {"threshold": (0.5, 1e-3), "cosine": (None, 1e-3), "budget": (8.0, 1e-3), "luffy": (0.1, 3e-4),
@@ -98,18 +97,20 @@ def _cost() -> Iterator[Point]:
 
 
 def _learnability() -> Iterator[Point]:
-    """A teacher with fewer and more wordings, in words that the base has seen, with longer traces; and fewer questions."""
-    changed = {"w1": {"world.trace_wordings": 1}, "w3": {"world.trace_wordings": 3}, "w40": {"world.trace_wordings": 40},
-               "seen": {"world.trace_new_words": False}, "x2": {"world.trace_length": 2, "training.max_completion_tokens": 240},
-               "n64": {"world.train_questions": 64}, "n512": {"world.train_questions": 512}}
-    for method, once in (("sft", {}), ("full_dyme", ONCE)):
-        for name, settings in changed.items():
-            yield Point("learnability", name, method, name, settings | once, SOME_SEEDS)
+    """A teacher with fewer and more wordings, in words that the base has seen, with longer traces; and fewer questions. Full
+    DyME takes its own target in place of the teacher's new words, so that its main runs stand for any number of wordings."""
+    wordings = {f"w{count}": {"world.trace_wordings": count} for count in (1, 3, 40)}
+    others = {"seen": {"world.trace_new_words": False}, "x2": {"world.trace_length": 2, "training.max_completion_tokens": 240},
+              "n64": {"world.train_questions": 64}, "n512": {"world.train_questions": 512}}
+    for name, settings in (wordings | others).items():
+        yield Point("learnability", name, "sft", name, settings, SOME_SEEDS)
+    for name, settings in others.items():
+        yield Point("learnability", name, "full_dyme", name, settings | ONCE, SOME_SEEDS)
 
 
 def _large() -> Iterator[Point]:
     for method in ("base", "sft", "grpo", "pure_dyme"):  # its bases and steps take three times as long
-        yield Point("large", config.METHOD_NAMES[method], method, settings=ONCE, model="large", seeds=SOME_SEEDS)
+        yield Point("large", config.METHOD_NAMES[method], method, model="large", seeds=SOME_SEEDS)
 
 
 def _tuning() -> Iterator[Point]:
@@ -124,24 +125,25 @@ def _tuning() -> Iterator[Point]:
 
 
 def _switch_tuning() -> Iterator[Point]:
-    """Each switch's own number with two learning rates, for half of the steps on seed 0."""
+    """Each switch's own number with the learning rates that the binary one had, for half of the steps on seed 0."""
     for switch, values in SWITCH_VALUES.items():
         for value in values:
-            for rate in SWITCH_RATES:
-                variant = f"{switch}{'' if value is None else f'{value:g}'}-lr{rate:g}"
+            for rate in REFINED_RATES["pure_dyme"]:
+                variant = f"refined-{switch}{'' if value is None else f'{value:g}'}-lr{rate:g}"
                 settings = _switched(switch, value, rate) | {"training.steps": 120}
                 yield Point("switch_tuning", f"Pure DyME, {SWITCH_NAMES[switch]}", "pure_dyme", variant, settings, (0,),
                             ("validation",), value=value)
 
 
 def _switched(switch: str, value: float | None, rate: float) -> dict[str, Any]:
-    return {"training.switch": switch, "training.switch_value": value, "learning_rates.pure_dyme": rate, **ONCE}
+    return REFINED | {"training.switch": switch, "training.switch_value": value, "learning_rates.pure_dyme": rate, **ONCE}
 
 
 def _switch() -> Iterator[Point]:
-    yield Point("switch", SWITCH_NAMES["binary"], "pure_dyme")
+    """All on refined targets: of a teacher's traces every switch makes the more, the less it memorizes."""
+    yield Point("switch", SWITCH_NAMES["binary"], "pure_dyme", "refined", REFINED, SOME_SEEDS)
     for switch, chosen in CHOSEN_SWITCHES.items():
-        yield Point("switch", SWITCH_NAMES[switch], "pure_dyme", switch, _switched(switch, *chosen), SOME_SEEDS)
+        yield Point("switch", SWITCH_NAMES[switch], "pure_dyme", f"refined-{switch}", _switched(switch, *chosen), SOME_SEEDS)
 
 
 def _ablation() -> Iterator[Point]:
@@ -159,39 +161,46 @@ def _ablation() -> Iterator[Point]:
 def _rollouts() -> Iterator[Point]:
     for method in ("grpo", "pure_dyme"):
         for size in (2, 4, 8, 16):  # 32 rollouts a step in all
-            settings = {"training.num_generations": size, "training.prompts_per_step": 32 // size, **ONCE}
-            yield Point("rollouts", f"G = {size}", method, "" if size == 8 else f"g{size}", {} if size == 8 else settings,
-                        SOME_SEEDS, value=size)
+            yield _swept("rollouts", f"G = {size}", method, "" if size == 8 else f"g{size}",
+                         {"training.num_generations": size, "training.prompts_per_step": 32 // size}, size)
 
 
 def _prompts() -> Iterator[Point]:
     """Prompts a step, without and with rollouts: separates the effect of more prompts from that of fewer rollouts of each."""
     for count in (4, 8, 16):
-        changed = {"training.prompts_per_step": count, **ONCE}
-        yield Point("prompts", f"{count} prompts", "sft", "" if count == 4 else f"p{count}", {} if count == 4 else changed,
-                    SOME_SEEDS, value=count)
-        yield Point("prompts", f"{count} prompts", "pure_dyme", "g2" if count == 16 else f"g2-p{count}",
-                    {"training.num_generations": 2, **changed}, SOME_SEEDS, value=count)
+        settings = {"training.prompts_per_step": count}
+        yield _swept("prompts", f"{count} prompts", "sft", "" if count == 4 else f"p{count}", settings, count)
+        yield _swept("prompts", f"{count} prompts", "pure_dyme", "g2" if count == 16 else f"g2-p{count}",
+                     settings | {"training.num_generations": 2}, count)
 
 
 def _quality() -> Iterator[Point]:
     for method in ("sft", "pure_dyme"):
         for quality in ("high", "medium", "low"):
-            yield Point("quality", quality, method, "refined" if quality == "high" else f"{quality}-traces",
-                        REFINED | ({} if quality == "high" else {"supervision.quality": quality, **ONCE}), SOME_SEEDS)
+            yield _swept("quality", quality, method, "" if quality == "high" else f"{quality}-quality",
+                         {"supervision.quality": quality})
 
 
 def _corruption() -> Iterator[Point]:
     for method in ("sft", "pure_dyme"):
-        for share in (0.0, 0.125, 0.25, 0.5):
-            yield Point("corruption", f"{share:.1%}", method, f"wrong{1000 * share:.0f}" if share else "refined",
-                        REFINED | ({"supervision.corruption": share, **ONCE} if share else {}), SOME_SEEDS, value=100 * share)
+        for share in (0.0, 0.25, 0.5):
+            yield _swept("corruption", f"{share:.0%}", method, f"wrong{100 * share:.0f}" if share else "",
+                         {"supervision.corruption": share}, 100 * share)
 
 
 def _kinds() -> Iterator[Point]:
     for method in ("sft", "grpo", "pure_dyme"):
-        yield Point("kinds", "without gaps and counts", method, "no-gap-count",
-                    {"world.left_out_kinds": LEFT_OUT_KINDS, **ONCE}, SOME_SEEDS)
+        yield _swept("kinds", "without gaps and counts", method, "no-gap-count", {"world.left_out_kinds": LEFT_OUT_KINDS})
+
+
+def _swept(experiment: str, label: str, method: str, variant: str, settings: dict[str, Any],
+           value: float | None = None) -> Point:
+    """A point of a sweep: on refined targets, where the method memorizes any. Without a variant it is what the sweep changes,
+    a point of "refined" or "main"."""
+    settings = settings | ONCE if variant else {}
+    if method not in UNSUPERVISED:
+        variant, settings = "-".join(filter(None, ("refined", variant))), REFINED | settings
+    return Point(experiment, label, method, variant, settings, SOME_SEEDS, value=value)
 
 
 EXPERIMENTS = {"tuning": _tuning, "main": _main, "short": _short, "cost": _cost, "refined": _refined, "large": _large,

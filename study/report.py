@@ -155,7 +155,8 @@ FIGURES: dict[str, Callable[[Stored], Figure]] = {
 TABLES: dict[str, tuple[Callable[[Stored], pd.DataFrame], str]] = {
     "main": (lambda stored: tables.main_table(stored.main_rows),
              "Mini world, means over seeds with 95 % intervals. Thinking is right where the checker rates it high; an answer "
-             "counts with or without thinking. \"Unseen\": styles and values; all else is of the test set."),
+             "counts with or without thinking. \"Unseen\": styles and values; all else is of the test set. The large VLM has "
+             "the SVLM's learning rates."),
     "kinds": (lambda stored: tables.kinds_table(stored.main_rows, stored.luck),
               "By kind of question, mini world, SVLM, test set, with 95 % intervals. Luck: what the best guess learned on the "
               "training questions gets right without a look at any value."),

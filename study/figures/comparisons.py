@@ -29,8 +29,8 @@ CAPTIONS = {
                "traces: 240 and 960 steps, joined. SFT on answers alone gives no thinking and is left out.",
     "learnability": "Poster's claim: traces that a small model would not write do it harm. CoT-SFT and Full DyME on other sets "
                     "of a teacher's traces: in fewer and more wordings; in words that the base has seen, and twice as long; on "
-                    "fewer questions. Gap: mean nats per token of the traces under the base, before training. Test, mini "
-                    "world.",
+                    "fewer questions. Full DyME takes its own targets in place of such traces, however many their wordings: "
+                    "dotted. Gap: mean nats per token of the traces under the base, before training. Test, mini world.",
 }
 
 
@@ -142,13 +142,12 @@ def learnability(rows: pd.DataFrame, gaps: pd.DataFrame) -> Figure:
     main = sets.iloc[0]
     is_worded, is_long, is_small = (frame[name] != main[name] for name in ("wordings", "words", "questions"))
     by_wording, by_words = frame[~is_long & ~is_small], frame[~is_worded & ~is_small]
-    order = by_words.sort_values(["model", "gap"], key=_svlm_first, kind="stable").drop_duplicates("words")
+    order, lines = _by_gap(by_words, "words"), _by_gap(by_wording, "wordings").sort_values("wordings")
     sides = [by_wording.assign(x=by_wording["wordings"]),
              by_words.assign(x=by_words["words"].map(list(order["words"]).index)),
              frame[~is_worded & ~is_long].assign(x=lambda part: part["questions"])]
     figure, grid = panels(2, 3, theme.PAGE, 3.6, sharex="col", sharey="row")
-    lines = by_wording.sort_values(["model", "gap"], key=_svlm_first, kind="stable").drop_duplicates("wordings")
-    gap_of = {line.wordings: f"{line.wordings}\n{line.gap:.1f}" for line in lines.sort_values("wordings").itertuples()}
+    gap_of = {line.wordings: f"{line.wordings}\n{line.gap:.1f}" for line in lines.itertuples()}
     counts = {count: f"{count:,}" for count in sorted(set(sides[2]["x"]))}
     for axes, ticks, name in ((grid[-1][0], gap_of, "wordings\nand gap (nats per token)"),
                               (grid[-1][2], counts, "training questions")):
@@ -162,6 +161,8 @@ def learnability(rows: pd.DataFrame, gaps: pd.DataFrame) -> Figure:
         for axes, side in zip(line, sides, strict=True):
             part = side[side["metric"] == metric].sort_values("x", kind="stable")
             ends = [_draw_sets(axes, own) for _, own in part.groupby(["method", "model"], sort=False)]
+        for level in frame.loc[(frame["setting"] == "svlm-full_dyme") & (frame["metric"] == metric), "value"]:
+            theme.draw_level(line[0], level, theme.STYLES["full_dyme"].color, is_upright=False)
         label_ends(line[-1], ends)
     absent = ", ".join(sets.loc[~sets["setting"].isin(frame["setting"]), "setting"])
     caption = CAPTIONS["learnability"] + (f" Not measured yet: {absent}." if absent else "")
@@ -177,8 +178,12 @@ def _trace_set(point: plan.Point) -> dict[str, Any]:
             "new_words": world.trace_new_words, "questions": world.train_questions}
 
 
-def _svlm_first(column: pd.Series) -> pd.Series:
-    return column.map(list(MODEL_NAMES).index) if column.name == "model" else column
+def _by_gap(frame: pd.DataFrame, dial: str) -> pd.DataFrame:
+    """One line for each setting of a dial in order of gaps, the SVLM's where both models have it."""
+    def key(column: pd.Series) -> pd.Series:
+        return column.map(list(MODEL_NAMES).index) if column.name == "model" else column
+
+    return frame.sort_values(["model", "gap"], key=key, kind="stable").drop_duplicates(dial)
 
 
 def _draw_sets(axes: Axes, frame: pd.DataFrame) -> theme.End:

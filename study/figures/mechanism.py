@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from dyme_core.config import METHOD_NAMES, METHODS
+from dyme_core.pipeline.methods import UNSUPERVISED
 from study import plan, statistics
 from study.figures import theme
 from study.figures.plots import WINDOW, draw_curves, step_curves
@@ -20,7 +21,7 @@ GRADIENT_STYLES = {"memorize": theme.Style(theme.MODE_COLORS["memorize"], "solid
                    "explore": theme.Style(theme.MODE_COLORS["explore"], (0, (4, 1.5)), "o")}
 CAPTIONS = {
     "transfer": "What carries over to what training did not show: trained without questions of the kinds gap and count "
-                "(filled) and with all kinds (hollow).",
+                "(filled) and with all kinds (hollow); refined targets.",
     "gradients": "Poster's claim: SFT and RL complement each other. Pure DyME: norm of the memorize and the explore part of a "
                  "step's gradient, and the cosine between the two: above 0 they pull the same way. Lines are means over seeds; "
                  "bands: lowest to highest seed.",
@@ -39,9 +40,9 @@ def transfer(rows: pd.DataFrame) -> Figure:
     """Draw what a method makes of kinds of question that training left out, and of the others."""
     points: dict[str, plan.Point] = {}
     for point in plan.points("kinds"):
-        (main,) = plan.points("main", methods=(point.method,))
+        (whole,) = plan.points("main" if point.method in UNSUPERVISED else "refined", methods=(point.method,))
         name = METHOD_NAMES[point.method]
-        points |= {f"{name}, all kinds": main, f"{name}, without": point}
+        points |= {f"{name}, all kinds": whole, f"{name}, without both": point}
     left_out, names = rows["kind"].isin(plan.LEFT_OUT_KINDS), {point.setting: label for label, point in points.items()}
     parts = {"gap and count": left_out, "other kinds": ~left_out}
     drawn = list(points.values())
@@ -50,7 +51,7 @@ def transfer(rows: pd.DataFrame) -> Figure:
     labels = [label for label in points if label in set(frame["label"])]
     figure, (line,) = panels(1, 2, theme.COLUMN, 0.8 + 0.19 * len(labels), gap=theme.GAP, xlabel=RIGHT, sharex=True)
     for axes, title in zip(line, parts, strict=True):
-        draw_intervals(axes, frame[frame["part"] == title], labels, [name for name in labels if not points[name].variant])
+        draw_intervals(axes, frame[frame["part"] == title], labels, [name for name in labels if name.endswith("all kinds")])
         axes.set_title(title)
     name_lines(line[0], labels)
     line[0].set_xlim(0, 1.05 * frame["high"].max() or 1)

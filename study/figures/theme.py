@@ -146,9 +146,9 @@ def name_lines(axes: Axes, names: Sequence[str], colors: Sequence[Any] = ()) -> 
         tick.set_color(color)
 
 
-def draw_level(axes: Axes, value: float, color: Any = GREY) -> None:
-    """A dotted vertical line behind the marks."""
-    axes.axvline(value, color=color, linestyle=(0, (1, 1.5)), linewidth=0.9, zorder=1)
+def draw_level(axes: Axes, value: float, color: Any = GREY, is_upright: bool = True) -> None:
+    """A dotted line behind the marks, through the whole panel."""
+    (axes.axvline if is_upright else axes.axhline)(value, color=color, linestyle=(0, (1, 1.5)), linewidth=0.9, zorder=1)
 
 
 def draw_intervals(axes: Axes, frame: pd.DataFrame, labels: Sequence[str], hollow: Collection[str] = (), shift: float = 0.0,
@@ -170,8 +170,10 @@ def draw_intervals(axes: Axes, frame: pd.DataFrame, labels: Sequence[str], hollo
 
 
 def draw_line(axes: Axes, frame: pd.DataFrame, x: str, y: str, style: Style, name: str, num_marks: int | None = None) -> End:
-    """A line with its band (columns low, high) and about `num_marks` marks (all points, if None); returns its end, for
-    `label_ends`."""
+    """A line with its band (columns low, high; of a single point a bar) and about `num_marks` marks (all points, if None);
+    returns its end, for `label_ends`."""
+    if len(frame) == 1:
+        axes.vlines(frame[x], frame["low"], frame["high"], color=style.color, clip_on=False)
     axes.fill_between(frame[x].astype(float), frame["low"], frame["high"], color=style.color, alpha=0.18, linewidth=0)
     axes.plot(frame[x], frame[y], color=style.color, linestyle=style.linestyle, marker=style.marker, clip_on=False,
               markevery=num_marks and max(1, len(frame) // num_marks))

@@ -1,6 +1,7 @@
 """The client of an OpenAI-compatible server: it sends requests, validates and stores replies, and counts their cost.
 
 A failure is always an error that names the item, never a value; the caller decides what follows (rule, raise, skip).
+`openai` is slow to import: a live client alone does it.
 """
 from __future__ import annotations
 
@@ -12,14 +13,12 @@ from collections.abc import Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 
-import openai
 from pydantic import BaseModel, ValidationError
 
 from dyme_core.config import Endpoint
 from dyme_core.supervision.llm.cache import Recording
 from dyme_core.supervision.llm.parsing import InvalidReply, NotAsked, Request, SupervisionError, Unusable, read_object
 from dyme_core.supervision.llm.prompts import ask_again
-from dyme_core.supervision.llm.server import Server, advice, status_of
 from dyme_core.supervision.llm.usage import Ledger, Tally, cost_usd
 from dyme_core.utils import redact_error
 
@@ -55,7 +54,10 @@ class Client(AbstractContextManager):
             raise ValueError(f"a live client writes its recording, but {recording.path} is read-only; name a SQLite file")
         self.endpoint, self.recording, self.step = endpoint.resolved(), recording, 0
         self._ledger = ledger or Ledger()
-        self._server = Server(self.endpoint) if mode == "live" else None
+        self._server = None
+        if mode == "live":
+            from dyme_core.supervision.llm.server import Server
+            self._server = Server(self.endpoint)
         self._slots = asyncio.Semaphore(endpoint.max_concurrency)
         self._under_way: dict[str, Future] = {}  # by key
         self._num_failed, self._rests_until = 0, 0.0  # failed calls in a row, and when the next may start
@@ -183,6 +185,9 @@ class Client(AbstractContextManager):
 
     async def _converse(self, request: Request, tally: Tally) -> BaseModel:
         """Call, and once more with the reasons where the reply is not usable; every failure is an error that names the item."""
+        import openai
+
+        from dyme_core.supervision.llm.server import advice, status_of
         if (left_s := self._rests_until - time.monotonic()) > 0:
             raise self._error(NotAsked, request, f"not asked, for {self._num_failed} calls in a row failed; the next is tried "
                               f"in {left_s:.0f} s")
