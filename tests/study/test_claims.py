@@ -32,7 +32,7 @@ def evidence(*experiments: str, seeds: int = 5) -> Evidence:
 @cache
 def verdicts() -> pd.Series:
     """By claim, of a study in which the switch "budget" has not run."""
-    found = evidence("main", "large", "ablation", "switch")
+    found = evidence("main", "sizes", "ablation", "switch")
     rows = found.stored_rows[found.stored_rows["variant"] != "refined-budget"]
     return claims.table(Evidence(rows, found.stored_logs, found.manifests)).set_index("Claim")["Verdict"]
 
@@ -111,7 +111,7 @@ def test_metrics_of_a_run_by_hand() -> None:
 
 
 def test_a_smaller_gain_of_the_large_model_is_seen() -> None:
-    rows = study_rows([replace(point, seeds=(0, 1, 2, 3, 4)) for point in points("main", "large")],
+    rows = study_rows([replace(point, seeds=(0, 1, 2, 3, 4)) for point in points("main", "sizes")],
                       lambda setting: {"svlm-base": 0.3, "large-base": 0.6}.get(setting, 0.7))
     found = claims.gains(Evidence(rows, pd.DataFrame()), ("svlm-pure_dyme", "svlm-base"), ("large-pure_dyme", "large-base"))
     assert found.verdict == claims.REPRODUCED
@@ -124,13 +124,13 @@ def test_gradients_are_held_to_their_bounds(error: float, verdict: str) -> None:
 
 
 def test_what_beats_the_binary_switch_on_every_seed_is_a_finding_and_nothing_else() -> None:
-    found = claims.findings(evidence("main", "large", "ablation", "switch", seeds=5))
+    found = claims.findings(evidence("main", "sizes", "ablation", "switch", seeds=5))
     assert {sentence.split(" beats ")[0] for sentence in found} == {"LUFFY", "CoT-SFT"}
     assert len(found) == 4 and all("on each of 5 seeds" in sentence for sentence in found)
 
 
 def test_one_seed_behind_is_no_finding_though_the_interval_is_above_zero() -> None:
-    rows = evidence("main", "large", "ablation", "switch", seeds=5).stored_rows.copy()
+    rows = evidence("main", "sizes", "ablation", "switch", seeds=5).stored_rows.copy()
     binary = rows[rows["run"] == "svlm-pure_dyme-refined-s4"]["right"].to_numpy().copy()
     for split in ("test", "unseen"):
         first_right = next(place for place, row in enumerate(rows[rows["run"] == "svlm-pure_dyme-refined-s4"].itertuples())
@@ -143,7 +143,7 @@ def test_one_seed_behind_is_no_finding_though_the_interval_is_above_zero() -> No
 
 
 def test_the_page_is_the_same_bytes_twice_and_counts_its_verdicts() -> None:
-    found = evidence("main", "large", "ablation", "switch")
+    found = evidence("main", "sizes", "ablation", "switch")
     page, again = (claims.markdown(claims.table(found), claims.findings(found), found.manifests) for _ in range(2))
     assert page == again and page.count("not to be edited") == 1
     assert f"Of {sum(map(len, claims.claims().values()))} claims: " in page
@@ -158,7 +158,7 @@ def test_reported_numbers_never_stand_in_the_measured_column() -> None:
 
 
 def test_tables_of_settings_hold_the_difference_on_shared_seeds_and_the_reported_number() -> None:
-    rows = evidence("main", "large", "ablation", "switch").stored_rows
+    rows = evidence("main", "sizes", "ablation", "switch").stored_rows
     is_missing = (rows["variant"] == "refined-chord") | (rows["variant"] == "refined-luffy") & (rows["seed"] == 0)
     table = tables.switch_table(rows[~is_missing])
     assert table["Setting"].tolist() == [name for name in plan.SWITCH_NAMES.values() if name != "CHORD"]

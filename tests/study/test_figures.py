@@ -100,7 +100,7 @@ def manifests_of(*experiments: str) -> list[dict[str, Any]]:
 
 
 GAPS = pd.DataFrame([{"model": model, "wordings": wordings, "length": length, "new_words": has_new, "gap": gap}
-                     for model in ("svlm", "large") for wordings, length, has_new, gap in (
+                     for model in ("svlm", "middle", "large") for wordings, length, has_new, gap in (
                          (1, 1, True, 9.0), (3, 1, True, 10.0), (11, 1, True, 11.0), (40, 1, True, 12.0), (11, 1, False, 5.0),
                          (11, 2, True, 10.5))])
 STUDY: dict[str, Callable[[], Figure]] = {
@@ -108,7 +108,7 @@ STUDY: dict[str, Callable[[], Figure]] = {
     "memorized": lambda: sweeps.memorized(rows_with("cost", "refined")),
     "pairs": lambda: comparisons.pairs(rows_with("cost", "refined")),
     "expense": lambda: comparisons.expense(rows_with("cost", "refined"), manifests_of("cost", "refined")),
-    "learnability": lambda: comparisons.learnability(rows_with("learnability", "large"), GAPS),
+    "learnability": lambda: comparisons.learnability(rows_with("learnability", "sizes"), GAPS),
     "rollouts": lambda: sweeps.sweep(rows_with("rollouts"), "rollouts"),
     "prompts": lambda: sweeps.sweep(rows_with("prompts", "rollouts"), "prompts"),
     "supervision": lambda: sweeps.supervision(rows_with("quality", "corruption")),
@@ -368,11 +368,11 @@ def test_sets_of_traces_stand_by_one_dial_with_their_gaps_and_what_is_missing_is
                             for axes in drawn("learnability").axes[3:5])
     assert by_wording == ["1 9.0", "3 10.0", "11 11.0", "40 12.0"]
     assert by_words == ["known words 5.0", "2 x as long 10.5", "new words 11.0"]
-    stored = rows_with("learnability", "large")
+    stored = rows_with("learnability", "sizes")
     figure = comparisons.learnability(stored[stored["run"] != "svlm-sft-w3-s0"], GAPS[GAPS["wordings"] != 40])
     assert "Not measured yet: svlm-sft-w40." in figure.dyme_caption
     by_count = figure.dyme_frame[figure.dyme_frame["x"] >= 64]
-    assert set(by_count["setting"]) == {"large-sft", *(f"svlm-{method}{count}" for method in ("sft", "full_dyme")
+    assert set(by_count["setting"]) == {"middle-sft", "large-sft", *(f"svlm-{method}{count}" for method in ("sft", "full_dyme")
                                                        for count in ("", "-n64", "-n512"))}
     assert set(figure.dyme_frame.query("setting == 'svlm-sft-w3'")["num_seeds"]) == {2}
     with pytest.raises(NoRows, match=r"python -m scripts\.learnability"):
