@@ -51,8 +51,8 @@ page: $(READY) ## write the study as one HTML file that opens offline, results/l
 	@echo "Writing the page of profile '$(PROFILE)' from the stored results; nothing is trained (under a minute)."
 	@$(VENV_PYTHON) -m study page --profile "$(PROFILE)" $(ARGS)
 
-base: $(READY) ## train both bases of seed 0 again from bases/*-start (15 min of one thread; where these are removed, 2 h)
-	@echo "Training both bases of seed 0 from bases/*-start (15 minutes of one thread; where these are removed, 2 hours)."
+base: $(READY) ## train the bases of seed 0 again from bases/*-start (22 min of one thread; where these are removed, 3 h)
+	@echo "Training the bases of seed 0 from bases/*-start (22 minutes of one thread; where these are removed, 3 hours)."
 	@$(VENV_PYTHON) -m study base $(ARGS)
 
 test: $(READY) ## run the tests but the exhaustive ones, on two cores (8 min)

@@ -23,6 +23,7 @@ from pydantic_core import ErrorDetails
 METHODS = ("base", "sft", "grpo", "sft_grpo", "pure_dyme", "full_dyme")
 METHOD_NAMES = {"base": "Base", "sft": "CoT-SFT", "grpo": "GRPO", "sft_grpo": "SFT then GRPO",
                 "pure_dyme": "Pure DyME", "full_dyme": "Full DyME"}
+MODEL_NAMES = {"svlm": "SVLM", "middle": "Middle VLM", "large": "Large VLM"}  # the sizes of the mini model
 PUBLISH = "DYME_PUBLISH"  # environment variable, see `paths`
 DEFAULT = "mini"  # the profile whose figures and claims are the repository's
 HELD_OUT = ("validation", "test", "unseen", "altered")

@@ -310,6 +310,7 @@ def claims() -> dict[str, list[Claim]]:
                    where="poster", reported="examples"),
             better("After CoT-SFT the large VLM's thinking is better grounded than the small one's", "large-sft", SFT,
                    "groundedness", where="poster", reported="examples"),
+            better("The middle VLM's is better grounded than the small one's", "middle-sft", SFT, "groundedness"),
             better("CoT-SFT leaves a small VLM below its base", "svlm-base", SFT, "strict", where="paper",
                    reported=_against(smol["sft"], smol["base"])),
             better("GRPO leaves a small VLM below its base", "svlm-base", GRPO, "strict", where="paper",

@@ -36,7 +36,7 @@ app = typer.Typer(name="dyme", no_args_is_help=True, rich_markup_mode=None, pret
 
 # A Literal gives a plain text, but an option that may be repeated needs an Enum.
 Split = StrEnum("Split", {name: name for name in config.HELD_OUT})
-Size = StrEnum("Size", {name: name for name in ("svlm", "large")})
+Size = StrEnum("Size", {name: name for name in config.MODEL_NAMES})
 Experiment = StrEnum("Experiment", {name: name for name in plan.EXPERIMENTS})
 Profile = Annotated[Literal[tuple(config.PROFILES)], typer.Option(help="settings: two for a CPU, two for a CUDA card")]
 Settings = Annotated[list[str] | None, typer.Option(
@@ -51,7 +51,7 @@ BadRow = Annotated[Literal[BAD_ROWS] | None, typer.Option(help="what a row that 
 def train(
     method: Annotated[Literal[config.METHODS], typer.Option(help="what to train with")],
     profile: Profile = config.DEFAULT,
-    model: Annotated[Literal["svlm", "large"], typer.Option(help="which mini base; GPU profiles name their model")] = "svlm",
+    model: Annotated[Size, typer.Option(help="which mini base; GPU profiles name their model")] = Size.svlm,
     seed: Annotated[int | None, typer.Option(min=0, max=config.MAX_SEED, help="default: the profile's")] = None,
     variant: Annotated[str, typer.Option(help="what the settings are called in the run's name; default: derived")] = "",
     split: Annotated[list[Split] | None, typer.Option(help="answered at the end; default: all")] = None,
@@ -72,7 +72,7 @@ def train(
     ranks.start()
     if not ranks.is_writer():
         logging.getLogger().setLevel(logging.ERROR)
-    run = Run(chosen, method, model, chosen.seed if seed is None else seed, variant)
+    run = Run(chosen, method, model.value, chosen.seed if seed is None else seed, variant)
     execute(run, tuple(each.value for each in split or Split), keep_policy=not no_policy, force=force)
     ranks.stop()
 
@@ -154,10 +154,10 @@ def page(
 @app.command()
 def base(
     seed: Annotated[int, typer.Option(min=0, max=config.MAX_SEED, help="of the base")] = 0,
-    model: Annotated[list[Size] | None, typer.Option(help="default: both")] = None,
+    model: Annotated[list[Size] | None, typer.Option(help="default: all")] = None,
     threads: Annotated[int, typer.Option(min=1, help="of torch")] = 2,
 ) -> None:
-    """Train the bases of a seed from their starts (15 minutes of one thread; where a start is missing, 2 hours)."""
+    """Train the bases of a seed from their starts (22 minutes of one thread; where a start is missing, 3 hours)."""
     from scripts.pretrain import build_bases
 
     build_bases(seed, [size.value for size in model or Size], threads)

@@ -18,7 +18,7 @@ import pandas as pd
 from PIL import Image
 
 from dyme_core import config
-from dyme_core.config import METHOD_NAMES
+from dyme_core.config import METHOD_NAMES, MODEL_NAMES
 from dyme_core.data import datasets
 from dyme_core.data.schema import DataError, Record, item_of
 from dyme_core.supervision import markup
@@ -50,10 +50,10 @@ STORY = {  # by section, those of the claims among them: what it is about, and i
         "stability modes thinking gradients entropy forgetting"),
     "Lower costs": ("Seconds on the same CPU, of a step and of a whole run.", "expense"),
     "Ablation": ("Full DyME with one part taken away.", "ablation"),
-    "Switches": ("Other rules for when to memorize and when to explore.", "switches"),
-    "Rollouts and supervision": (
+    "Switches, on refined targets": ("Other rules for when to memorize and when to explore.", "switches"),
+    "Rollouts and supervision, on refined targets": (
         "How many rollouts and prompts a step has, and how good the targets are.", "rollouts prompts supervision"),
-    "Kinds of question that training left out (gap and count)": (
+    "Kinds of question that training left out (gap and count), on refined targets": (
         "What carries over to kinds of question that training did not show.", "transfer"),
     "Real models and data": ("What a small world cannot show.", ""),
 }
@@ -177,11 +177,11 @@ def _first_seed(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _rank(names: Any) -> Any:
     """Sort key: models and methods in the order of tables."""
-    return names.map([*tables.MODEL_NAMES, *METHOD_NAMES].index)
+    return names.map([*MODEL_NAMES, *METHOD_NAMES].index)
 
 
 def _name(model: str, method: str) -> str:
-    return f"{tables.MODEL_NAMES[model]}, {METHOD_NAMES[method]}"
+    return f"{MODEL_NAMES[model]}, {METHOD_NAMES[method]}"
 
 
 def _digest(script: str) -> str:

@@ -30,7 +30,7 @@ ONCE = {"training.evaluate_every": 240}  # at the end alone: of ablations, switc
 REFINED = {"world.traces": "refined", "learning_rates.sft": 2e-3, "learning_rates.sft_grpo": 1e-4,
            "learning_rates.pure_dyme": 1e-3}
 # (value, learning rate): the best on validation.
-CHOSEN_SWITCHES = {"threshold": (0.5, 1e-3), "cosine": (None, 1e-3), "budget": (8.0, 1e-3), "luffy": (0.1, 3e-4),
+CHOSEN_SWITCHES = {"threshold": (0.5, 2e-3), "cosine": (None, 2e-3), "budget": (8.0, 2e-3), "luffy": (0.1, 3e-4),
                    "chord": (0.1, 3e-4), "prefix": (None, 3e-4), "grounded": (None, 1e-3)}
 
 
@@ -46,7 +46,7 @@ class Point:
         settings: of the profile, as `config.load_profile` takes them.
         seeds: training seeds; the base of the same seed is built where it is missing.
         splits: answered at the end of a run; runs for choosing settings leave the test sets closed.
-        model: "svlm" or "large".
+        model: one of config.MODEL_NAMES.
         value: place on the x axis of a sweep; None where settings are no numbers.
     """
 
@@ -108,9 +108,12 @@ def _learnability() -> Iterator[Point]:
         yield Point("learnability", name, "full_dyme", name, settings | ONCE, SOME_SEEDS)
 
 
-def _large() -> Iterator[Point]:
-    for method in ("base", "sft", "grpo", "pure_dyme"):  # its bases and steps take three times as long
-        yield Point("large", config.METHOD_NAMES[method], method, model="large", seeds=SOME_SEEDS)
+def _sizes() -> Iterator[Point]:
+    """Larger models, whose bases and steps take two and three times as long; CoT-SFT also on a teacher with one wording."""
+    for model, methods in (("middle", ("base", "sft")), ("large", ("base", "sft", "grpo", "pure_dyme"))):
+        for method in methods:
+            yield Point("sizes", config.METHOD_NAMES[method], method, model=model, seeds=SOME_SEEDS)
+        yield Point("sizes", "w1", "sft", "w1", {"world.trace_wordings": 1, **ONCE}, SOME_SEEDS, model=model)
 
 
 def _tuning() -> Iterator[Point]:
@@ -203,7 +206,7 @@ def _swept(experiment: str, label: str, method: str, variant: str, settings: dic
     return Point(experiment, label, method, variant, settings, SOME_SEEDS, value=value)
 
 
-EXPERIMENTS = {"tuning": _tuning, "main": _main, "short": _short, "cost": _cost, "refined": _refined, "large": _large,
+EXPERIMENTS = {"tuning": _tuning, "main": _main, "short": _short, "cost": _cost, "refined": _refined, "sizes": _sizes,
                "learnability": _learnability, "ablation": _ablation, "switch_tuning": _switch_tuning, "switch": _switch,
                "rollouts": _rollouts, "prompts": _prompts, "quality": _quality, "corruption": _corruption, "kinds": _kinds}
 

@@ -13,12 +13,12 @@ from typing import Any
 import pandas as pd
 
 from dyme_core import config
-from dyme_core.config import METHOD_NAMES
+from dyme_core.config import METHOD_NAMES, MODEL_NAMES
 from dyme_core.pipeline.methods import differences
 from dyme_core.utils import provenance, read_rows, run_file, write_atomic
 from study.runner.registry import read_manifests
 from study.statistics import Estimate, interval, load_rows, score_matrix
-from study.tables import MODEL_NAMES, markdown_table
+from study.tables import markdown_table
 
 IDENTICAL, INSIDE, OUTSIDE = "identical to the last bit", "inside", "outside"
 FILE = "REPRODUCTION.md"

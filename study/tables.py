@@ -12,13 +12,12 @@ from typing import Any
 import pandas as pd
 
 from dyme_core import config
-from dyme_core.config import METHOD_NAMES
+from dyme_core.config import METHOD_NAMES, MODEL_NAMES
 from study import plan, statistics
 
 logger = logging.getLogger(__name__)
 
 FORMULA = re.compile(r"[=@\t\r]|[+-](?![\d.,%+\[\] -]*$)")  # first characters of texts that spreadsheets compute
-MODEL_NAMES = {"svlm": "SVLM", "large": "Large VLM"}
 MEASURED, REPORTED = "measured ({profile}, {cpu})", "reported (poster, ChartQA)"
 BOTH, ANSWER = (name.capitalize() for name in statistics.MEASURES.values())  # headings
 SHARES = {"relaxed": f"{ANSWER}, 5 % (%)", "has_format": "Format (%)", "groundedness": "Groundedness (%)"}

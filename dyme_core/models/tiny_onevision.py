@@ -30,6 +30,7 @@ WORDS = tuple("""What is the value of in Which has greater greatest gap between 
  find see one can be Calculate as by with we compare result this shows are Reading a an on figure + - * / = < >""".split())
 PATCH = 24  # pixels: 16 patches a view, 52 image tokens a picture; 16-pixel patches made a step three times slower
 SIZES = {"svlm": dict(hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4),
+         "middle": dict(hidden_size=160, intermediate_size=480, num_hidden_layers=5, num_attention_heads=5),
          "large": dict(hidden_size=192, intermediate_size=576, num_hidden_layers=6, num_attention_heads=6)}
 
 
@@ -72,7 +73,7 @@ def build_processor(image_size: int = TILE, patch_size: int = PATCH) -> LlavaNex
 
 def build_model(size: str, processor: LlavaNextProcessor, seed: int, image_size: int = TILE, patch_size: int = PATCH
                 ) -> LlavaOnevisionForConditionalGeneration:
-    """A new mini VLM with random weights; `size` is "svlm" or "large" (its language model 3.4x), with equal vision towers."""
+    """A new mini VLM with random weights; `size` is one of SIZES, with equal vision towers."""
     tokenizer = processor.tokenizer
     text = Qwen2Config(vocab_size=len(tokenizer), max_position_embeddings=1024, tie_word_embeddings=True,
                        initializer_range=0.06, num_key_value_heads=SIZES[size]["num_attention_heads"],

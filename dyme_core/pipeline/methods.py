@@ -22,7 +22,7 @@ class RunExists(ValueError):
 
 @dataclass(frozen=True)
 class Run:
-    """A method of config.METHODS on a base ("svlm" or "large") with a seed.
+    """A method of config.METHODS on a base of a size of config.MODEL_NAMES with a seed.
 
     `variant` names the difference from the profile's settings; with "", `label` derives it.
     """

@@ -10,14 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodFormatter
 
-from dyme_core.config import METHOD_NAMES, METHODS
+from dyme_core.config import METHOD_NAMES, METHODS, MODEL_NAMES
 from dyme_core.pipeline.methods import UNSUPERVISED
 from study import plan, statistics
 from study.figures import theme
 from study.figures.sweeps import BANDS, INTERVALS, MEASURED, RIGHT_UPRIGHT
 from study.figures.theme import draw_line, finish, label_ends, name_lines, panels, seeds_sentence, themed
 from study.statistics import MEASURES, NoRows
-from study.tables import MODEL_NAMES
 
 TRACES = {"teacher": "a teacher's traces", "refined": "refined targets"}
 DIALS = ["wordings", "length", "new_words"]  # of the teacher
@@ -133,7 +132,7 @@ def learnability(rows: pd.DataFrame, gaps: pd.DataFrame) -> Figure:
     Args:
         gaps: columns model, those of DIALS, and gap, in nats per token (`scripts.learnability`).
     """
-    points = plan.points("main", "large", "learnability", methods=("sft", "full_dyme"))
+    points = plan.points("main", "sizes", "learnability", methods=("sft", "full_dyme"))
     sets = pd.DataFrame([_trace_set(point) for point in points]).merge(gaps, "left", ["model", *DIALS])
     found = pd.concat([statistics.scores(rows, points, metric=metric) for metric in MEASURED_ON_TRACES])
     frame = found.merge(sets, "inner", ["setting", "model"]).dropna(subset="gap")
@@ -187,9 +186,10 @@ def _by_gap(frame: pd.DataFrame, dial: str) -> pd.DataFrame:
 
 
 def _draw_sets(axes: Axes, frame: pd.DataFrame) -> theme.End:
-    """The line of a method and model; the larger model's is dotted, with squares."""
+    """The line of a method and model; the larger models' are dotted."""
     method, model = frame[["method", "model"]].iloc[0]
     style, name = theme.STYLES[method], METHOD_NAMES[method]
     if model == "svlm":
         return draw_line(axes, frame, "x", "value", style, name)
-    return draw_line(axes, frame, "x", "value", replace(style, linestyle=(0, (1, 1.2)), marker="s"), f"{name}, large")
+    style = replace(style, linestyle=(0, (1, 1.2)), marker={"middle": "D", "large": "s"}[model])
+    return draw_line(axes, frame, "x", "value", style, f"{name}, {model}")

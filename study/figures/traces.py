@@ -17,11 +17,11 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 from PIL.Image import Image
 
+from dyme_core.config import MODEL_NAMES
 from dyme_core.supervision.checker import Judgement
 from study import statistics
 from study.figures import theme
 from study.figures.theme import finish, name_lines, panels, themed
-from study.tables import MODEL_NAMES
 
 LINE = theme.SMALL * 1.35 / 72  # inches from one line of text to the next
 MARGIN = 0.08  # inches

@@ -18,7 +18,7 @@ from study.runner import scheduler
 from study.runner.registry import write_registry
 
 logger = logging.getLogger(__name__)
-MODEL_SHARES = {"svlm": 1.0, "large": 3.0}  # rough duration, for the order
+MODEL_SHARES = {"svlm": 1.0, "middle": 2.0, "large": 3.0}  # rough duration, for the order
 
 
 @dataclass(frozen=True)

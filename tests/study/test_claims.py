@@ -15,8 +15,8 @@ from study import claims, plan, report, statistics, tables
 from study.claims import Evidence
 
 CHANCES = {"svlm-base": 0.1, "svlm-sft": 0.75, "svlm-grpo": 0.3, "svlm-sft_grpo": 0.6, "svlm-pure_dyme": 0.6,
-           "svlm-full_dyme": 0.6, "svlm-pure_dyme-luffy": 0.8, "svlm-pure_dyme-threshold": 0.3, "large-sft": 0.95,
-           "svlm-full_dyme-no-memorize": 0.2, "svlm-full_dyme-no-explore": 0.9}
+           "svlm-full_dyme": 0.6, "svlm-pure_dyme-refined-luffy": 0.8, "svlm-pure_dyme-refined-threshold": 0.3,
+           "large-sft": 0.95, "svlm-full_dyme-no-memorize": 0.2, "svlm-full_dyme-no-explore": 0.9}
 
 
 def chance(setting: str) -> float:
@@ -32,8 +32,8 @@ def evidence(*experiments: str, seeds: int = 5) -> Evidence:
 @cache
 def verdicts() -> pd.Series:
     """By claim, of a study in which the switch "budget" has not run."""
-    found = evidence("main", "large", "ablation", "switch")
-    rows = found.stored_rows[found.stored_rows["variant"] != "budget"]
+    found = evidence("main", "sizes", "ablation", "switch")
+    rows = found.stored_rows[found.stored_rows["variant"] != "refined-budget"]
     return claims.table(Evidence(rows, found.stored_logs, found.manifests)).set_index("Claim")["Verdict"]
 
 
@@ -111,7 +111,7 @@ def test_metrics_of_a_run_by_hand() -> None:
 
 
 def test_a_smaller_gain_of_the_large_model_is_seen() -> None:
-    rows = study_rows([replace(point, seeds=(0, 1, 2, 3, 4)) for point in points("main", "large")],
+    rows = study_rows([replace(point, seeds=(0, 1, 2, 3, 4)) for point in points("main", "sizes")],
                       lambda setting: {"svlm-base": 0.3, "large-base": 0.6}.get(setting, 0.7))
     found = claims.gains(Evidence(rows, pd.DataFrame()), ("svlm-pure_dyme", "svlm-base"), ("large-pure_dyme", "large-base"))
     assert found.verdict == claims.REPRODUCED
@@ -124,26 +124,26 @@ def test_gradients_are_held_to_their_bounds(error: float, verdict: str) -> None:
 
 
 def test_what_beats_the_binary_switch_on_every_seed_is_a_finding_and_nothing_else() -> None:
-    found = claims.findings(evidence("main", "large", "ablation", "switch", seeds=5))
+    found = claims.findings(evidence("main", "sizes", "ablation", "switch", seeds=5))
     assert {sentence.split(" beats ")[0] for sentence in found} == {"LUFFY", "CoT-SFT"}
     assert len(found) == 4 and all("on each of 5 seeds" in sentence for sentence in found)
 
 
 def test_one_seed_behind_is_no_finding_though_the_interval_is_above_zero() -> None:
-    rows = evidence("main", "large", "ablation", "switch", seeds=5).stored_rows.copy()
-    binary = rows[rows["run"] == "svlm-pure_dyme-s4"]["right"].to_numpy().copy()
+    rows = evidence("main", "sizes", "ablation", "switch", seeds=5).stored_rows.copy()
+    binary = rows[rows["run"] == "svlm-pure_dyme-refined-s4"]["right"].to_numpy().copy()
     for split in ("test", "unseen"):
-        first_right = next(place for place, row in enumerate(rows[rows["run"] == "svlm-pure_dyme-s4"].itertuples())
+        first_right = next(place for place, row in enumerate(rows[rows["run"] == "svlm-pure_dyme-refined-s4"].itertuples())
                            if row.right and row.split == split)
         binary[first_right] = 0  # one answer less than the binary switch has in this seed
-    rows.loc[rows["run"] == "svlm-pure_dyme-luffy-s4", "right"] = binary
+    rows.loc[rows["run"] == "svlm-pure_dyme-refined-luffy-s4", "right"] = binary
     found = Evidence(rows, pd.DataFrame())
-    assert claims.items(found, "svlm-pure_dyme-luffy", "svlm-pure_dyme").verdict == claims.REPRODUCED
+    assert claims.items(found, "svlm-pure_dyme-refined-luffy", "svlm-pure_dyme-refined").verdict == claims.REPRODUCED
     assert not any(sentence.startswith("LUFFY") for sentence in claims.findings(found))
 
 
 def test_the_page_is_the_same_bytes_twice_and_counts_its_verdicts() -> None:
-    found = evidence("main", "large", "ablation", "switch")
+    found = evidence("main", "sizes", "ablation", "switch")
     page, again = (claims.markdown(claims.table(found), claims.findings(found), found.manifests) for _ in range(2))
     assert page == again and page.count("not to be edited") == 1
     assert f"Of {sum(map(len, claims.claims().values()))} claims: " in page
@@ -158,12 +158,14 @@ def test_reported_numbers_never_stand_in_the_measured_column() -> None:
 
 
 def test_tables_of_settings_hold_the_difference_on_shared_seeds_and_the_reported_number() -> None:
-    rows = evidence("main", "large", "ablation", "switch").stored_rows
-    table = tables.switch_table(rows[(rows["variant"] != "chord") & ((rows["variant"] != "luffy") | (rows["seed"] > 0))])
+    rows = evidence("main", "sizes", "ablation", "switch").stored_rows
+    is_missing = (rows["variant"] == "refined-chord") | (rows["variant"] == "refined-luffy") & (rows["seed"] == 0)
+    table = tables.switch_table(rows[~is_missing])
     assert table["Setting"].tolist() == [name for name in plan.SWITCH_NAMES.values() if name != "CHORD"]
     line = table.set_index("Setting").loc["LUFFY"]
     shared = rows[(rows["split"] == "test") & (rows["seed"] > 0)].groupby("run")["correct"].mean()
-    own, binary = shared.filter(like="pure_dyme-luffy"), shared[[f"svlm-pure_dyme-s{seed}" for seed in range(1, 5)]]
+    own = shared.filter(like="pure_dyme-refined-luffy")
+    binary = shared[[f"svlm-pure_dyme-refined-s{seed}" for seed in range(1, 5)]]
     expected = 100 * (own.mean() - binary.mean())
     assert line["Difference on test (% points)"] == pytest.approx(expected)
     assert pd.isna(line["Reported (%)"]) and table.set_index("Setting").loc["HPT gate", "Reported (%)"] == 52.4

@@ -50,7 +50,7 @@ class Parsed(HTMLParser):
 
 def store(root: Path) -> report.Stored:
     """Three seeds of the main runs on disk: GRPO is hostile, the base misreads a value; one figure is drawn."""
-    chosen = points("main", "large")
+    chosen = points("main", "sizes")
     records = {record.item: record for record in datasets.of_profile(config.load_profile("smoke"), "test", 0)}
     traces = RuleRefiner().refine_all([record.row for record in records.values()])
     right = {item: write_response(trace, records[item].answer) for item, trace in zip(records, traces, strict=True)}
@@ -118,12 +118,13 @@ def test_every_claim_stands_with_its_verdict_and_every_method_in_the_table(store
     assert {verdict: html.count(f">{verdict}</span>") for verdict in claims.VERDICTS} == {
         verdict: int((frame["Verdict"] == verdict).sum()) for verdict in claims.VERDICTS}
     assert claims.tally(frame)[0] in text
-    assert len(re.findall('<th scope="row">(?:SVLM|Large VLM), ', html)) == 2 * 10, "the main table, and the one of steps"
+    models = re.findall('<th scope="row">(?:SVLM|Middle VLM|Large VLM), ', html)
+    assert len(models) == 2 * 12, "the main table, and the one of steps"
 
 
 def test_the_traces_are_those_of_the_first_seed_with_right_and_wrong_values_marked(html: str) -> None:
     traces = html.split('<details class="trace">')[1:]
-    assert len(traces) == 16 and all(trace.count("<pre>") == 10 for trace in traces)
+    assert len(traces) == 16 and all(trace.count("<pre>") == 12 for trace in traces)
     lookup = next(trace for trace in traces if "; test-0-00000;" in trace)
     base, sft = (re.search(rf"<h4>SVLM, {name} <.*?<pre>(.*?)</pre>\n(.*?)</p>", lookup, re.DOTALL)
                  for name in ("Base", "CoT-SFT"))
