@@ -323,6 +323,12 @@ def test_logs_without_gradients_entropy_or_captions_make_no_figure() -> None:
             draw()
 
 
+@pytest.mark.parametrize("draw", [sweeps.switches, sweeps.ablation, sweeps.supervision, mechanism.transfer])
+def test_nothing_is_drawn_of_runs_that_an_experiment_only_shares(draw: Callable[[pd.DataFrame], Figure]) -> None:
+    with pytest.raises(NoRows, match="has been made"):
+        draw(rows_with("refined"))
+
+
 def test_a_point_without_rows_is_left_out() -> None:
     stored = rows_with("rollouts")
     frame = sweeps.sweep(stored[~stored["variant"].str.endswith("g16")], "rollouts").dyme_frame
