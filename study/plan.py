@@ -26,11 +26,12 @@ SWITCH_VALUES = {"threshold": (0.25, 0.5), "cosine": (None,), "budget": (8.0, 32
 LEFT_OUT_KINDS = ("gap", "count")  # of question, in the experiment "kinds"
 GRADIENT_BOUNDS = {"float64": 1e-12, "float32": 1e-5}  # on the relative error of gradients that should be equal (notebook 01)
 ONCE = {"training.evaluate_every": 240}  # at the end alone: of ablations, switches and sweeps no curve is drawn
+SWEPT = ("validation", "test")  # what the runs of a sweep answer
 # Refined targets, with the learning rates that are best with them on validation.
 REFINED = {"world.traces": "refined", "learning_rates.sft": 2e-3, "learning_rates.sft_grpo": 1e-4,
            "learning_rates.pure_dyme": 1e-3}
-# (value, learning rate): the best on validation.
-CHOSEN_SWITCHES = {"threshold": (0.5, 1e-3), "cosine": (None, 1e-3), "budget": (8.0, 1e-3), "luffy": (0.1, 3e-4),
+# (value, learning rate): the best on validation; of LUFFY, CHORD, the prefix and the grounded switch not chosen yet.
+CHOSEN_SWITCHES = {"threshold": (0.5, 2e-3), "cosine": (None, 2e-3), "budget": (8.0, 2e-3), "luffy": (0.1, 3e-4),
                    "chord": (0.1, 3e-4), "prefix": (None, 3e-4), "grounded": (None, 1e-3)}
 
 
@@ -104,16 +105,16 @@ def _learnability() -> Iterator[Point]:
               "n64": {"world.train_questions": 64}, "n512": {"world.train_questions": 512}}
     for name, settings in (wordings | others).items():
         yield Point("learnability", name, "sft", name, settings, SOME_SEEDS)
-    for name, settings in others.items():
-        yield Point("learnability", name, "full_dyme", name, settings | ONCE, SOME_SEEDS)
+    for name in ("seen", "x2", "n64"):
+        yield Point("learnability", name, "full_dyme", name, others[name] | ONCE, SOME_SEEDS, SWEPT)
 
 
 def _sizes() -> Iterator[Point]:
     """Larger models, whose bases and steps take two and three times as long; CoT-SFT also on a teacher with one wording."""
-    for model, methods in (("middle", ("base", "sft")), ("large", ("base", "sft", "grpo", "pure_dyme"))):
+    for model, methods in (("middle", ("base", "sft")), ("large", ("base", "sft", "pure_dyme"))):
         for method in methods:
             yield Point("sizes", config.METHOD_NAMES[method], method, model=model, seeds=SOME_SEEDS)
-        yield Point("sizes", "w1", "sft", "w1", {"world.trace_wordings": 1, **ONCE}, SOME_SEEDS, model=model)
+        yield Point("sizes", "w1", "sft", "w1", {"world.trace_wordings": 1, **ONCE}, SOME_SEEDS, SWEPT, model)
 
 
 def _tuning() -> Iterator[Point]:
@@ -144,7 +145,7 @@ def _switched(switch: str, value: float | None, rate: float) -> dict[str, Any]:
 
 def _switch() -> Iterator[Point]:
     """All on refined targets: of a teacher's traces every switch makes the more, the less it memorizes."""
-    yield Point("switch", SWITCH_NAMES["binary"], "pure_dyme", "refined", REFINED, SOME_SEEDS)
+    yield _swept("switch", SWITCH_NAMES["binary"], "pure_dyme", "", {})
     for switch, chosen in CHOSEN_SWITCHES.items():
         yield Point("switch", SWITCH_NAMES[switch], "pure_dyme", f"refined-{switch}", _switched(switch, *chosen), SOME_SEEDS)
 
@@ -163,14 +164,14 @@ def _ablation() -> Iterator[Point]:
 
 def _rollouts() -> Iterator[Point]:
     for method in ("grpo", "pure_dyme"):
-        for size in (2, 4, 8, 16):  # 32 rollouts a step in all
+        for size in (2, 8, 16):  # 32 rollouts a step in all
             yield _swept("rollouts", f"G = {size}", method, "" if size == 8 else f"g{size}",
                          {"training.num_generations": size, "training.prompts_per_step": 32 // size}, size)
 
 
 def _prompts() -> Iterator[Point]:
     """Prompts a step, without and with rollouts: separates the effect of more prompts from that of fewer rollouts of each."""
-    for count in (4, 8, 16):
+    for count in (4, 16):
         settings = {"training.prompts_per_step": count}
         yield _swept("prompts", f"{count} prompts", "sft", "" if count == 4 else f"p{count}", settings, count)
         yield _swept("prompts", f"{count} prompts", "pure_dyme", "g2" if count == 16 else f"g2-p{count}",
@@ -200,10 +201,10 @@ def _swept(experiment: str, label: str, method: str, variant: str, settings: dic
            value: float | None = None) -> Point:
     """A point of a sweep: on refined targets, where the method memorizes any. Without a variant it is what the sweep changes,
     a point of "refined" or "main"."""
-    settings = settings | ONCE if variant else {}
+    settings, splits = (settings | ONCE, SWEPT) if variant else ({}, config.HELD_OUT)
     if method not in UNSUPERVISED:
         variant, settings = "-".join(filter(None, ("refined", variant))), REFINED | settings
-    return Point(experiment, label, method, variant, settings, SOME_SEEDS, value=value)
+    return Point(experiment, label, method, variant, settings, SOME_SEEDS, splits, value=value)
 
 
 EXPERIMENTS = {"tuning": _tuning, "main": _main, "short": _short, "cost": _cost, "refined": _refined, "sizes": _sizes,

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -42,7 +43,7 @@ def transfer(rows: pd.DataFrame) -> Figure:
     for point in plan.points("kinds"):
         (whole,) = plan.points("main" if point.method in UNSUPERVISED else "refined", methods=(point.method,))
         name = METHOD_NAMES[point.method]
-        points |= {f"{name}, all kinds": whole, f"{name}, without both": point}
+        points |= {f"{name}, all kinds": replace(whole, experiment=point.experiment), f"{name}, without both": point}
     left_out, names = rows["kind"].isin(plan.LEFT_OUT_KINDS), {point.setting: label for label, point in points.items()}
     parts = {"gap and count": left_out, "other kinds": ~left_out}
     drawn = list(points.values())

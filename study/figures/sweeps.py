@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -43,7 +44,8 @@ AXES = {"rollouts": "rollouts a prompt (G)", "prompts": "prompts a step"}
 def switches(rows: pd.DataFrame) -> Figure:
     """Draw each switch on both test sets; lines mark the binary switch, CoT-SFT and GRPO."""
     points = plan.points("switch")
-    references = plan.points("refined", methods=("sft",)) + plan.points("main", methods=("grpo",))
+    references = [replace(point, experiment="switch") for point in
+                  plan.points("refined", methods=("sft",)) + plan.points("main", methods=("grpo",))]
     return _settings(rows, "switches", [*points, *references], [points[0], *references])
 
 

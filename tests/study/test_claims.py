@@ -187,7 +187,7 @@ def test_the_tuning_table_marks_what_is_best_and_what_is_used() -> None:
 
 def test_a_report_of_a_study_under_way_leaves_out_what_is_missing(tmp_path: Path, monkeypatch, caplog) -> None:
     found = evidence("main", "rollouts", seeds=2)
-    rows = found.stored_rows[found.stored_rows["variant"].isin(["", "g4"])]
+    rows = found.stored_rows[found.stored_rows["variant"].isin(["", "g2"])]
     monkeypatch.setenv("DYME_ROOT", str(tmp_path))
     monkeypatch.setenv(config.PUBLISH, "1")
     (tmp_path / "README.md").write_text(f"Before\n\n{report.README_MARK}| old |\n\nAfter\n")

@@ -323,19 +323,25 @@ def test_logs_without_gradients_entropy_or_captions_make_no_figure() -> None:
             draw()
 
 
+@pytest.mark.parametrize("draw", [sweeps.switches, sweeps.ablation, sweeps.supervision, mechanism.transfer])
+def test_nothing_is_drawn_of_runs_that_an_experiment_only_shares(draw: Callable[[pd.DataFrame], Figure]) -> None:
+    with pytest.raises(NoRows, match="has been made"):
+        draw(rows_with("refined"))
+
+
 def test_a_point_without_rows_is_left_out() -> None:
     stored = rows_with("rollouts")
-    frame = sweeps.sweep(stored[~stored["variant"].str.contains("g2|g16")], "rollouts").dyme_frame
-    assert set(frame["x"]) == {4, 8}
-    few = stored[~stored["variant"].str.endswith("g4") | (stored["seed"] == 0)]
+    frame = sweeps.sweep(stored[~stored["variant"].str.endswith("g16")], "rollouts").dyme_frame
+    assert set(frame["x"]) == {2, 8}
+    few = stored[~stored["variant"].str.endswith("g2") | (stored["seed"] == 0)]
     assert sweeps.sweep(few, "rollouts").dyme_caption.endswith(" Seeds: 1 to 3, by point.")
 
 
 def test_a_sweep_shows_each_points_own_rows() -> None:
     frame = drawn("rollouts").dyme_frame.set_index(["method", "x"])
     stored = rows_with("rollouts")
-    own = stored[(stored["method"] == "grpo") & (stored["variant"] == "g4") & (stored["split"] == "test")]
-    assert frame.loc[("grpo", 4), "value"] == pytest.approx(100 * own["right"].mean())
+    own = stored[(stored["method"] == "grpo") & (stored["variant"] == "g2") & (stored["split"] == "test")]
+    assert frame.loc[("grpo", 2), "value"] == pytest.approx(100 * own["right"].mean())
     main = stored[(stored["method"] == "grpo") & (stored["variant"] == "") & (stored["split"] == "test")]
     assert frame.loc[("grpo", 8), "value"] == pytest.approx(100 * main["correct"].mean())
 
@@ -363,6 +369,15 @@ def test_what_a_run_costs_is_the_median_over_its_seeds() -> None:
     assert "svlm-sft-answers" not in frame["teacher"] and "svlm-base" not in frame["teacher"]
 
 
+def test_a_name_is_joined_to_its_mark_where_another_panel_widens_the_axis() -> None:
+    made = [run | {"cpu_s": (9 if run["variant"] == "refined" else 1) * run["cpu_s"]}
+            for run in manifests_of("cost", "refined")]
+    figure = comparisons.expense(rows_with("cost", "refined"), made)
+    for axes in figure.axes:
+        shown = {tuple(axes.transData.inverted().transform(axes.transAxes.transform(name.xy)).round(6)) for name in axes.texts}
+        assert shown == {(round(line.get_xdata()[-1], 6), round(line.get_ydata()[-1], 6)) for line in axes.lines}
+
+
 def test_sets_of_traces_stand_by_one_dial_with_their_gaps_and_what_is_missing_is_said() -> None:
     by_wording, by_words = ([tick.get_text().replace("\n", " ") for tick in axes.get_xticklabels()]
                             for axes in drawn("learnability").axes[3:5])
@@ -372,8 +387,8 @@ def test_sets_of_traces_stand_by_one_dial_with_their_gaps_and_what_is_missing_is
     figure = comparisons.learnability(stored[stored["run"] != "svlm-sft-w3-s0"], GAPS[GAPS["wordings"] != 40])
     assert "Not measured yet: svlm-sft-w40." in figure.dyme_caption
     by_count = figure.dyme_frame[figure.dyme_frame["x"] >= 64]
-    assert set(by_count["setting"]) == {"middle-sft", "large-sft", *(f"svlm-{method}{count}" for method in ("sft", "full_dyme")
-                                                       for count in ("", "-n64", "-n512"))}
+    assert set(by_count["setting"]) == {"middle-sft", "large-sft", "svlm-sft-n512", *(
+        f"svlm-{method}{count}" for method in ("sft", "full_dyme") for count in ("", "-n64"))}
     assert set(figure.dyme_frame.query("setting == 'svlm-sft-w3'")["num_seeds"]) == {2}
     with pytest.raises(NoRows, match=r"python -m scripts\.learnability"):
         comparisons.learnability(stored, GAPS[:0])
