@@ -346,7 +346,7 @@ class Paths:
     rows = property(lambda self: self.results / "rows")
     logs = property(lambda self: self.results / "logs")
     tables = property(lambda self: self.results / "tables")
-    bases = property(lambda self: self.root / "bases")
+    bases = property(lambda self: self.root / "bases" / ("smol" if self.profile == "smol" else ""))
 
     @property
     def runs(self) -> Path:
@@ -399,6 +399,13 @@ PROFILES = {
                      world=World(train_questions=_CHARTQA_TRAINING, validation_questions=200, test_questions=2500),  # all
                      engine=Engine(micro_batches=8, bf16=True, gradient_checkpointing=True),  # ours; every weight but the
                      seed=42, **_REAL),  # vision tower's (public code, chart), and its seed
+    # SmolLM2-135M behind the mini vision tower, asked in plain English.
+    "smol": Profile("smol", learning_rates={"sft": 1e-4, "grpo": 2e-5, "sft_grpo": 2e-5, "pure_dyme": 1e-4, "full_dyme": 1e-4},
+                    warmup_steps=dict.fromkeys(_LEARNING_RATES, 5),
+                    world=World(train_questions=1024, validation_questions=96, test_questions=304, most_groups=5,
+                                language="english"),
+                    training=Training(steps=100, max_completion_tokens=200, evaluate_every=25, probe_every=0, likeliest_target=True),
+                    engine=Engine(bf16=True), save_every=10),
     "mini": Profile("mini", learning_rates=_LEARNING_RATES, warmup_steps=_WARMUP_STEPS,
                     training=Training(likeliest_target=True)),
     "smoke": Profile("smoke", learning_rates=_LEARNING_RATES, warmup_steps=_WARMUP_STEPS,

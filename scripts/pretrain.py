@@ -217,33 +217,34 @@ def optimise(modules: list[nn.Module], loss_of: Callable[[int], Tensor], steps: 
                         pace * (steps - step - 1))
 
 
-def measure_base(model: nn.Module, processor: LlavaNextProcessor, num_items: int = 200) -> dict[str, float]:
+def measure_base(model: nn.Module, processor: LlavaNextProcessor, language: str = "codes", num_items: int = 200
+                 ) -> dict[str, float]:
     """Base quality on validation charts, all shares in [0, 1].
 
     Captions (exact match), sums (exact match) and look-ups (direct answers) are greedy; in thinking mode one response a
     question is sampled at temperature 1: its format rate, its strict accuracy, and the share that is both.
     """
-    lookups = [record for record in mini_records("validation", len(KINDS) * num_items, seed=1) if record.kind == "lookup"]
+    records = mini_records("validation", len(KINDS) * num_items, seed=1, language=language)
+    lookups, mixed = [record for record in records if record.kind == "lookup"], records[:num_items]
     answered = decode(model, processor, lookups, instruction=prompt_format.ANSWER_INSTRUCTION)
-    mixed = mini_records("validation", num_items, seed=1)
     thought = [response.text for response in decode(model, processor, mixed, seed=0)]
     well_formed = [prompt_format.is_well_formed(text) for text in thought]
     is_right = [prompt_format.split_response(text)[1] == record.answer for text, record in zip(thought, mixed, strict=True)]
     return {"caption exact match": caption_match(model, processor, lookups),
             "look-up accuracy": _share(prompt_format.split_response(response.text)[1] == record.answer
                                        for response, record in zip(answered, lookups, strict=True)),
-            "bare sums": _share_of_sums(model, processor, num_items, is_stated=False),
-            "sums of stated facts": _share_of_sums(model, processor, num_items, is_stated=True),
+            "bare sums": _share_of_sums(model, processor, num_items, language, is_stated=False),
+            "sums of stated facts": _share_of_sums(model, processor, num_items, language, is_stated=True),
             "thinking format rate": _share(well_formed), "thinking accuracy": _share(is_right),
             "thinking well-formed accuracy": _share(a and b for a, b in zip(well_formed, is_right, strict=True))}
 
 
 @torch.no_grad()
-def _share_of_sums(model: nn.Module, processor: LlavaNextProcessor, count: int, is_stated: bool) -> float:
+def _share_of_sums(model: nn.Module, processor: LlavaNextProcessor, count: int, language: str, is_stated: bool) -> float:
     """Share of sums whose whole reply has the highest probability token by token, which is what greedy decoding writes."""
     rng, rows = random.Random("sums to measure"), []
     while len(rows) < count:
-        turn = draw_sum(rng, "validation")
+        turn = draw_sum(rng, "validation", language)
         rows += [tokens(processor, [turn], ())] if (" has " in turn[0]) == is_stated else []
     batch = padded(processor, rows)
     labels = batch["labels"][:, 1:]
@@ -286,10 +287,10 @@ def build_base(size: str, seed: int, settings: Base, start: Path, folder: Path) 
                                             "settings": asdict(settings)}, {})
 
 
-def write(model: nn.Module, processor: LlavaNextProcessor, folder: Path, made: dict[str, Any], metrics: dict[str, float]
-          ) -> dict[str, Any]:
+def write(model: nn.Module, processor: LlavaNextProcessor, folder: Path, made: dict[str, Any], metrics: dict[str, float],
+          language: str = "codes") -> dict[str, Any]:
     """Write a model to `folder` in 16 bits with its manifest.json, how it was made and what it can do; returns the manifest."""
-    metrics = metrics | measure_base(model, processor)
+    metrics = metrics | measure_base(model, processor, language)
     loading.save_policy(model, processor, folder, torch.bfloat16)
     manifest = {**made, "parameters": sum(p.numel() for p in model.parameters()), "metrics": metrics,
                 **utils.provenance(config.paths("mini").root)}

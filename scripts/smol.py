@@ -2,16 +2,19 @@
 
 `dyme base --profile smol` builds it from the package that carries the weights (`scripts.weights`): the vocabulary is pruned to
 what English needs most, tower and projector learn to say what a chart shows in the model's own word embeddings, and the whole
-learns to talk about charts. The result is a stock LLaVA-OneVision.
+learns to talk about charts, with plain prose in between. The result is a stock LLaVA-OneVision.
 """
 from __future__ import annotations
 
 import json
 import logging
 import random
+import tempfile
+import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from pydoc_data import topics
 from typing import Any
 
 import torch
@@ -26,10 +29,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from dyme_core import config
 from dyme_core.data import chart_images, chart_tables, english, prompt_format
 from dyme_core.models import loading, tiny_onevision
-from scripts.curriculum import SIDE, conversation_batch, draw_chart, sum_batch, to_pixels, views
-from scripts.pretrain import optimise, reply_loss
+from scripts import weights
+from scripts.curriculum import SIDE, conversation_batch, draw_chart, padded, sum_batch, to_pixels, views
+from scripts.pretrain import optimise, reply_loss, write
 
 logger = logging.getLogger(__name__)
 COMMON = 4096  # tokens of the vocabulary that are kept in any case: those that were merged first
@@ -38,21 +43,25 @@ CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.content is string %}{{ m.content }}{% else %}"
     "{% for c in m.content %}{{ '<filename>' if c.type == 'image' else c.text }}{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+PROSE_TOKENS, PROSE_KEPT = 128, 60  # longest piece of prose; pieces on which no base is trained
 ONES = "zero one two three four five six seven eight nine".split()
 
 
 @dataclass(frozen=True)
 class Smol:
-    """How the base is made."""
+    """How a base is made; the last steps are on conversations of the seed's own."""
 
     align_steps: int = 1000
     align_batch_size: int = 16  # pictures of two tiles
     align_learning_rate: float = 2e-3
-    language_steps: int = 220
-    early_steps: int = 70  # captions alone
-    batch_size: int = 6
-    sums: int = 3  # rows without a picture in each step
-    language_learning_rate: float = 3e-4
+    language_steps: int = 240
+    early_steps: int = 60  # captions alone
+    own_steps: int = 40
+    batch_size: int = 8
+    sums: int = 4  # rows without a picture in each step
+    prose: int = 1  # rows of plain English in each step, against forgetting
+    learning_rate: float = 3e-4
+    own_learning_rate: float = 1e-4
 
 
 def world_texts() -> list[str]:
@@ -186,15 +195,79 @@ def align(model: LlavaOnevisionForConditionalGeneration, processor: LlavaNextPro
             "says names": is_right[wanted > last_number].float().mean().item()}
 
 
-def teach(model: LlavaOnevisionForConditionalGeneration, processor: LlavaNextProcessor, settings: Smol, seed: int) -> None:
-    """Train projector and language model on conversations about charts and on sums, vision tower frozen (`curriculum`)."""
+def teach(model: LlavaOnevisionForConditionalGeneration, processor: LlavaNextProcessor, settings: Smol, name: str, steps: int,
+          early_steps: int, learning_rate: float) -> None:
+    """Train projector and language model on conversations about charts, sums and prose, vision tower frozen (`curriculum`).
+
+    Args:
+        name: draws the conversations.
+    """
     loading.freeze_vision(model)
-    rng = random.Random(f"smol {seed}")
+    rng, prose = random.Random(name), prose_rows(processor)[PROSE_KEPT:]
 
     def loss_of(step: int) -> Tensor:
-        is_early = step < settings.early_steps
-        talk = conversation_batch(rng, processor, settings.batch_size, is_early, "english")
-        return reply_loss(model, talk) + reply_loss(model, sum_batch(rng, processor, settings.sums, "english"))
+        talk = conversation_batch(rng, processor, settings.batch_size, step < early_steps, "english")
+        plain = padded(processor, rng.sample(prose, settings.prose))
+        return (reply_loss(model, talk) + reply_loss(model, sum_batch(rng, processor, settings.sums, "english"))
+                + reply_loss(model, plain))
 
     model.train()
-    optimise([model], loss_of, settings.language_steps, settings.language_learning_rate, "language", has_muon=False)
+    optimise([model], loss_of, steps, learning_rate, "language", has_muon=False)
+
+
+def prose_rows(processor: LlavaNextProcessor) -> list[tuple[Tensor, Tensor]]:
+    """Token ids, as their own labels, of pieces of Python's manual, the plain English that every machine with Python has."""
+    paragraphs = [" ".join(text.split()) for topic in topics.topics.values() for text in topic.split("\n\n")]
+    ids = processor.tokenizer([text for text in paragraphs if len(text) > 200 and text[0].isupper()],
+                              add_special_tokens=False)["input_ids"]
+    return [(torch.tensor(own[:PROSE_TOKENS]),) * 2 for own in ids]
+
+
+@torch.no_grad()
+def prose_nll(model: torch.nn.Module, processor: LlavaNextProcessor) -> float:
+    """Nats per token of the pieces of prose that no base is trained on."""
+    total = count = 0.0
+    for ids, _ in prose_rows(processor)[:PROSE_KEPT]:
+        log_probs = model(input_ids=ids[None]).logits[0, :-1].float().log_softmax(dim=-1)
+        total, count = total - log_probs.gather(1, ids[1:, None]).sum().item(), count + len(ids) - 1
+    return total / count
+
+
+def build_start(folder: Path, source: Path, tower: Path, settings: Smol) -> None:
+    """Build what all bases start from, into `folder` in 16 bits.
+
+    Args:
+        source: SmolLM2's folder (`weights.model_folder`).
+        tower: a mini base, whose vision tower is taken.
+    """
+    began = time.perf_counter()
+    stored, ids = prune(source, world_texts())
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump(stored, file)
+        file.flush()
+        processor = build_processor(Path(file.name))
+    model = build_model(source, ids, tower, processor)
+    metrics = {"prose before (nats per token)": prose_nll(model, processor)}
+    metrics |= align(model, processor, settings.align_steps, settings.align_learning_rate, settings.align_batch_size)
+    teach(model, processor, settings, "smol start", settings.language_steps, settings.early_steps, settings.learning_rate)
+    write(model, processor, folder, {"model": "svlm", "seconds": time.perf_counter() - began, "settings": asdict(settings)},
+          metrics | {"prose (nats per token)": prose_nll(model, processor)}, "english")
+
+
+def build_base(seed: int, threads: int) -> None:
+    """Build a seed's base into bases/smol/, and first what all start from, where that is missing.
+
+    Raises:
+        weights.LlmMissingError, weights.WeightsError: without SmolLM2's weights.
+    """
+    torch.set_num_threads(threads)
+    paths, settings = config.paths("smol"), Smol()
+    start = paths.bases / "svlm-start"
+    if not (start / "manifest.json").is_file():
+        build_start(start, weights.model_folder(config.paths("llm").runs), config.paths("mini").bases / "svlm-start", settings)
+    model, processor = loading.load_policy(start)
+    began = time.perf_counter()
+    teach(model, processor, settings, f"smol {seed}", settings.own_steps, 0, settings.own_learning_rate)
+    write(model, processor, paths.bases / f"svlm-s{seed}",
+          {"model": "svlm", "seed": seed, "start": start.name, "seconds": time.perf_counter() - began,
+           "settings": asdict(settings)}, {"prose (nats per token)": prose_nll(model, processor)}, "english")

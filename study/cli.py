@@ -39,6 +39,7 @@ Split = StrEnum("Split", {name: name for name in config.HELD_OUT})
 Size = StrEnum("Size", {name: name for name in config.MODEL_NAMES})
 Experiment = StrEnum("Experiment", {name: name for name in plan.EXPERIMENTS})
 Profile = Annotated[Literal[tuple(config.PROFILES)], typer.Option(help="settings: two for a CPU, two for a CUDA card")]
+World = Annotated[Literal[plan.WORLDS], typer.Option(help="mini: charts in codes; smol: SmolLM2 and plain English")]
 Settings = Annotated[list[str] | None, typer.Option(
     "--set", metavar="KEY=VALUE", help="change a setting, the value in JSON: training.steps=100; may be repeated")]
 Only = Annotated[list[str] | None, typer.Option(metavar="NAME", help="notebooks that begin so, such as 03; may be repeated")]
@@ -115,6 +116,7 @@ def publish(profile: Profile = config.DEFAULT, only: Only = None, settings: Sett
 
 @app.command("study")
 def run_study(
+    profile: World = config.DEFAULT,
     only: Annotated[list[Experiment] | None, typer.Option(help="an experiment; may be repeated")] = None,
     hours: Annotated[float, typer.Option(min=0, help="start nothing after these; what runs is finished")] = float("inf"),
     show: Annotated[bool, typer.Option("--list", help="show the runs and which are finished, and start nothing")] = False,
@@ -125,10 +127,10 @@ def run_study(
     os.environ[config.PUBLISH] = "1"  # for the processes of the runs, too
     experiments = [experiment.value for experiment in only or ()]
     if show:
-        sys.stdout.write(run_all.listing(experiments))
+        sys.stdout.write(run_all.listing(experiments, profile))
         return
     _end_like_ctrl_c()
-    raise typer.Exit(run_all.run_study(experiments, hours))
+    raise typer.Exit(run_all.run_study(experiments, hours, profile))
 
 
 @app.command()
@@ -153,14 +155,18 @@ def page(
 
 @app.command()
 def base(
+    profile: World = config.DEFAULT,
     seed: Annotated[int, typer.Option(min=0, max=config.MAX_SEED, help="of the base")] = 0,
-    model: Annotated[list[Size] | None, typer.Option(help="default: all")] = None,
+    model: Annotated[list[Size] | None, typer.Option(help="default: all; smol has one size, svlm")] = None,
     threads: Annotated[int, typer.Option(min=1, help="of torch")] = 2,
 ) -> None:
     """Train the bases of a seed from their starts (about 20 minutes of one thread; a missing start, up to an hour more)."""
-    from scripts.pretrain import build_bases
+    from scripts import pretrain, smol
 
-    build_bases(seed, [size.value for size in model or Size], threads)
+    if profile == "smol":
+        smol.build_base(seed, threads)
+    else:
+        pretrain.build_bases(seed, [size.value for size in model or Size], threads)
 
 
 @app.command("judge-server")

@@ -6,13 +6,14 @@ every experiment shares. Experiments are in the order in which they run: choices
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dyme_core import config
 from dyme_core.pipeline.methods import UNSUPERVISED, Run
 
 PROFILE = config.DEFAULT
+WORLDS = (PROFILE, "smol")  # the profiles that have a study
 SEEDS = tuple(range(8))  # each has its own base, training questions, order and rollouts
 SOME_SEEDS = SEEDS[:5]  # of all but the main runs; fewer give no verdict
 RATES = {"sft": (3e-4, 1e-3, 2e-3), "grpo": (1e-4, 3e-4, 1e-3), "sft_grpo": (1e-4, 3e-4, 1e-3),
@@ -34,6 +35,14 @@ REFINED = {"world.traces": "refined", "learning_rates.sft": 2e-3, "learning_rate
 CHOSEN_SWITCHES = {"threshold": (0.5, 2e-3), "cosine": (None, 2e-3), "budget": (8.0, 2e-3), "luffy": (0.1, 3e-4),
                    "chord": (0.1, 3e-4), "prefix": (None, 3e-4), "grounded": (None, 1e-3)}
 
+# The smol world: the settings of the mini world that are made there, and how their profile's settings differ.
+SMOL_SEEDS = SEEDS[:3]
+SMOL = {"svlm-base": {}, "svlm-sft": {}, "svlm-grpo": {}, "svlm-sft_grpo": {}, "svlm-pure_dyme": {}, "svlm-full_dyme": {},
+        "svlm-sft-refined": {"world.traces": "refined", "learning_rates.sft": 1e-4},
+        "svlm-sft-answers": {"world.traces": "none", "learning_rates.sft": 1e-4}}
+SMOL_RATES = {"sft": (5e-5, 1e-4, 2e-4), "grpo": (1e-5, 2e-5, 5e-5), "sft_grpo": (1e-5, 2e-5, 5e-5),
+              "pure_dyme": (2e-5, 5e-5, 1e-4), "full_dyme": (2e-5, 5e-5, 1e-4)}
+
 
 @dataclass(frozen=True)
 class Point:
@@ -49,6 +58,7 @@ class Point:
         splits: answered at the end of a run; runs for choosing settings leave the test sets closed.
         model: one of config.MODEL_NAMES.
         value: place on the x axis of a sweep; None where settings are no numbers.
+        profile: whose runs they are, "mini" or "smol".
     """
 
     experiment: str
@@ -60,6 +70,7 @@ class Point:
     splits: tuple[str, ...] = config.HELD_OUT
     model: str = "svlm"
     value: float | None = None
+    profile: str = PROFILE
 
     @property
     def setting(self) -> str:
@@ -68,7 +79,7 @@ class Point:
 
     def runs(self) -> list[Run]:
         """The point's runs, in order of their seeds."""
-        profile = config.load_profile(PROFILE, **self.settings)
+        profile = config.load_profile(self.profile, **self.settings)
         return [Run(profile, self.method, self.model, seed, self.variant) for seed in self.seeds]
 
 
@@ -119,12 +130,27 @@ def _sizes() -> Iterator[Point]:
 def _tuning() -> Iterator[Point]:
     """Three to five learning rates of each method, for half of the steps on seed 0, on a teacher's traces and again on refined
     targets. What the profile and REFINED have is the best on validation, or a lower one within a point of it."""
-    for traces, grids, variant, suffix in (({}, RATES, "lr", ""), (REFINED, REFINED_RATES, "refined-lr", ", refined targets")):
-        for method, rates in grids.items():
-            for rate in rates:
-                settings = traces | {f"learning_rates.{method}": rate, "training.steps": 120}
-                yield Point("tuning", f"{config.METHOD_NAMES[method]}{suffix}", method, f"{variant}{rate:g}", settings, (0,),
-                            ("validation",), value=rate)
+    yield from _grid(RATES, {}, 120)
+    yield from _grid(REFINED_RATES, REFINED, 120, "refined-", ", refined targets")
+
+
+def _grid(grids: dict[str, tuple[float, ...]], settings: dict[str, Any], steps: int, variant: str = "", suffix: str = ""
+          ) -> Iterator[Point]:
+    for method, rates in grids.items():
+        for rate in rates:
+            own = settings | {f"learning_rates.{method}": rate, "training.steps": steps}
+            yield Point("tuning", f"{config.METHOD_NAMES[method]}{suffix}", method, f"{variant}lr{rate:g}", own, (0,),
+                        ("validation",), value=rate)
+
+
+def _smol() -> Iterator[Point]:
+    """The learning rates of each method for half of the steps, then the main runs and three of the others."""
+    yield from _grid(SMOL_RATES, {}, 50)
+    for variant, name in (("refined", "refined targets"), ("answers", "answers alone")):
+        yield from _grid({"sft": SMOL_RATES["sft"]}, SMOL[f"svlm-sft-{variant}"], 50, f"{variant}-", f", {name}")
+    for point in (*_main(), *_refined(), *_cost()):
+        if point.setting in SMOL:
+            yield replace(point, settings=SMOL[point.setting], seeds=SMOL_SEEDS)
 
 
 def _switch_tuning() -> Iterator[Point]:
@@ -211,7 +237,7 @@ EXPERIMENTS = {"tuning": _tuning, "main": _main, "short": _short, "cost": _cost,
                "rollouts": _rollouts, "prompts": _prompts, "quality": _quality, "corruption": _corruption, "kinds": _kinds}
 
 
-def points(*experiments: str, methods: Sequence[str] = config.METHODS) -> list[Point]:
+def points(*experiments: str, methods: Sequence[str] = config.METHODS, profile: str = PROFILE) -> list[Point]:
     """The points of some experiments (all, if none is named) and methods, in the order of the plan.
 
     Raises:
@@ -220,8 +246,10 @@ def points(*experiments: str, methods: Sequence[str] = config.METHODS) -> list[P
     unknown = sorted(set(experiments) - set(EXPERIMENTS))
     if unknown:
         raise ValueError(f"unknown experiments {unknown}; known: {', '.join(EXPERIMENTS)}")
-    return [point for name, declare in EXPERIMENTS.items() if not experiments or name in experiments
-            for point in declare() if point.method in methods]
+    declared = (point for declare in EXPERIMENTS.values() for point in declare())
+    if profile == "smol":
+        declared = (replace(point, profile=profile) for point in _smol())
+    return [point for point in declared if (not experiments or point.experiment in experiments) and point.method in methods]
 
 
 def homes() -> dict[str, str]:

@@ -22,7 +22,7 @@ from dyme_core.data.bad_rows import BadRows
 from dyme_core.data.datasets import Refine, no_target
 from dyme_core.data.schema import DataError, Record, item_of
 from dyme_core.models import loading, processors
-from dyme_core.models.generation import caption_match
+from dyme_core.models.generation import caption_match, generate_in_16_bits
 from dyme_core.pipeline import methods
 from dyme_core.pipeline.callbacks import CollapseWatch, StepLog
 from dyme_core.pipeline.checkpointing import Keeper, train_from
@@ -101,6 +101,8 @@ def load_start(run: Run) -> tuple[Any, Any]:
     is_whole = not ranks.deals_weights()  # FSDP moves weights in memory: nothing computed from them may be kept
     model, processor = loading.load_policy(source, profile.backend, engine=is_whole, lora_rank=engine.lora_rank or 0,
                                            lora_alpha=engine.lora_alpha, load_in_4bit=engine.load_in_4bit)
+    if engine.bf16 and is_whole and profile.backend == "transformers":
+        generate_in_16_bits(model)
     return model if model.device.type != "cpu" else model.to(ranks.device()), processor
 
 

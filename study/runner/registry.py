@@ -22,7 +22,7 @@ def read_manifests(paths: config.Paths) -> list[dict[str, Any]]:
 
 def write_registry(paths: config.Paths, target: Path | None = None) -> None:
     """Write registry.csv (or `target`) from the manifests. The last columns are shares of well-formed correct answers."""
-    experiments = experiments_by_run() if paths.profile == plan.PROFILE else {}
+    experiments = experiments_by_run(paths.profile)
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -30,10 +30,10 @@ def write_registry(paths: config.Paths, target: Path | None = None) -> None:
     write_atomic(target or paths.results / "registry.csv", text.getvalue())
 
 
-def experiments_by_run() -> dict[str, list[str]]:
-    """The experiments of the plan that use a run, by its name."""
+def experiments_by_run(profile: str) -> dict[str, list[str]]:
+    """The experiments of a profile's plan that use a run, by its name; of another profile than the study's none."""
     found: dict[str, list[str]] = {}
-    for point in plan.points():
+    for point in plan.points(profile=profile) if profile in plan.WORLDS else ():
         for run in point.runs():
             found.setdefault(run.name, []).append(point.experiment)
     return found

@@ -47,14 +47,14 @@ class Task:
         return scheduler.run_job(self.run, self.splits, keep_policy=not self.run.variant, finished=self.is_finished)
 
 
-def tasks(experiments: Sequence[str] = ()) -> list[Task]:
+def tasks(experiments: Sequence[str] = (), profile: str = plan.PROFILE) -> list[Task]:
     """The runs of some experiments (all, if none is named) in the plan's order, each once, longest first in an experiment.
 
     Raises:
         ValueError: for an unknown experiment, or if the plan gives one name to two different runs.
     """
     found: dict[str, Task] = {}
-    for point in plan.points(*experiments):
+    for point in plan.points(*experiments, profile=profile):
         for run in point.runs():
             task = found.setdefault(run.name, Task(point.experiment, run, point.splits))
             if (settings_of(task.run), task.splits) != (settings_of(run), point.splits):
@@ -67,21 +67,23 @@ def _length(run: Run) -> float:
     return scheduler.SHARES.get(run.method, 1.0) * MODEL_SHARES[run.model] * run.profile.training.steps
 
 
-def listing(experiments: Sequence[str] = ()) -> str:
+def listing(experiments: Sequence[str] = (), profile: str = plan.PROFILE) -> str:
     """A line for each run of the plan: experiment, name, and what is to do for it."""
-    return "".join(f"{task.experiment:14}{task.run.name:40}{task.undone() or 'finished'}\n" for task in tasks(experiments))
+    return "".join(f"{task.experiment:14}{task.run.name:40}{task.undone() or 'finished'}\n"
+                   for task in tasks(experiments, profile))
 
 
-def run_study(experiments: Sequence[str] = (), hours: float = math.inf) -> int:
+def run_study(experiments: Sequence[str] = (), hours: float = math.inf, profile: str = plan.PROFILE) -> int:
     """Make every run of the plan that is not finished; a failed one does not stop the others.
 
     Args:
         experiments: of the plan; all, if none is named.
         hours: nothing is started after these.
+        profile: "mini" or "smol", whose study it is.
     Returns:
         exit code: 0 all is made or the time is up, 1 a run failed, 130 interrupted.
     """
-    every = tasks(experiments)
+    every = tasks(experiments, profile)
     waiting = [task for task in every if not task.is_finished()]
     logger.info("%d of %d runs are finished", len(every) - len(waiting), len(every))
     try:
@@ -90,7 +92,7 @@ def run_study(experiments: Sequence[str] = (), hours: float = math.inf) -> int:
         logger.info("stopped; finished runs stay, start the study again to go on")
         return 130
     finally:
-        write_registry(config.paths(plan.PROFILE))
+        write_registry(config.paths(profile))
     if failures:
         logger.error("%d failed: %s", len(failures), ", ".join(failures))
     return int(bool(failures))

@@ -171,3 +171,28 @@ def test_heads_that_share_a_key_and_half_precision() -> None:
 def test_what_it_returns_can_be_trained_on() -> None:
     ids = generate(SHARED, [0, 0])
     SHARED(**{**prompts([0, 0]), "input_ids": ids, "attention_mask": torch.ones_like(ids)}).logits.sum().backward()
+
+
+def test_generating_in_16_bits_is_a_16_bit_models_and_leaves_the_weights_as_they_were() -> None:
+    exact, rounded = pair(torch.float32)[1], pair(torch.bfloat16)[1]
+    before = {name: (weight.data_ptr(), weight.detach().clone()) for name, weight in exact.named_parameters()}
+    generation.generate_in_16_bits(exact)
+    assert torch.equal(generate(exact, LENGTHS), generate(rounded, LENGTHS))
+    with pytest.raises(ValueError, match="max_new_tokens"):
+        exact.generate(**prompts(LENGTHS, torch.float32), max_new_tokens=0)
+    for name, weight in exact.named_parameters():
+        address, value = before[name]
+        assert weight.data_ptr() == address and torch.equal(weight, value)
+
+
+def test_training_goes_on_between_generations_in_16_bits() -> None:
+    policy = pair(torch.float32)[1]
+    generation.generate_in_16_bits(policy)
+    optimiser = torch.optim.SGD(policy.parameters(), lr=1e-2)
+    for _ in range(2):
+        before = policy.lm_head.weight.detach().clone()
+        generate(policy, [0, 1])
+        inputs = prompts([0, 1], torch.float32)
+        policy(**inputs, labels=inputs["input_ids"]).loss.backward()
+        optimiser.step()
+        assert policy.lm_head.weight.dtype == torch.float32 and not torch.equal(policy.lm_head.weight, before)
