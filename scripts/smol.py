@@ -217,8 +217,8 @@ def teach(model: LlavaOnevisionForConditionalGeneration, processor: LlavaNextPro
 
 def prose_rows(processor: LlavaNextProcessor) -> list[tuple[Tensor, Tensor]]:
     """Token ids, as their own labels, of pieces of Python's manual, the plain English that every machine with Python has."""
-    paragraphs = [" ".join(text.split()) for topic in topics.topics.values() for text in topic.split("\n\n")]
-    ids = processor.tokenizer([text for text in paragraphs if len(text) > 200 and text[0].isupper()],
+    paragraphs = dict.fromkeys(" ".join(text.split()) for topic in topics.topics.values() for text in topic.split("\n\n"))
+    ids = processor.tokenizer([text for text in paragraphs if len(text) > 120 and text[0].isupper()],
                               add_special_tokens=False)["input_ids"]
     return [(torch.tensor(own[:PROSE_TOKENS]),) * 2 for own in ids]
 
