@@ -120,7 +120,7 @@ def test_the_base_never_sees_the_prose_that_it_is_measured_on(built: Path) -> No
     assert smol.prose_nll(model, processor) > 1
 
 
-def test_the_profile_asks_in_english_of_five_groups() -> None:
+def test_the_profile_asks_in_english_of_at_most_five_groups() -> None:
     profile = config.load_profile("smol")
     for record in of_profile(profile, "test", 0)[:40]:
-        assert len({fact.entity for fact in item_of(record.row).facts}) == 5
+        assert len({fact.entity for fact in item_of(record.row).facts}) in (4, 5)
