@@ -67,12 +67,14 @@ class Measured:
 
 @dataclass(frozen=True)
 class Evidence:
-    """The evidence for all claims: rows and logs (`statistics.load_rows`, `load_logs`), manifests, notebook 01's gradients."""
+    """The evidence for all claims: rows and logs (`statistics.load_rows`, `load_logs`), manifests, notebook 01's gradients; and
+    the fewest shared seeds that a claim is measured on."""
 
     stored_rows: pd.DataFrame
     stored_logs: pd.DataFrame
     manifests: Sequence[Mapping[str, Any]] = ()
     gradients: pd.DataFrame | None = None  # columns dtype, group, relative_error
+    min_seeds: int = MIN_SEEDS
 
     @cached_property
     def rows(self) -> pd.DataFrame:
@@ -121,7 +123,7 @@ def items(evidence: Evidence, first: str, second: str, metric: str = "right", sp
     """Compare two settings on the same items (of some kinds of question, or all) and seeds: `first` above `second` is the
     claim."""
     rows = evidence.rows[evidence.rows["kind"].isin(kinds)] if kinds else evidence.rows
-    matrices, seeds = _matrices(rows, (first, second), metric, split)
+    matrices, seeds = _matrices(rows, (first, second), metric, split, evidence.min_seeds)
     estimate, (left, right) = statistics.paired(*matrices), (100 * matrix.mean(axis=1) for matrix in matrices)
     where = f"{split}, {' and '.join(kinds)}" if kinds else split
     return Measured(judge(estimate), f"{_interval(estimate, 100, 'points')}: {left.mean():.1f} against {right.mean():.1f} % "
@@ -131,7 +133,7 @@ def items(evidence: Evidence, first: str, second: str, metric: str = "right", sp
 
 def gains(evidence: Evidence, first: tuple[str, str], second: tuple[str, str]) -> Measured:
     """Compare two gains in answers alone, each (after, before), on the same test items: a larger first gain is the claim."""
-    matrices, seeds = _matrices(evidence.rows, (*first, *second), "strict", "test")
+    matrices, seeds = _matrices(evidence.rows, (*first, *second), "strict", "test", evidence.min_seeds)
     estimate = statistics.contrast(matrices, [1, -1, -1, 1])
     means = [100 * matrix.mean() for matrix in matrices]
     text = (f"{_interval(estimate, 100, 'points')}: gains of {means[0] - means[1]:+.1f} and {means[2] - means[3]:+.1f} points "
@@ -151,7 +153,7 @@ def runs(evidence: Evidence, first: str, second: str | float, metric: str, sign:
     settings = (first, second) if isinstance(second, str) else (first,)
     values = evidence.run_metrics[metric].dropna().unstack("setting").reindex(columns=[*settings]).dropna()
     seeds = sorted(values.index)
-    _need_seeds(seeds, settings)
+    _need_seeds(seeds, settings, evidence.min_seeds)
     own = values[first].to_numpy()
     other = values[second].to_numpy() if isinstance(second, str) else np.full(len(own), second)
     unit, name = RUN_METRICS[metric]
@@ -199,16 +201,17 @@ def run_metrics(logs: pd.DataFrame) -> pd.DataFrame:
         "distance_between_seeds": (last - last.groupby("setting").transform("median")).abs()})
 
 
-def _matrices(rows: pd.DataFrame, settings: Sequence[str], metric: str, split: str) -> tuple[list[np.ndarray], list[int]]:
+def _matrices(rows: pd.DataFrame, settings: Sequence[str], metric: str, split: str, min_seeds: int
+              ) -> tuple[list[np.ndarray], list[int]]:
     """(seeds, items) of each setting, on the seeds that all of them have, and those seeds."""
     parts, seeds = statistics.shared(rows, settings, split)
-    _need_seeds(seeds, settings)
+    _need_seeds(seeds, settings, min_seeds)
     return [score_matrix(part, metric) for part in parts], seeds
 
 
-def _need_seeds(seeds: Sequence[int], settings: Sequence[str]) -> None:
-    if len(seeds) < MIN_SEEDS:
-        raise NoRows(f"{len(seeds)} of {MIN_SEEDS} seeds so far of {', '.join(dict.fromkeys(settings))}")
+def _need_seeds(seeds: Sequence[int], settings: Sequence[str], fewest: int) -> None:
+    if len(seeds) < fewest:
+        raise NoRows(f"{len(seeds)} of {fewest} seeds so far of {', '.join(dict.fromkeys(settings))}")
 
 
 def _by_seed(gaps: Iterable[float], digits: int) -> str:
@@ -365,19 +368,33 @@ def claims() -> dict[str, list[Claim]]:
                   "needs language models that can judge; rule experts stand in")]}
 
 
-def table(evidence: Evidence) -> pd.DataFrame:
+def table(evidence: Evidence, smol: Evidence | None = None) -> pd.DataFrame:
     """One line per claim: Section, Claim, Where, Reported, Measured here, By seed, p (Holm), Verdict, Rests on.
 
     The p-values are adjusted for the number of claims that have one (`statistics.holm`).
+
+    Args:
+        smol: the smol world's evidence; its differences then have a column of their own, before the last.
     """
     checked = [(section, claim, claim.check(evidence)) for section, group in claims().items() for claim in group]
     tested = [number for number, (_, _, found) in enumerate(checked) if found.p is not None]
     adjusted = dict(zip(tested, statistics.holm([checked[number][2].p for number in tested]), strict=True))
-    return pd.DataFrame([
+    frame = pd.DataFrame([
         {"Section": section, "Claim": claim.words, "Where": claim.where, "Reported": claim.reported,
          "Measured here": found.measured, "By seed": found.by_seed or "–",
          "p (Holm)": f"{adjusted[number]:.2g}" if number in adjusted else "–", "Verdict": found.verdict,
          "Rests on": found.rests_on} for number, (section, claim, found) in enumerate(checked)])
+    if smol is not None:
+        frame.insert(len(frame.columns) - 1, "Smol world", [_elsewhere(claim.check(smol)) for _, claim, _ in checked])
+    return frame
+
+
+def _elsewhere(found: Measured) -> str:
+    """What another world says of a claim: the difference, with a verdict where it has seeds enough."""
+    if found.verdict in (NOT_MEASURED, NOT_TESTABLE):
+        return "–"
+    seeds = len(found.by_seed.split(", "))
+    return f"{found.measured}; {found.verdict if seeds >= MIN_SEEDS else f'no verdict from {seeds} seeds'}"
 
 
 def findings(evidence: Evidence) -> list[str]:

@@ -134,7 +134,7 @@ def _main_table(stored: report.Stored) -> dict[str, Any]:
 
 
 def _claims(stored: report.Stored) -> dict[str, Any]:
-    frame = claims.table(stored.evidence)
+    frame = claims.table(stored.evidence, stored.smol_evidence)
     sections = {title: group.to_dict("records") for title, group in frame.groupby("Section", sort=False)}
     return {"tally": claims.tally(frame), "sections": sections, "ours": claims.findings(stored.evidence)}
 

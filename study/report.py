@@ -26,7 +26,7 @@ from dyme_core.data.chart_audit import luck
 from dyme_core.data.datasets import of_profile
 from dyme_core.data.schema import Record
 from dyme_core.utils import write_atomic
-from study import claims, statistics, tables
+from study import claims, plan, statistics, tables
 from study.claims import Claim, Evidence
 from study.figures import comparisons, mechanism, plots, sweeps, traces
 from study.figures.theme import save_figure
@@ -102,6 +102,19 @@ class Stored:
         """What the claims rest on."""
         gradients = self.paths.tables / "gradient_equivalence.csv"
         return Evidence(self.rows, self.logs, self.manifests, pd.read_csv(gradients) if gradients.is_file() else None)
+
+    @property
+    def smol_evidence(self) -> Evidence | None:
+        """What the published smol world has to say to the mini world's claims; None where there is nothing yet."""
+        other = Stored(dataclasses.replace(self.paths, profile="smol", is_published=True))
+        if self.paths.profile != config.DEFAULT or not other.manifests:
+            return None
+        return dataclasses.replace(other.evidence, min_seeds=len(plan.SMOL_SEEDS))
+
+    def worded(self, caption: str) -> str:
+        """A caption, written for the mini world, as this one's."""
+        is_smol = self.paths.profile == "smol"
+        return caption.replace("mini world", "smol world").replace("Mini world", "Smol world") if is_smol else caption
 
     @cached_property
     def questions(self) -> dict[str, list[Record]]:
@@ -191,6 +204,7 @@ def draw(name: str, stored: Stored) -> Figure:
         NoRows: if its runs have not been made.
     """
     figure = FIGURES[name](stored)
+    figure.dyme_caption = stored.worded(figure.dyme_caption)
     save_figure(figure, name, stored.figures)
     return figure
 
@@ -224,13 +238,13 @@ def tabulate(name: str, stored: Stored) -> pd.DataFrame:
     """
     build, caption = TABLES[name]
     frame = build(stored)
-    tables.write_table(frame, stored.tables, name, caption)
+    tables.write_table(frame, stored.tables, name, stored.worded(caption))
     return frame
 
 
 def claim(stored: Stored) -> pd.DataFrame:
     """Check every claim, write CLAIMS.md, and return the table of claims."""
-    frame = claims.table(stored.evidence)
+    frame = claims.table(stored.evidence, stored.smol_evidence)
     write_atomic(stored.claims, claims.markdown(frame, claims.findings(stored.evidence), stored.manifests))
     logger.info("claims in %s", stored.claims)
     return frame

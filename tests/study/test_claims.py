@@ -61,6 +61,15 @@ def test_too_few_seeds_are_not_a_measurement() -> None:
     assert line["Measured here"] == "2 of 5 seeds so far of svlm-pure_dyme, svlm-grpo" and line["Rests on"] == ""
 
 
+def test_another_world_has_its_column_and_no_verdict_from_three_seeds() -> None:
+    other = replace(evidence("main", seeds=3), min_seeds=3)
+    frame = claims.table(evidence("main"), other).set_index("Claim")["Smol world"]
+    assert frame["DyME beats CoT-SFT"].endswith("test); no verdict from 3 seeds") and " points: " in frame["DyME beats CoT-SFT"]
+    assert frame["The binary switch beats HPT gate"] == frame["DyME helps a text model on GSM8K"] == "–"
+    five = claims.table(evidence("main"), evidence("main")).set_index("Claim").loc["DyME beats CoT-SFT"]
+    assert five["Smol world"] == f"{five['Measured here']}; {five['Verdict']}"
+
+
 def test_runs_without_rollouts_alone_give_a_table_of_claims() -> None:
     chosen = [point for point in points("main") if point.method in ("base", "sft")]
     logs = study_logs(chosen, chance).drop(columns=["memorize", "explore", "mastered", "zero_variance"])
