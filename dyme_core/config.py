@@ -404,7 +404,7 @@ PROFILES = {
                     warmup_steps=dict.fromkeys(_LEARNING_RATES, 5),
                     world=World(train_questions=1024, validation_questions=96, test_questions=304, most_groups=5,
                                 language="english"),
-                    training=Training(steps=100, max_completion_tokens=200, evaluate_every=25, probe_every=0,
+                    training=Training(steps=100, max_completion_tokens=216, evaluate_every=25, probe_every=0,
                                       likeliest_target=True),
                     engine=Engine(bf16=True), save_every=10),
     "mini": Profile("mini", learning_rates=_LEARNING_RATES, warmup_steps=_WARMUP_STEPS,

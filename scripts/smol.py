@@ -54,9 +54,9 @@ class Smol:
     align_steps: int = 1000
     align_batch_size: int = 16  # pictures of two tiles
     align_learning_rate: float = 2e-3
-    language_steps: int = 240
+    language_steps: int = 320
     early_steps: int = 60  # captions alone
-    own_steps: int = 40
+    own_steps: int = 60
     batch_size: int = 8
     sums: int = 4  # rows without a picture in each step
     prose: int = 1  # rows of plain English in each step, against forgetting
