@@ -14,7 +14,7 @@ LAYERS = ("utils", "data", "models", "supervision", "trainer", "pipeline", "stud
 TORCH_LAYERS = {"models", "trainer", "pipeline"}
 # Modules of the other layers that load torch themselves.
 TORCH_ELSEWHERE = {"dyme_core/ranks", "dyme_core/supervision/deplot", "study/doctor", "study/gradients", "scripts/curriculum",
-                   "scripts/judge_agreement", "scripts/learnability", "scripts/pretrain", "scripts/weights"}
+                   "scripts/judge_agreement", "scripts/learnability", "scripts/pretrain", "scripts/smol", "scripts/weights"}
 HEAVY = {"torch", "transformers", "trl", "accelerate", "peft", "unsloth", "torchvision"}
 FORBIDDEN_MODULES = {"pickle", "cloudpickle", "dill", "shelve", "marshal"}
 FORBIDDEN_CALLS = {"eval", "exec", "print", "breakpoint"}
