@@ -60,6 +60,7 @@ class Smol:
     batch_size: int = 8
     sums: int = 4  # rows without a picture in each step
     prose: int = 1  # rows of plain English in each step, against forgetting
+    prose_weight: float = 0.1  # of their loss, which is large and never falls
     learning_rate: float = 3e-4
     own_learning_rate: float = 1e-4
 
@@ -209,7 +210,7 @@ def teach(model: LlavaOnevisionForConditionalGeneration, processor: LlavaNextPro
         talk = conversation_batch(rng, processor, settings.batch_size, step < early_steps, "english")
         plain = padded(processor, rng.sample(prose, settings.prose))
         return (reply_loss(model, talk) + reply_loss(model, sum_batch(rng, processor, settings.sums, "english"))
-                + reply_loss(model, plain))
+                + settings.prose_weight * reply_loss(model, plain))
 
     model.train()
     optimise([model], loss_of, steps, learning_rate, "language", has_muon=False)
