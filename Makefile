@@ -51,8 +51,8 @@ page: $(READY) ## write the study as one HTML file that opens offline, results/l
 	@echo "Writing the page of profile '$(PROFILE)' from the stored results; nothing is trained (under a minute)."
 	@$(VENV_PYTHON) -m study page --profile "$(PROFILE)" $(ARGS)
 
-base: $(READY) ## train the bases of seed 0 again from bases/*-start (22 min of one thread; where these are removed, 3 h)
-	@echo "Training the bases of seed 0 from bases/*-start (22 minutes of one thread; where these are removed, 3 hours)."
+base: $(READY) ## train the bases of seed 0 again from bases/*-start (about 20 min of one thread; a start that is missing takes up to an hour more)
+	@echo "Training the bases of seed 0 from bases/*-start (about 20 minutes of one thread; a start that is missing takes up to an hour more)."
 	@$(VENV_PYTHON) -m study base $(ARGS)
 
 test: $(READY) ## run the tests but the exhaustive ones, on two cores (8 min)

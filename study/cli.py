@@ -157,7 +157,7 @@ def base(
     model: Annotated[list[Size] | None, typer.Option(help="default: all")] = None,
     threads: Annotated[int, typer.Option(min=1, help="of torch")] = 2,
 ) -> None:
-    """Train the bases of a seed from their starts (22 minutes of one thread; where a start is missing, 3 hours)."""
+    """Train the bases of a seed from their starts (about 20 minutes of one thread; a missing start, up to an hour more)."""
     from scripts.pretrain import build_bases
 
     build_bases(seed, [size.value for size in model or Size], threads)

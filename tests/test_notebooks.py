@@ -229,6 +229,7 @@ def test_the_notebooks_run_to_their_end_in_fresh_kernels_and_their_cells_again_i
         f"{name}.{suffix}" for name in drawn for suffix in ("pdf", "png", "csv", "md")}
     assert not (tmp_path / "paper_figures").exists(), "those are of the default profile"
     assert "Sources and licences:" in (results / "DATA_CARD.md").read_text()
+    assert list((tmp_path / "runs" / "smoke" / "data").glob("*.jsonl"))
     out = tmp_path / "runs" / "smoke" / "notebook_05"
     assert len((out / "charts" / "data.jsonl").read_text().splitlines()) == 12
     assert len((out / "steps.jsonl").read_text().splitlines()) == 2

@@ -106,11 +106,14 @@ def expense(rows: pd.DataFrame, manifests: Iterable[Mapping[str, Any]]) -> Figur
     grid[0, 0].xaxis.set_major_locator(LogLocator(subs=(1, 3)))
     grid[0, 0].xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     grid[0, 0].xaxis.set_minor_formatter(NullFormatter())
+    ends = []
     for (axes,), (kind, part) in zip(grid, frame.groupby("traces", sort=False), strict=True):
         axes.set_title(TRACES[kind], fontsize=theme.SMALL)
         axes.set_ylabel(RIGHT_UPRIGHT)
-        label_ends(axes, [_draw_points(axes, own) for _, own in part.groupby("method", sort=False)])
+        ends.append([_draw_points(axes, own) for _, own in part.groupby("method", sort=False)])
     axes.set_xlabel("CPU seconds of a run")
+    for (axes,), own in zip(grid, ends, strict=True):  # the axis that they share has its limits only now
+        label_ends(axes, own)
     return finish(figure, frame, CAPTIONS["expense"] + MEASURED + INTERVALS + seeds_sentence(frame))
 
 
@@ -178,7 +181,7 @@ def _trace_set(point: plan.Point) -> dict[str, Any]:
 
 
 def _by_gap(frame: pd.DataFrame, dial: str) -> pd.DataFrame:
-    """One line for each setting of a dial in order of gaps, the SVLM's where both models have it."""
+    """One line for each setting of a dial in order of gaps, the SVLM's where several models have it."""
     def key(column: pd.Series) -> pd.Series:
         return column.map(list(MODEL_NAMES).index) if column.name == "model" else column
 

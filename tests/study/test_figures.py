@@ -369,6 +369,15 @@ def test_what_a_run_costs_is_the_median_over_its_seeds() -> None:
     assert "svlm-sft-answers" not in frame["teacher"] and "svlm-base" not in frame["teacher"]
 
 
+def test_a_name_is_joined_to_its_mark_where_another_panel_widens_the_axis() -> None:
+    made = [run | {"cpu_s": (9 if run["variant"] == "refined" else 1) * run["cpu_s"]}
+            for run in manifests_of("cost", "refined")]
+    figure = comparisons.expense(rows_with("cost", "refined"), made)
+    for axes in figure.axes:
+        shown = {tuple(axes.transData.inverted().transform(axes.transAxes.transform(name.xy)).round(6)) for name in axes.texts}
+        assert shown == {(round(line.get_xdata()[-1], 6), round(line.get_ydata()[-1], 6)) for line in axes.lines}
+
+
 def test_sets_of_traces_stand_by_one_dial_with_their_gaps_and_what_is_missing_is_said() -> None:
     by_wording, by_words = ([tick.get_text().replace("\n", " ") for tick in axes.get_xticklabels()]
                             for axes in drawn("learnability").axes[3:5])
