@@ -115,16 +115,16 @@ def sweep(rows: pd.DataFrame, experiment: str) -> Figure:
 @themed()
 def supervision(rows: pd.DataFrame) -> Figure:
     """Draw right answers against the quality of targets, and against the share of questions with wrong facts."""
-    qualities = ("low", "medium", "high")
+    qualities = ("low", "high")
     frame = scores(rows, plan.points("quality") + plan.points("corruption"))
     is_quality = frame["experiment"] == "quality"
     frame.loc[is_quality, "x"] = frame.loc[is_quality, "label"].map(qualities.index)
     figure, ((left, right),) = panels(1, 2, theme.COLUMN, 2.1, gap=theme.GAP, sharey=True)
     _draw_lines(left, frame[is_quality])
     ends = _draw_lines(right, frame[~is_quality])
-    left.set(xlim=(-0.2, 2.2), xticks=range(3), xticklabels=qualities, xlabel="quality of targets",
+    left.set(xlim=(-0.2, 1.2), xticks=range(2), xticklabels=qualities, xlabel="quality of targets",
              ylabel=RIGHT_UPRIGHT, ylim=(0, 1.05 * frame["high"].max() or 1))
-    right.set(xlim=(-3, 53), xticks=(0, 25, 50), xlabel="wrong facts (%)")
+    right.set(xlim=(-3, 53), xticks=(0, 50), xlabel="wrong facts (%)")
     label_ends(right, ends)
     return finish(figure, frame, CAPTIONS["supervision"] + MEASURED + BANDS + seeds_sentence(frame))
 
