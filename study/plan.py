@@ -30,9 +30,8 @@ SWEPT = ("validation", "test")  # what the runs of a sweep answer
 # Refined targets, with the learning rates that are best with them on validation.
 REFINED = {"world.traces": "refined", "learning_rates.sft": 2e-3, "learning_rates.sft_grpo": 1e-4,
            "learning_rates.pure_dyme": 1e-3}
-# (value, learning rate): the best on validation; of LUFFY, CHORD, the prefix and the grounded switch not chosen yet.
 CHOSEN_SWITCHES = {"threshold": (0.5, 2e-3), "cosine": (None, 2e-3), "budget": (8.0, 2e-3), "luffy": (0.1, 3e-4),
-                   "chord": (0.1, 3e-4), "prefix": (None, 3e-4), "grounded": (None, 1e-3)}
+                   "chord": (0.5, 3e-4), "prefix": (None, 1e-3), "grounded": (None, 2e-3)}  # (value, rate): best on validation
 
 
 @dataclass(frozen=True)
