@@ -98,7 +98,7 @@ def _cost() -> Iterator[Point]:
 
 def _learnability() -> Iterator[Point]:
     """A teacher with fewer and more wordings, in words that the base has seen, with longer traces; and fewer questions. Full
-    DyME takes its own target in place of the teacher's trace, so that its main runs stand for all of a teacher's dials."""
+    DyME takes its own target in place of the teacher's new words, so that its main runs stand for any number of wordings."""
     wordings = {f"w{count}": {"world.trace_wordings": count} for count in (1, 3, 40)}
     others = {"seen": {"world.trace_new_words": False}, "x2": {"world.trace_length": 2, "training.max_completion_tokens": 240},
               "n64": {"world.train_questions": 64}, "n512": {"world.train_questions": 512}}
