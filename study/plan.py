@@ -104,7 +104,8 @@ def _learnability() -> Iterator[Point]:
               "n64": {"world.train_questions": 64}, "n512": {"world.train_questions": 512}}
     for name, settings in (wordings | others).items():
         yield Point("learnability", name, "sft", name, settings, SOME_SEEDS)
-    yield Point("learnability", "n64", "full_dyme", "n64", others["n64"] | ONCE, SOME_SEEDS, SWEPT)
+    for name in ("seen", "x2", "n64"):
+        yield Point("learnability", name, "full_dyme", name, others[name] | ONCE, SOME_SEEDS, SWEPT)
 
 
 def _sizes() -> Iterator[Point]:
