@@ -38,7 +38,7 @@ STORY = {  # by section, those of the claims among them: what it is about, and i
         "both fit in one batch, which is what DyME does.", "gradient_equivalence off_policy"),
     "The two failures": (
         "Memorizing traces that it would not write itself teaches a small model their words and not the values. Exploring "
-        "alone finds too little that is right.", "pseudo_thinking learnability"),
+        "alone finds too little that is right.", "failures pseudo_thinking learnability"),
     "Better performance": (
         "What counts first is a right answer after right thinking, because luck does not give it. The answer alone stands "
         "beside it.", "performance kinds pairs"),

@@ -98,13 +98,14 @@ def _cost() -> Iterator[Point]:
 
 def _learnability() -> Iterator[Point]:
     """A teacher with fewer and more wordings, in words that the base has seen, with longer traces; and fewer questions. Full
-    DyME takes its own target in place of the teacher's trace, so that its main runs stand for all of a teacher's dials."""
+    DyME takes its own target in place of the teacher's new words, so that its main runs stand for any number of wordings."""
     wordings = {f"w{count}": {"world.trace_wordings": count} for count in (1, 3, 40)}
     others = {"seen": {"world.trace_new_words": False}, "x2": {"world.trace_length": 2, "training.max_completion_tokens": 240},
               "n64": {"world.train_questions": 64}, "n512": {"world.train_questions": 512}}
     for name, settings in (wordings | others).items():
         yield Point("learnability", name, "sft", name, settings, SOME_SEEDS)
-    yield Point("learnability", "n64", "full_dyme", "n64", others["n64"] | ONCE, SOME_SEEDS, SWEPT)
+    for name in ("seen", "x2", "n64"):
+        yield Point("learnability", name, "full_dyme", name, others[name] | ONCE, SOME_SEEDS, SWEPT)
 
 
 def _sizes() -> Iterator[Point]:

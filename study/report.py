@@ -136,6 +136,7 @@ FIGURES: dict[str, Callable[[Stored], Figure]] = {
     "thinking": lambda stored: plots.thinking(stored.main_logs),
     "performance": lambda stored: plots.performance(stored.main_rows, stored.luck),
     "kinds": lambda stored: plots.kinds(stored.main_rows, stored.luck),
+    "failures": lambda stored: traces.failures(stored.main_rows, stored.pictures.__getitem__),
     "pseudo_thinking": lambda stored: traces.pseudo_thinking(stored.main_rows, stored.pictures.__getitem__),
     "switches": lambda stored: sweeps.switches(stored.rows),
     "ablation": lambda stored: sweeps.ablation(stored.rows),

@@ -17,7 +17,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 from PIL.Image import Image
 
-from dyme_core.config import MODEL_NAMES
+from dyme_core.config import METHOD_NAMES, MODEL_NAMES
 from dyme_core.supervision.checker import Judgement
 from study import statistics
 from study.figures import theme
@@ -30,6 +30,7 @@ FONTS = {"right": {"color": theme.RIGHT, "fontweight": "bold"}, "wrong": {"color
 BARS_HEIGHT = 1.68  # inches that the two panels of bars need
 TRACE_COLUMNS = ["item", "question", "target", "prediction", "wrong_facts"]
 MODELS = ("large", "svlm")
+FAILURES = ("sft", "grpo", "full_dyme")
 Mark = str | tuple[int, int]  # a fact as written in the trace, or its place there
 
 
@@ -160,6 +161,49 @@ def pseudo_thinking(rows: pd.DataFrame, image_of: Callable[[str], Image]) -> Fig
             f"On none of the {num_items} test charts is the large model correct without a wrong fact while the small one is "
             "well-formed with wrong facts: the chart shown has the largest gap in groundedness.")
     return finish(figure, pd.concat([summary, chosen]), f"After CoT-SFT. {rule} {rates}{note}")
+
+
+@themed()
+def failures(rows: pd.DataFrame, image_of: Callable[[str], Image]) -> Figure:
+    """Draw one test chart with what the small model says of it after CoT-SFT, GRPO and Full DyME, each with its rates.
+
+    Args:
+        rows: per-item rows; methods FAILURES of the model "svlm" on the test split are read.
+        image_of: gives the chart of an item id.
+    Raises:
+        NoRows: if a method is missing, or no chart fits the rule that the caption states.
+    """
+    rows = rows[(rows["split"] == "test") & (rows["model"] == "svlm") & rows["method"].isin(FAILURES)]
+    summary = pd.concat([statistics.summarise(rows, metric, ("method",)) for metric in ("pseudo", "groundedness", "right")])
+    rates = 100 * summary.pivot(index="method", columns="metric", values="value")
+    if set(rates.index) != set(FAILURES):
+        raise statistics.NoRows(f"needs test rows of {', '.join(FAILURES)}: got {', '.join(rates.index)}; train the others")
+    first = rows[rows["seed"] == rows["seed"].min()].set_index(["method", "item"], drop=False).sort_index()
+    memorized, explored, dyme = (first.loc[method] for method in FAILURES)
+    fits = (memorized["pseudo"] == 1) & (explored["has_format"] == 1) & (explored["groundedness"] == 0) & (dyme["right"] == 1)
+    if not fits.any():
+        raise statistics.NoRows("on no test chart does CoT-SFT state a wrong fact, GRPO no right one, and Full DyME well")
+    shown = first.loc[[(method, fits.idxmax()) for method in FAILURES]]
+    image_side, text_width = 1.45, theme.PAGE - 1.45 - 4 * MARGIN
+    question = wrap(shown["question"].iloc[0], ["question"] * len(shown["question"].iloc[0]), text_width)
+    traces = {row["method"]: wrap(row["prediction"], kinds_of(row["prediction"], wrong=row["wrong_facts"]), text_width)
+              for _, row in shown.iterrows()}
+    height = LINE * (_lines(question) + 0.5 + sum(1.6 + _lines(trace) for trace in traces.values()))
+    figure, page = _page(max(image_side, height) + 2 * MARGIN)
+    _show(figure, image_of(fits.idxmax()), MARGIN, MARGIN, image_side)
+    x, y = 3 * MARGIN + image_side, MARGIN
+    y = _write(page, question, x, y) + 0.5 * LINE
+    for method, trace in traces.items():
+        pseudo, grounded, right = rates.loc[method, ["pseudo", "groundedness", "right"]]
+        head = (f"{METHOD_NAMES[method]}: wrong fact in {pseudo:.0f} % of traces, {grounded:.0f} % of claims right, "
+                f"right with right thinking {right:.0f} %")
+        page.text(x, y, head, fontsize=theme.SMALL, va="top", color=theme.STYLES[method].text_color)
+        y = _write(page, trace, x, y + LINE) + 0.6 * LINE
+    frame = pd.concat([summary, shown[["method", *TRACE_COLUMNS]].assign(metric="trace")], ignore_index=True)
+    return finish(figure, frame, "The two failures, and DyME; test, mini world, a teacher's traces. The first chart, in order "
+                  "of item ids, on which CoT-SFT's trace is well-formed with a wrong fact, GRPO's well-formed without a right "
+                  f"one, and Full DyME's answer and thinking are right ({fits.sum()} of {len(fits)} charts); wrong facts "
+                  f"underlined. Rates are means over {summary['num_seeds'].min()} seeds.")
 
 
 def _choose(rows: pd.DataFrame) -> tuple[dict[str, pd.Series], int]:

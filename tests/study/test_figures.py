@@ -56,6 +56,12 @@ def make_rows(seeds: int = 2) -> pd.DataFrame:
     return statistics.derived(pd.DataFrame(lines))
 
 
+def failing_rows() -> pd.DataFrame:
+    """Rows in which GRPO's traces state nothing right."""
+    rows = make_rows()
+    return rows.assign(groundedness=rows["groundedness"].where(rows["method"] != "grpo", 0.0))
+
+
 def make_logs(seeds: int = 2) -> pd.DataFrame:
     lines = []
     for method in METHODS:
@@ -123,6 +129,7 @@ DRAW: dict[str, Callable[[], Figure]] = {
     "thinking": lambda: plots.thinking(make_logs()), "performance": lambda: plots.performance(make_rows(), LUCK),
     "kinds": lambda: plots.kinds(make_rows(), LUCK), "gallery": lambda: traces.gallery([ITEM] * 3),
     "scores": lambda: plots.scores({"base": [0.0] * 17 + [0.5, 1.0, float("nan")], "refiner": [1.0] * 20}),
+    "failures": lambda: traces.failures(failing_rows(), lambda item: ITEM["image"]),
     "pseudo_thinking": lambda: traces.pseudo_thinking(make_rows(), lambda item: ITEM["image"]), **STUDY}
 EVERY = pytest.mark.parametrize("name", DRAW)
 
@@ -290,6 +297,25 @@ def test_a_missing_contrast_is_admitted_in_the_caption() -> None:
     rows = make_rows()
     figure = traces.pseudo_thinking(statistics.derived(rows.assign(wrong_facts=[[]] * len(rows))), lambda item: ITEM["image"])
     assert "On none of the 24 test charts" in figure.dyme_caption
+
+
+def test_failures_are_shown_on_the_first_chart_that_fits_with_the_rates_of_all() -> None:
+    rows, figure = failing_rows(), drawn("failures")
+    test = rows[(rows["model"] == "svlm") & (rows["split"] == "test")]
+    first = test[test["seed"] == 0].pivot(index="item", columns="method", values="correct")
+    fits = first.index[(first["sft"] == 0) & (first["full_dyme"] == 1)]
+    assert set(figure.dyme_frame["item"].dropna()) == {fits[0]} and f"({len(fits)} of 24 charts)" in figure.dyme_caption
+    heads = [text.get_text() for text in figure.axes[0].texts if " of traces, " in text.get_text()]
+    right = {method: 100 * part["right"].mean() for method, part in test.groupby("method")}
+    assert [head.rpartition("thinking ")[2] for head in heads] == [
+        f"{right[method]:.0f} %" for method in ("sft", "grpo", "full_dyme")]
+
+
+def test_failures_need_all_three_methods_and_a_chart_that_shows_them() -> None:
+    rows = failing_rows()
+    for part in (rows[rows["method"] != "grpo"], make_rows()):
+        with pytest.raises(NoRows):
+            traces.failures(part, lambda item: ITEM["image"])
 
 
 def test_the_large_models_rows_must_be_there() -> None:
