@@ -99,7 +99,7 @@ audit: $(READY) ## ask the advisory service for known faults of the locked packa
 
 clean: ## remove what make made: .venv, checkpoints, bases of seeds but 0, caches, own results (what git tracks stays)
 	@echo "Removing .venv, runs/, bases of seeds but 0, caches and results/local; what git tracks stays (a second)."
-	@rm -rf .venv .venv-unsloth runs results/local results/*/.stamps bases/*-s[1-9]* bases/large-s0 bases/*.part dyme.egg-info .pytest_cache .hypothesis .ruff_cache
+	@rm -rf .venv .venv-unsloth runs results/local results/*/.stamps bases/*-s[1-9]* bases/large-s0 bases/middle-s0 bases/*.part dyme.egg-info .pytest_cache .hypothesis .ruff_cache
 	@find dyme_core study scripts tests notebooks benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 # A venv made with --without-pip gets pip from the outer Python, for systems (Debian) that ship venv without ensurepip.

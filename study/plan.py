@@ -57,7 +57,7 @@ class Point:
         splits: answered at the end of a run; runs for choosing settings leave the test sets closed.
         model: one of config.MODEL_NAMES.
         value: place on the x axis of a sweep; None where settings are no numbers.
-        profile: whose runs they are, "mini" or "smol".
+        profile: whose runs they are, where it is not PROFILE.
     """
 
     experiment: str
@@ -69,7 +69,7 @@ class Point:
     splits: tuple[str, ...] = config.HELD_OUT
     model: str = "svlm"
     value: float | None = None
-    profile: str = PROFILE
+    profile: str = ""
 
     @property
     def setting(self) -> str:
@@ -78,7 +78,7 @@ class Point:
 
     def runs(self) -> list[Run]:
         """The point's runs, in order of their seeds."""
-        profile = config.load_profile(self.profile, **self.settings)
+        profile = config.load_profile(self.profile or PROFILE, **self.settings)
         return [Run(profile, self.method, self.model, seed, self.variant) for seed in self.seeds]
 
 
@@ -109,13 +109,14 @@ def _cost() -> Iterator[Point]:
 
 def _learnability() -> Iterator[Point]:
     """A teacher with fewer and more wordings, in words that the base has seen, with longer traces; and fewer questions. Full
-    DyME takes its own target in place of the teacher's trace, so that its main runs stand for all of a teacher's dials."""
+    DyME takes its own target in place of the teacher's new words, so that its main runs stand for any number of wordings."""
     wordings = {f"w{count}": {"world.trace_wordings": count} for count in (1, 3, 40)}
     others = {"seen": {"world.trace_new_words": False}, "x2": {"world.trace_length": 2, "training.max_completion_tokens": 240},
               "n64": {"world.train_questions": 64}, "n512": {"world.train_questions": 512}}
     for name, settings in (wordings | others).items():
         yield Point("learnability", name, "sft", name, settings, SOME_SEEDS)
-    yield Point("learnability", "n64", "full_dyme", "n64", others["n64"] | ONCE, SOME_SEEDS, SWEPT)
+    for name in ("seen", "x2", "n64"):
+        yield Point("learnability", name, "full_dyme", name, others[name] | ONCE, SOME_SEEDS, SWEPT)
 
 
 def _sizes() -> Iterator[Point]:
@@ -236,7 +237,7 @@ EXPERIMENTS = {"tuning": _tuning, "main": _main, "short": _short, "cost": _cost,
                "rollouts": _rollouts, "prompts": _prompts, "quality": _quality, "corruption": _corruption, "kinds": _kinds}
 
 
-def points(*experiments: str, methods: Sequence[str] = config.METHODS, profile: str = PROFILE) -> list[Point]:
+def points(*experiments: str, methods: Sequence[str] = config.METHODS, profile: str = "") -> list[Point]:
     """The points of some experiments (all, if none is named) and methods, in the order of the plan.
 
     Raises:

@@ -28,8 +28,8 @@ CAPTIONS = {
                "traces: 240 and 960 steps, joined. SFT on answers alone gives no thinking and is left out.",
     "learnability": "Poster's claim: traces that a small model would not write do it harm. CoT-SFT and Full DyME on other sets "
                     "of a teacher's traces: in fewer and more wordings; in words that the base has seen, and twice as long; on "
-                    "fewer questions. Full DyME takes its own targets, whatever the teacher writes: dotted. Gap: mean nats "
-                    "per token of the traces under the base, before training. Test, mini world.",
+                    "fewer questions. Full DyME takes its own targets in place of such traces, however many their wordings: "
+                    "dotted. Gap: mean nats per token of the traces under the base, before training. Test, mini world.",
 }
 
 
@@ -164,8 +164,7 @@ def learnability(rows: pd.DataFrame, gaps: pd.DataFrame) -> Figure:
             part = side[side["metric"] == metric].sort_values("x", kind="stable")
             ends = [_draw_sets(axes, own) for _, own in part.groupby(["method", "model"], sort=False)]
         for level in frame.loc[(frame["setting"] == "svlm-full_dyme") & (frame["metric"] == metric), "value"]:
-            for axes in line[:2]:
-                theme.draw_level(axes, level, theme.STYLES["full_dyme"].color, is_upright=False)
+            theme.draw_level(line[0], level, theme.STYLES["full_dyme"].color, is_upright=False)
         label_ends(line[-1], ends)
     absent = ", ".join(sets.loc[~sets["setting"].isin(frame["setting"]), "setting"])
     caption = CAPTIONS["learnability"] + (f" Not measured yet: {absent}." if absent else "")

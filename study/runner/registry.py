@@ -22,7 +22,7 @@ def read_manifests(paths: config.Paths) -> list[dict[str, Any]]:
 
 def write_registry(paths: config.Paths, target: Path | None = None) -> None:
     """Write registry.csv (or `target`) from the manifests. The last columns are shares of well-formed correct answers."""
-    experiments = experiments_by_run(paths.profile)
+    experiments = experiments_by_run(paths.profile) if paths.profile in (plan.PROFILE, *plan.WORLDS) else {}
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -30,10 +30,10 @@ def write_registry(paths: config.Paths, target: Path | None = None) -> None:
     write_atomic(target or paths.results / "registry.csv", text.getvalue())
 
 
-def experiments_by_run(profile: str) -> dict[str, list[str]]:
-    """The experiments of a profile's plan that use a run, by its name; of another profile than the study's none."""
+def experiments_by_run(profile: str = "") -> dict[str, list[str]]:
+    """The experiments of the plan (of a profile's own, where it has one) that use a run, by its name."""
     found: dict[str, list[str]] = {}
-    for point in plan.points(profile=profile) if profile in plan.WORLDS else ():
+    for point in plan.points(profile=profile):
         for run in point.runs():
             found.setdefault(run.name, []).append(point.experiment)
     return found

@@ -47,7 +47,7 @@ class Task:
         return scheduler.run_job(self.run, self.splits, keep_policy=not self.run.variant, finished=self.is_finished)
 
 
-def tasks(experiments: Sequence[str] = (), profile: str = plan.PROFILE) -> list[Task]:
+def tasks(experiments: Sequence[str] = (), profile: str = "") -> list[Task]:
     """The runs of some experiments (all, if none is named) in the plan's order, each once, longest first in an experiment.
 
     Raises:
@@ -67,19 +67,19 @@ def _length(run: Run) -> float:
     return scheduler.SHARES.get(run.method, 1.0) * MODEL_SHARES[run.model] * run.profile.training.steps
 
 
-def listing(experiments: Sequence[str] = (), profile: str = plan.PROFILE) -> str:
+def listing(experiments: Sequence[str] = (), profile: str = "") -> str:
     """A line for each run of the plan: experiment, name, and what is to do for it."""
     return "".join(f"{task.experiment:14}{task.run.name:40}{task.undone() or 'finished'}\n"
                    for task in tasks(experiments, profile))
 
 
-def run_study(experiments: Sequence[str] = (), hours: float = math.inf, profile: str = plan.PROFILE) -> int:
+def run_study(experiments: Sequence[str] = (), hours: float = math.inf, profile: str = "") -> int:
     """Make every run of the plan that is not finished; a failed one does not stop the others.
 
     Args:
         experiments: of the plan; all, if none is named.
         hours: nothing is started after these.
-        profile: "mini" or "smol", whose study it is.
+        profile: "smol"; the default is the plan's.
     Returns:
         exit code: 0 all is made or the time is up, 1 a run failed, 130 interrupted.
     """
@@ -92,7 +92,7 @@ def run_study(experiments: Sequence[str] = (), hours: float = math.inf, profile:
         logger.info("stopped; finished runs stay, start the study again to go on")
         return 130
     finally:
-        write_registry(config.paths(profile))
+        write_registry(config.paths(profile or plan.PROFILE))
     if failures:
         logger.error("%d failed: %s", len(failures), ", ".join(failures))
     return int(bool(failures))
