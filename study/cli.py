@@ -161,11 +161,13 @@ def base(
     threads: Annotated[int, typer.Option(min=1, help="of torch")] = 2,
 ) -> None:
     """Train the bases of a seed from their starts (about 20 minutes of one thread; a missing start, up to an hour more)."""
-    from scripts import pretrain, smol
-
     if profile == "smol":
+        from scripts import smol
+
         smol.build_base(seed, threads)
     else:
+        from scripts import pretrain
+
         pretrain.build_bases(seed, [size.value for size in model or Size], threads)
 
 

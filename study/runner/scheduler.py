@@ -138,8 +138,8 @@ def run_job(run: Run, splits: Sequence[str] = config.HELD_OUT, keep_policy: bool
 def base_job(paths: config.Paths, model: str, seed: int) -> Job:
     """The process that builds one base, on one thread; the first one also what all start from, where that is missing."""
     folder = base_folder(paths, model, seed)
-    profile = "smol" if paths.profile == "smol" else "mini"
-    arguments = ("base", "--profile", profile, "--seed", str(seed), "--model", model, "--threads", "1")
+    world = ("--profile", "smol") if paths.profile == "smol" else ()
+    arguments = ("base", *world, "--seed", str(seed), "--model", model, "--threads", "1")
     return Job(_base_name(model, seed), arguments, paths.root / "runs" / folder.relative_to(paths.root) / "output.log", paths,
                (folder / "config.json").is_file, "" if (model, seed) == FIRST_BASE else _base_name(*FIRST_BASE))
 
