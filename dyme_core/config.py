@@ -399,6 +399,11 @@ PROFILES = {
                      world=World(train_questions=_CHARTQA_TRAINING, validation_questions=200, test_questions=2500),  # all
                      engine=Engine(micro_batches=8, bf16=True, gradient_checkpointing=True),  # ours; every weight but the
                      seed=42, **_REAL),  # vision tower's (public code, chart), and its seed
+    "mini": Profile("mini", learning_rates=_LEARNING_RATES, warmup_steps=_WARMUP_STEPS,
+                    training=Training(likeliest_target=True)),
+    "smoke": Profile("smoke", learning_rates=_LEARNING_RATES, warmup_steps=_WARMUP_STEPS,
+                     world=World(train_questions=64, validation_questions=16, test_questions=16),
+                     training=Training(steps=4, prompts_per_step=2, num_generations=4, evaluate_every=2)),
     # SmolLM2-135M behind the mini vision tower, asked in plain English.
     "smol": Profile("smol", learning_rates={"sft": 1e-4, "grpo": 2e-5, "sft_grpo": 2e-5, "pure_dyme": 1e-4, "full_dyme": 1e-4},
                     warmup_steps=dict.fromkeys(_LEARNING_RATES, 5),
@@ -407,11 +412,6 @@ PROFILES = {
                     training=Training(steps=100, max_completion_tokens=216, evaluate_every=25, probe_every=0,
                                       likeliest_target=True),
                     engine=Engine(bf16=True), save_every=10),
-    "mini": Profile("mini", learning_rates=_LEARNING_RATES, warmup_steps=_WARMUP_STEPS,
-                    training=Training(likeliest_target=True)),
-    "smoke": Profile("smoke", learning_rates=_LEARNING_RATES, warmup_steps=_WARMUP_STEPS,
-                     world=World(train_questions=64, validation_questions=16, test_questions=16),
-                     training=Training(steps=4, prompts_per_step=2, num_generations=4, evaluate_every=2)),
 }
 
 
