@@ -112,7 +112,8 @@ def build_processor(tokenizer_file: Path) -> LlavaNextProcessor:
 def build_model(folder: Path, ids: list[int], start: Path, processor: LlavaNextProcessor
                 ) -> LlavaOnevisionForConditionalGeneration:
     """SmolLM2 with the tokens `ids`, behind the vision tower of the mini start; the projector has random weights."""
-    text = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False)
+    text = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False,
+                                                use_safetensors=True)
     weights, tokenizer = text.model.state_dict(), processor.tokenizer
     weights["embed_tokens.weight"] = weights["embed_tokens.weight"][ids]
     mini = loading.load_policy(start)[0]

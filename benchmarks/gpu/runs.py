@@ -169,7 +169,8 @@ def arms(seed: int, setting: Setting) -> dict[str, Any]:
 
 
 def _scores(manifest: dict[str, Any]) -> dict[str, Any]:
-    path = ROOT / "results" / "mini" / "runs" / f"{manifest['model']}-{manifest['method']}-s{manifest['seed']}.json"
+    name = f"{manifest['model']}-{manifest['method']}-s{manifest['seed']}"
+    path = ROOT / "results" / manifest["profile"] / "runs" / f"{name}.json"
     known = json.loads(path.read_text())["results"] if path.is_file() else {}
     made, published = ({split: scores["correct"] for split, scores in results.items()}
                        for results in (manifest["results"], known))
@@ -177,10 +178,13 @@ def _scores(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def smol(setting: Setting) -> dict[str, Any]:
-    """The smol world's arms, where the profile exists."""
-    if "smol" not in config.PROFILES:
-        raise NotHere("there is no profile 'smol' yet")
+    """Full DyME in the smol world, from the base that `dyme base --profile smol` has left."""
+    bases = ROOT / "bases" / "smol"
+    if not (bases / "svlm-s0" / "config.json").is_file():
+        raise NotHere("its base is missing; build it first: dyme base --profile smol")
     folder = repository(setting, "study", is_kept=True)
+    if not (folder / "bases" / "smol").exists():
+        (folder / "bases" / "smol").symlink_to(bases)
     wait(setting, [start(folder, command("full_dyme", {}, profile="smol"))], folder)
     return {"scores": _scores(finished(folder, "smol")["manifest"])}
 

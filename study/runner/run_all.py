@@ -92,7 +92,7 @@ def run_study(experiments: Sequence[str] = (), hours: float = math.inf, profile:
         logger.info("stopped; finished runs stay, start the study again to go on")
         return 130
     finally:
-        write_registry(config.paths(profile or plan.PROFILE))
+        write_registry(config.paths("smol" if profile == "smol" else plan.PROFILE))
     if failures:
         logger.error("%d failed: %s", len(failures), ", ".join(failures))
     return int(bool(failures))

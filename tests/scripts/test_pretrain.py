@@ -244,7 +244,7 @@ def test_bases_start_from_one_checkpoint_and_load_with_their_manifests(tmp_path:
     settings = pretrain.Base(vision_steps=2, vision_batch_size=2, align_steps=2, language_steps=3, early_steps=1, own_steps=2,
                              batch_size=2, sums=2)
     measure, read = pretrain.measure_base, pretrain.column_batch
-    monkeypatch.setattr(pretrain, "measure_base", lambda model, processor: measure(model, processor, num_items=4))
+    monkeypatch.setattr(pretrain, "measure_base", lambda model, processor, language: measure(model, processor, language, 4))
     monkeypatch.setattr(pretrain, "column_batch", lambda rng, count: read(rng, min(count, 8)))
     monkeypatch.setattr(pretrain, "BASES", {"svlm": settings, "large": settings})
     monkeypatch.setenv("DYME_ROOT", str(tmp_path))
@@ -257,7 +257,7 @@ def test_bases_start_from_one_checkpoint_and_load_with_their_manifests(tmp_path:
     assert manifest["settings"] == asdict(settings)
     assert {"commit", "dirty", "versions", "cpu", "seconds"} <= manifest.keys()
     assert all(0 <= value <= 1 for value in manifest["metrics"].values())
-    monkeypatch.setattr(pretrain, "measure_base", lambda model, processor: {})
+    monkeypatch.setattr(pretrain, "measure_base", lambda model, processor, language: {})
     pretrain.build_bases(6, ["svlm", "large"], 1)
     weights = {name: loading.load_policy(tmp_path / "bases" / name)[0].state_dict()
                for name in ("svlm-start", "svlm-s5", "svlm-s6", "large-s6")}
