@@ -28,7 +28,7 @@ export HF_HUB_OFFLINE ?= $(if $(filter gpu paper,$(PROFILE)),0,1)
 .PHONY: help paper study publish figures page base test test-all test-unsloth test-gpu reliability bench doctor lab llm audit clean
 
 help: ## list these targets
-	@echo "make TARGET [PROFILE=smoke|mini|gpu|paper] [ARGS='...'] [PYTHON=python3.12]"
+	@echo "make TARGET [PROFILE=smoke|mini|smol|gpu|paper] [ARGS='...'] [PYTHON=python3.12]"
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "  %-16s%s\n", $$1, $$2 }'
 
 paper: $(READY) ## run all notebooks into results/local and compare with what is published (mini: 16 min on two cores; smoke: 2)

@@ -38,7 +38,7 @@ app = typer.Typer(name="dyme", no_args_is_help=True, rich_markup_mode=None, pret
 Split = StrEnum("Split", {name: name for name in config.HELD_OUT})
 Size = StrEnum("Size", {name: name for name in config.MODEL_NAMES})
 Experiment = StrEnum("Experiment", {name: name for name in plan.EXPERIMENTS})
-Profile = Annotated[Literal[tuple(config.PROFILES)], typer.Option(help="settings: two for a CPU, two for a CUDA card")]
+Profile = Annotated[Literal[tuple(config.PROFILES)], typer.Option(help="settings: three for a CPU, two for a CUDA card")]
 World = Annotated[Literal[plan.WORLDS], typer.Option(help="mini: charts in codes; smol: SmolLM2 and plain English")]
 Settings = Annotated[list[str] | None, typer.Option(
     "--set", metavar="KEY=VALUE", help="change a setting, the value in JSON: training.steps=100; may be repeated")]

@@ -5,8 +5,9 @@ every experiment shares. Experiments are in the order in which they run: choices
 """
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from dyme_core import config
@@ -34,7 +35,8 @@ REFINED = {"world.traces": "refined", "learning_rates.sft": 2e-3, "learning_rate
 CHOSEN_SWITCHES = {"threshold": (0.5, 2e-3), "cosine": (None, 2e-3), "budget": (8.0, 2e-3), "luffy": (0.1, 3e-4),
                    "chord": (0.5, 3e-4), "prefix": (None, 1e-3), "grounded": (None, 2e-3)}  # (value, rate): best on validation
 
-# The smol world: the settings of the mini world that are made there, and how their profile's settings differ.
+# The smol world: the settings of the mini world that are made there, and how their profile's settings differ; rates are not
+# tuned yet.
 SMOL_SEEDS = SEEDS[:3]
 SMOL = {"svlm-base": {}, "svlm-sft": {}, "svlm-grpo": {}, "svlm-sft_grpo": {}, "svlm-pure_dyme": {}, "svlm-full_dyme": {},
         "svlm-sft-refined": {"world.traces": "refined", "learning_rates.sft": 1e-4},
@@ -143,12 +145,15 @@ def _grid(grids: dict[str, tuple[float, ...]], settings: dict[str, Any], steps: 
                         ("validation",), value=rate)
 
 
-def _smol() -> Iterator[Point]:
-    """The learning rates of each method for half of the steps, then the main runs and three of the others."""
+def _smol_tuning() -> Iterator[Point]:
     yield from _grid(SMOL_RATES, {}, 50)
     for variant, name in (("refined", "refined targets"), ("answers", "answers alone")):
         yield from _grid({"sft": SMOL_RATES["sft"]}, SMOL[f"svlm-sft-{variant}"], 50, f"{variant}-", f", {name}")
-    for point in (*_main(), *_refined(), *_cost()):
+
+
+def _in_smol(declare: Callable[[], Iterator[Point]]) -> Iterator[Point]:
+    """Of an experiment's points those that are made in the smol world, too."""
+    for point in declare():
         if point.setting in SMOL:
             yield replace(point, settings=SMOL[point.setting], seeds=SMOL_SEEDS)
 
@@ -235,21 +240,25 @@ def _swept(experiment: str, label: str, method: str, variant: str, settings: dic
 EXPERIMENTS = {"tuning": _tuning, "main": _main, "short": _short, "cost": _cost, "refined": _refined, "sizes": _sizes,
                "learnability": _learnability, "ablation": _ablation, "switch_tuning": _switch_tuning, "switch": _switch,
                "rollouts": _rollouts, "prompts": _prompts, "quality": _quality, "corruption": _corruption, "kinds": _kinds}
+SMOL_EXPERIMENTS = {"tuning": _smol_tuning, "main": partial(_in_smol, _main), "cost": partial(_in_smol, _cost),
+                    "refined": partial(_in_smol, _refined)}
 
 
 def points(*experiments: str, methods: Sequence[str] = config.METHODS, profile: str = "") -> list[Point]:
     """The points of some experiments (all, if none is named) and methods, in the order of the plan.
 
+    Args:
+        profile: "smol" for that world's plan.
     Raises:
         ValueError: for an unknown experiment, with the known ones.
     """
-    unknown = sorted(set(experiments) - set(EXPERIMENTS))
+    declared = SMOL_EXPERIMENTS if profile == "smol" else EXPERIMENTS
+    unknown = sorted(set(experiments) - set(declared))
     if unknown:
-        raise ValueError(f"unknown experiments {unknown}; known: {', '.join(EXPERIMENTS)}")
-    declared = (point for declare in EXPERIMENTS.values() for point in declare())
-    if profile == "smol":
-        declared = (replace(point, profile=profile) for point in _smol())
-    return [point for point in declared if (not experiments or point.experiment in experiments) and point.method in methods]
+        raise ValueError(f"unknown experiments {unknown}; known: {', '.join(declared)}")
+    found = [point for name, declare in declared.items() if not experiments or name in experiments
+             for point in declare() if point.method in methods]
+    return [replace(point, profile=profile) for point in found] if profile == "smol" else found
 
 
 def homes() -> dict[str, str]:

@@ -270,11 +270,11 @@ def of_profile(profile: Profile, split: str, seed: int, bad: BadRows | None = No
     world = profile.world
     if profile.data.name != "mini":
         return limited(load_records(*profile.data.place(split), bad, **profile.data.options), _count(world, split))
+    charts = {"language": world.language, "most_groups": world.most_groups}
     if split != "train":
-        return mini_records(split, _count(world, split), 0, world.real_share, (), world.language, world.most_groups)
+        return mini_records(split, _count(world, split), 0, world.real_share, **charts)
     real_share = world.real_share if world.train_real_share is None else world.train_real_share
-    records = mini_records(split, world.train_questions, seed, real_share, world.left_out_kinds, world.language,
-                           world.most_groups)
+    records = mini_records(split, world.train_questions, seed, real_share, world.left_out_kinds, **charts)
     return with_teacher_traces(records, world) if world.traces == "teacher" else records
 
 

@@ -101,7 +101,8 @@ def load_start(run: Run) -> tuple[Any, Any]:
     is_whole = not ranks.deals_weights()  # FSDP moves weights in memory: nothing computed from them may be kept
     model, processor = loading.load_policy(source, profile.backend, engine=is_whole, lora_rank=engine.lora_rank or 0,
                                            lora_alpha=engine.lora_alpha, load_in_4bit=engine.load_in_4bit)
-    if engine.bf16 and is_whole and profile.backend == "transformers":
+    # A compiled step keeps the addresses of the weights, Unsloth and vLLM have copies of their own.
+    if engine.bf16 and engine.generation == "eager" and is_whole and profile.backend == "transformers":
         generate_in_16_bits(model)
     return model if model.device.type != "cpu" else model.to(ranks.device()), processor
 

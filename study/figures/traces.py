@@ -27,6 +27,7 @@ LINE = theme.SMALL * 1.35 / 72  # inches from one line of text to the next
 MARGIN = 0.08  # inches
 FONTS = {"right": {"color": theme.RIGHT, "fontweight": "bold"}, "wrong": {"color": theme.WRONG, "fontweight": "bold"},
          "question": {"color": "black", "fontstyle": "italic"}, "": {"color": "black"}}
+IMAGE_SIDE = 1.45  # inches, of a chart beside its traces
 BARS_HEIGHT = 1.68  # inches that the two panels of bars need
 TRACE_COLUMNS = ["item", "question", "target", "prediction", "wrong_facts"]
 MODELS = ("large", "svlm")
@@ -133,21 +134,8 @@ def pseudo_thinking(rows: pd.DataFrame, image_of: Callable[[str], Image]) -> Fig
     rows = rows[(rows["method"] == "sft") & (rows["split"] == "test") & rows["model"].isin(MODELS)]
     shown, num_shown = _choose(rows)
     summary = pd.concat(statistics.summarise(rows, metric, ("model",)) for metric in ("groundedness", "pseudo"))
-    first = shown["large"]
-    image_side, text_width, bars_width = 1.45, 2.75, 1.95
-    question = wrap(first["question"], ["question"] * len(first["question"]), text_width)
-    traces = {model: wrap(row["prediction"], kinds_of(row["prediction"], wrong=row["wrong_facts"]), text_width)
-              for model, row in shown.items()}
-    # Each trace stands under a name, with a gap after it.
-    text_height = LINE * (_lines(question) + 0.5 + sum(1.6 + _lines(trace) for trace in traces.values()))
-    height = max(image_side, text_height, BARS_HEIGHT) + 2 * MARGIN
-    figure, page = _page(height)
-    _show(figure, image_of(first["item"]), MARGIN, MARGIN, image_side)
-    x, y = 2 * MARGIN + image_side, MARGIN
-    y = _write(page, question, x, y) + 0.5 * LINE
-    for model, trace in traces.items():
-        page.text(x, y, MODEL_NAMES[model], fontsize=theme.SMALL, va="top", color=theme.GREY)
-        y = _write(page, trace, x, y + LINE) + 0.6 * LINE
+    bars_width, named = 1.95, [(MODEL_NAMES[model], theme.GREY, row) for model, row in shown.items()]
+    figure = _beside_chart(image_of(shown["large"]["item"]), named, 2.75, BARS_HEIGHT)
     _bars(figure, summary, theme.PAGE - bars_width - MARGIN, bars_width)
     chosen = pd.DataFrame([{"model": model, "metric": "trace", **row[TRACE_COLUMNS]} for model, row in shown.items()])
     seeds, num_items = summary.groupby("model")["num_seeds"].min(), summary["num_items"].max()
@@ -183,27 +171,43 @@ def failures(rows: pd.DataFrame, image_of: Callable[[str], Image]) -> Figure:
     fits = (memorized["pseudo"] == 1) & (explored["has_format"] == 1) & (explored["groundedness"] == 0) & (dyme["right"] == 1)
     if not fits.any():
         raise statistics.NoRows("on no test chart does CoT-SFT state a wrong fact, GRPO no right one, and Full DyME well")
-    shown = first.loc[[(method, fits.idxmax()) for method in FAILURES]]
-    image_side, text_width = 1.45, theme.PAGE - 1.45 - 4 * MARGIN
-    question = wrap(shown["question"].iloc[0], ["question"] * len(shown["question"].iloc[0]), text_width)
-    traces = {row["method"]: wrap(row["prediction"], kinds_of(row["prediction"], wrong=row["wrong_facts"]), text_width)
-              for _, row in shown.iterrows()}
-    height = LINE * (_lines(question) + 0.5 + sum(1.6 + _lines(trace) for trace in traces.values()))
-    figure, page = _page(max(image_side, height) + 2 * MARGIN)
-    _show(figure, image_of(fits.idxmax()), MARGIN, MARGIN, image_side)
-    x, y = 3 * MARGIN + image_side, MARGIN
-    y = _write(page, question, x, y) + 0.5 * LINE
-    for method, trace in traces.items():
+    item, shown = fits.idxmax(), []
+    for method, row in zip(FAILURES, (part.loc[item] for part in (memorized, explored, dyme)), strict=True):
         pseudo, grounded, right = rates.loc[method, ["pseudo", "groundedness", "right"]]
-        head = (f"{METHOD_NAMES[method]}: wrong fact in {pseudo:.0f} % of traces, {grounded:.0f} % of claims right, "
-                f"right with right thinking {right:.0f} %")
-        page.text(x, y, head, fontsize=theme.SMALL, va="top", color=theme.STYLES[method].text_color)
-        y = _write(page, trace, x, y + LINE) + 0.6 * LINE
-    frame = pd.concat([summary, shown[["method", *TRACE_COLUMNS]].assign(metric="trace")], ignore_index=True)
+        head = (f"{METHOD_NAMES[method]}: wrong fact in {pseudo:.0f} % of traces, groundedness {grounded:.0f} %, right with "
+                f"right thinking {right:.0f} %")
+        shown.append((head, theme.STYLES[method].text_color, row))
+    figure = _beside_chart(image_of(item), shown, theme.PAGE - IMAGE_SIDE - 3 * MARGIN)
+    chosen = pd.DataFrame([{"metric": "trace", **row[["method", *TRACE_COLUMNS]]} for *_, row in shown])
+    frame = pd.concat([summary, chosen], ignore_index=True)
     return finish(figure, frame, "The two failures, and DyME; test, mini world, a teacher's traces. The first chart, in order "
                   "of item ids, on which CoT-SFT's trace is well-formed with a wrong fact, GRPO's well-formed without a right "
                   f"one, and Full DyME's answer and thinking are right ({fits.sum()} of {len(fits)} charts); wrong facts "
-                  f"underlined. Rates are means over {summary['num_seeds'].min()} seeds.")
+                  "underlined. Groundedness: right facts of those that a trace states, 0 where it states none. Rates are means "
+                  f"over {summary['num_seeds'].min()} seeds.")
+
+
+def _beside_chart(image: Image, shown: Sequence[tuple[str, str, pd.Series]], width: float, height: float = 0.0) -> Figure:
+    """A page with a chart, its question beside it, and below that the traces, wrong facts underlined.
+
+    Args:
+        shown: each trace's head, the head's colour, and its row.
+        width: of the text, inches.
+        height: that other parts of the page need, inches.
+    """
+    text = shown[0][2]["question"]
+    question = wrap(text, ["question"] * len(text), width)
+    traces = [wrap(row["prediction"], kinds_of(row["prediction"], wrong=row["wrong_facts"]), width) for *_, row in shown]
+    # Each trace stands under its head, with a gap after it.
+    text_height = LINE * (_lines(question) + 0.5 + sum(1.6 + _lines(trace) for trace in traces))
+    figure, page = _page(max(IMAGE_SIDE, text_height, height) + 2 * MARGIN)
+    _show(figure, image, MARGIN, MARGIN, IMAGE_SIDE)
+    x, y = 2 * MARGIN + IMAGE_SIDE, MARGIN
+    y = _write(page, question, x, y) + 0.5 * LINE
+    for (head, color, _), trace in zip(shown, traces, strict=True):
+        page.text(x, y, head, fontsize=theme.SMALL, va="top", color=color)
+        y = _write(page, trace, x, y + LINE) + 0.6 * LINE
+    return figure
 
 
 def _choose(rows: pd.DataFrame) -> tuple[dict[str, pd.Series], int]:

@@ -20,6 +20,7 @@ from dyme_core.utils import read_json, read_rows
 
 MINI = Path(__file__).resolve().parents[2] / "results" / "mini"
 LOGS = sorted((MINI / "logs").glob("*.jsonl.xz"))
+COLLAPSED = {"0.001": {"repeated"}, "0.002": {"format", "truncated"}}  # by learning rate: the two tuning runs that did
 PROCESSOR = tiny_onevision.build_processor(96, 24)
 RECORDS = datasets.mini_records("train", 4, seed=0)
 HEALTHY = "We look at the chart and see much.\n<answer>no idea</answer>"
@@ -92,9 +93,9 @@ def test_of_the_runs_of_the_study_only_those_are_taken_for_collapsed_that_know_n
         signs = {name for row in read_rows(path) if row["event"] == "step" for name in watch.signs(row)}
         if signs:
             found[path.name.removesuffix(".jsonl.xz")] = signs
-    made = {name: read_json(MINI / "runs" / f"{name}.json") for name in found}
-    assert all(run["results"]["validation"]["correct"] < 0.03 for run in made.values()), found
-    assert {run["settings"]["switch"] for run in made.values()} <= {"luffy"}, "found by tuning, at rates that were not chosen"
+    assert found == {f"svlm-pure_dyme-refined-luffy1-lr{rate}-s0": signs for rate, signs in COLLAPSED.items()}
+    made = [read_json(MINI / "runs" / f"{name}.json") for name in found]
+    assert all(run["results"]["validation"]["correct"] < 0.03 for run in made)
 
 
 def test_what_was_seen_goes_into_checkpoints() -> None:

@@ -186,6 +186,15 @@ def test_tasks_keep_the_order_of_experiments_and_put_long_runs_first_in_each(roo
         run_all.tasks()
 
 
+def test_the_smol_worlds_plan_is_its_own_profiles_with_three_seeds() -> None:
+    every = run_all.tasks(profile="smol")
+    assert {task.run.profile.name for task in every} == {"smol"} and len(every) == len({task.run.name for task in every})
+    assert {task.run.name for task in every if task.experiment != "tuning"} == {
+        f"{setting}-s{seed}" for setting in plan.SMOL for seed in range(3)}
+    with pytest.raises(ValueError, match="known: tuning, main, cost, refined"):
+        run_all.tasks(["switch"], "smol")
+
+
 def test_the_real_plan_names_no_two_runs_alike() -> None:
     every = run_all.tasks()
     assert len({task.run.name for task in every}) == len(every) > 200
